@@ -1,1 +1,16 @@
+//! One synchronisation: the brain, and what moves its frames.
+//!
+//! A [`Brain`] takes frames and gives frames; [`local::run`] joins two in one process, `link::run` (feature
+//! `net`) joins one to a byte stream. The brain opens no socket and reads no clock.
 #![forbid(unsafe_code)]
+
+mod brain;
+mod error;
+pub mod local;
+mod report;
+
+pub use brain::{Brain, Input, Job, Output};
+pub use dsync_proto as proto;
+pub use dsync_storage as storage;
+pub use error::SessionError;
+pub use report::{MailboxReport, Progress, Report};

@@ -1,1 +1,164 @@
+//! Does: reads and writes mail storages. Blocking; decides nothing; knows no protocol.
+//!
+//! [`Storage`] is one account, [`Mailbox`] one open mailbox of it. Every implementation passes the suite
+//! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
+
+mod error;
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use dsync_model::{
+    Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
+    StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+};
+
+pub use error::{Result, StorageError};
+
+/// One account: its mailboxes, subscriptions, and the notes that dsync keeps with it.
+pub trait Storage: Send {
+    /// Where the account is, for people: `maildir:/home/alice/Maildir`.
+    fn location(&self) -> String;
+
+    fn capabilities(&self) -> Capabilities;
+
+    /// The random id of the store, made on first use. A store that was copied, restored or wiped has a
+    /// new one (architecture 3b, "The base").
+    fn store_id(&mut self) -> Result<StoreId>;
+
+    /// Takes the one lock of the store, held until the guard is dropped. Waits at most `wait`.
+    fn lock(&mut self, wait: Duration) -> Result<StoreLock>;
+
+    /// Lists all names with the status of each mailbox, INBOX always among them (made if it is missing).
+    ///
+    /// New messages get their UIDs here. Problems that concern one mailbox (it cannot be read, say) are
+    /// reported in the second part, and its name is left out of the first.
+    fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)>;
+
+    /// Makes one change durable. `false`: it was not to be done any more (see [`TreeChange::Delete`]).
+    fn change_tree(&mut self, change: &TreeChange) -> Result<bool>;
+
+    /// Opens a mailbox of the last [`tree`](Self::tree), or one that was created since.
+    fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>>;
+
+    /// Names of the notes kept in the control directory: regular files, `.dsync-` in front of the name.
+    fn notes(&mut self) -> Result<Vec<String>>;
+
+    /// Reads a note; `None` if there is none. At most `bytes_max` bytes, else an error.
+    fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>>;
+
+    /// Writes a note, atomically and durably.
+    fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()>;
+
+    /// Removes a note, if it is there.
+    fn remove_note(&mut self, name: &str) -> Result<()>;
+}
+
+/// A mailbox that cannot take part, and why.
+#[derive(Debug)]
+pub struct MailboxProblem {
+    pub mailbox: String,
+    pub error: StorageError,
+}
+
+/// Held while a store is being synchronised; dropping it lets go.
+pub struct StoreLock(pub Box<dyn Send>);
+
+/// One open mailbox. What `save` and `apply` took is not visible to others before `commit`; dropped without
+/// it, nothing has happened.
+pub trait Mailbox: Send {
+    /// Counters and digest as of now, with all changes of others taken in.
+    fn status(&mut self) -> Result<MailboxStatus>;
+
+    /// Lists what changed, and the status of the same instant. The base, if given, is of this UIDVALIDITY.
+    fn changes(&mut self, since: Since<'_>) -> Result<Changes>;
+
+    /// The digest, as of now, of those messages whose UID is in `uids`.
+    fn digest_of(&mut self, uids: &UidSet) -> Result<dsync_model::Digest>;
+
+    /// Opens the message with this UID and, if given, GUID; if the UID is gone or is another message's, any with
+    /// the GUID. `None`: expunged meanwhile.
+    fn body(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<Body>>;
+
+    /// Saves a message whose body is at hand as a whole. Its UID must not be in use; see [`Committed`] for
+    /// what happens if it has come into use meanwhile.
+    fn save(&mut self, message: NewMessage, body: Body) -> Result<()>;
+
+    /// Begins to save a message whose body comes in pieces; one at a time.
+    fn begin_save(&mut self, message: NewMessage) -> Result<()>;
+
+    /// Takes the next piece of the message begun last.
+    fn write(&mut self, piece: &[u8]) -> Result<()>;
+
+    /// Ends the message begun last. It lies beside the mailbox now, and is neither durable nor visible.
+    fn end_save(&mut self) -> Result<()>;
+
+    /// Forgets the message begun last, if one is.
+    fn abandon_save(&mut self);
+
+    /// Takes note of changes to be made by `commit`.
+    fn apply(&mut self, actions: &[MessageAction]) -> Result<()>;
+
+    /// Makes saves durable, then visible, then carries out the actions in their order; raises UIDNEXT and
+    /// HIGHESTMODSEQ to at least these values, and sets UIDVALIDITY if another is given (the messages keep
+    /// their UIDs). May be called again after more saves or actions.
+    ///
+    /// On an error before anything became visible, nothing has happened; later, a prefix has.
+    fn commit(&mut self, goal: Goal) -> Result<Committed>;
+}
+
+/// Where a commit is to bring the counters of a mailbox.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal {
+    pub uid_next_min: Uid,
+    pub modseq_min: ModSeq,
+    pub uid_validity: Option<UidValidity>,
+}
+
+/// What came of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// UIDs (as asked for) that are not as they were to be: taken by a delivery meanwhile (the message was then saved
+    /// under the next free UID), gone, or with flags or keywords that the format could not keep.
+    pub not_kept: Vec<Uid>,
+    /// Messages saved, bytes written.
+    pub saved: u64,
+    pub bytes: u64,
+}
+
+/// The content of a message, and what its storage knows of it.
+pub struct Body {
+    pub guid: MessageGuid,
+    pub received: Option<Timestamp>,
+    pub saved: Option<Timestamp>,
+    pub pop3_uidl: Option<Box<str>>,
+    pub pop3_order: Option<u32>,
+    pub size: Option<u64>,
+    /// The file that holds exactly this content, if one does: for cloning.
+    pub path: Option<Box<Path>>,
+    pub reader: Box<dyn io::Read + Send>,
+}
+
+/// What a format can keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Support {
+    None,
+    /// Only within this session.
+    Volatile,
+    Kept,
+}
+
+/// What a storage can do. Asked once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// Modseqs of messages and mailboxes.
+    pub modseq: Support,
+    /// Can list expunges and flag changes from a log of its own.
+    pub log: bool,
+    /// Keywords that one mailbox can hold: 26 for Maildir letters.
+    pub keywords_max: Option<u16>,
+    /// Directories without mail can exist.
+    pub directories: bool,
+}

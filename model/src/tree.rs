@@ -1,0 +1,69 @@
+//! The mailboxes of an account, and changes to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bincode::{Decode, Encode};
+
+use crate::{MailboxGuid, MailboxName, MailboxStatus, Timestamp, Uid, UidValidity};
+
+/// One name of an account.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Encode, Decode)]
+pub struct MailboxNode {
+    /// The mailbox of that name; `None`: a directory that holds no mail itself, or a name that is only
+    /// subscribed.
+    pub mailbox: Option<MailboxStatus>,
+    /// With `mailbox` empty: the directory exists.
+    pub directory: bool,
+    pub subscribed: bool,
+    /// When it got this name, if a log tells.
+    pub renamed: Option<Timestamp>,
+    /// When it was last subscribed or unsubscribed, if a log tells.
+    pub subscription_changed: Option<Timestamp>,
+}
+
+/// All names of an account, in the order of [`MailboxName`]. Each GUID appears once.
+pub type MailboxTree = BTreeMap<MailboxName, MailboxNode>;
+
+/// One change to the mailboxes of an account. None of them touches other names: renaming a mailbox
+/// leaves those below it where they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TreeChange {
+    /// Makes an empty mailbox; `uid_next` is where its UIDs begin.
+    Create {
+        name: MailboxName,
+        guid: MailboxGuid,
+        uid_validity: UidValidity,
+    },
+    /// Makes a directory that holds no mail. Where the layout has none: nothing.
+    CreateDirectory {
+        name: MailboxName,
+    },
+    Rename {
+        guid: MailboxGuid,
+        from: MailboxName,
+        to: MailboxName,
+    },
+    /// Gives the mailbox another GUID, and UIDVALIDITY where it differs; messages and UIDs stay.
+    Identify {
+        name: MailboxName,
+        guid: MailboxGuid,
+        uid_validity: UidValidity,
+    },
+    /// Removes a mailbox and its messages, but only if its UIDNEXT still is `uid_next`: mail that
+    /// arrived since the decision is never lost. `false` comes back otherwise.
+    Delete {
+        name: MailboxName,
+        guid: MailboxGuid,
+        uid_next: Uid,
+    },
+    /// Removes a directory that holds neither mail nor mailboxes.
+    DeleteDirectory {
+        name: MailboxName,
+    },
+    Subscribe {
+        names: BTreeSet<MailboxName>,
+    },
+    Unsubscribe {
+        names: BTreeSet<MailboxName>,
+    },
+}

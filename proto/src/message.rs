@@ -1,0 +1,190 @@
+//! Everything one brain can say to another.
+//!
+//! New variants and fields go last: the order is the format, and golden bytes pin it.
+
+use bincode::{Decode, Encode};
+use dsync_model::{
+    Digest, Generation, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid,
+    StoreId, Timestamp, Uid,
+};
+
+/// One message between brains.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+pub enum Message {
+    // --- of the session, in this order
+    /// First word of each end.
+    Handshake(Handshake),
+    /// The bases that this end holds for the pair of stores; says also that it has locked its store.
+    Bases(Vec<BaseRef>),
+    /// Names of the account, ascending; ended by `End(List::Nodes)`.
+    Nodes(Vec<(MailboxName, MailboxNode)>),
+    End(List),
+    /// This end has made its mail durable and would keep this base. Mailboxes that it cannot agree on are left out
+    /// of the base.
+    Committed(BaseRef),
+    /// The base named by `Committed` is on the disk here.
+    BaseWritten(Generation),
+    /// All done here.
+    Finish(Counters),
+    /// This end stops; nothing follows.
+    Failure(Failure),
+
+    // --- of one mailbox, on its channel, in this order
+    /// The mailbox as it stands at this end, opened for round `round` (from 0); the changes that follow are since the base if
+    /// `since_base`, else all messages.
+    Mailbox {
+        status: MailboxStatus,
+        since_base: bool,
+        round: u8,
+    },
+    /// Ascending by UID; ended by `End(List::Changes)`.
+    Changes(Vec<MessageChange>),
+    /// Bodies wanted, ascending by the UID they get at the asking end; ended by `End(List::Requests)`.
+    Requests(Vec<MailRequest>),
+    /// Answers the oldest open request; if `found`, body pieces and a body end follow.
+    Mail(MailHeader),
+    /// How the mailbox stands at this end after all its work.
+    Settled(Settled),
+    /// This end cannot take part with this mailbox; nothing more comes on the channel. Why, for people.
+    Skip(String),
+}
+
+/// The lists that `End` can end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum List {
+    Nodes,
+    /// All saves of this end, in all mailboxes, are durable: no further request comes from it.
+    Saves,
+    Changes,
+    Requests,
+}
+
+/// Who began the session. Settles ties, so the ends must differ in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Role {
+    Initiator,
+    Responder,
+}
+
+/// What the session is to do, seen from the initiator's end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Direction {
+    /// `sync`: changes of both ends arrive at both.
+    TwoWay,
+    /// `sync -1`: changes of the other end arrive in `into`, which keeps its own; the other is not written.
+    OneWay { into: Terminus },
+    /// `backup`: `into` becomes the same as the other end, which is not written.
+    Mirror { into: Terminus },
+}
+
+/// One end of a session, named by its role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Terminus {
+    Initiator,
+    Responder,
+}
+
+/// Options of the session; the initiator's count.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct Options {
+    /// `-f`: look into every mailbox, equal status or not.
+    pub full: bool,
+    /// `-m`: LIST patterns; empty: every mailbox.
+    pub mailboxes: Vec<String>,
+    /// `-x`: masks of mailboxes to leave alone.
+    pub exclude: Vec<String>,
+    /// `-l`: how long to wait for the lock of a store, in seconds.
+    pub lock_wait_secs: u32,
+    /// `--force`: a source that is suddenly empty is meant to be.
+    pub force: bool,
+}
+
+/// First word of each end.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+pub struct Handshake {
+    pub role: Role,
+    pub store: StoreId,
+    /// The initiator's counts; the responder sends it back.
+    pub direction: Direction,
+    pub options: Options,
+    /// Where the mail is, for people: `maildir:/srv/mail/alice`.
+    pub location: String,
+}
+
+/// A base, by generation and content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Encode, Decode)]
+pub struct BaseRef {
+    pub generation: Generation,
+    pub digest: Digest,
+}
+
+/// A body that is wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct MailRequest {
+    /// UID at the end that is asked.
+    pub uid: Uid,
+    /// GUID, where the asking end knows it.
+    pub guid: Option<MessageGuid>,
+}
+
+/// What precedes a body.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct MailHeader {
+    /// As in the request.
+    pub uid: Uid,
+    /// `None`: the message is gone, or cannot be read (`problem` says why); no body follows.
+    pub guid: Option<MessageGuid>,
+    pub received: Option<Timestamp>,
+    pub saved: Option<Timestamp>,
+    pub pop3_uidl: Option<String>,
+    pub pop3_order: Option<u32>,
+    pub size: Option<u64>,
+    pub problem: Option<String>,
+}
+
+/// How a mailbox stands after all work on it.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Settled {
+    pub guid: MailboxGuid,
+    /// Of the messages that both ends agreed on.
+    pub digest: Digest,
+    /// UIDs that this end could not bring to the agreed state; no part of the base.
+    pub not_kept: Vec<Uid>,
+}
+
+/// What a session did at one end.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Encode, Decode)]
+pub struct Counters {
+    pub mailboxes: u64,
+    pub mailboxes_changed: u64,
+    pub saved: u64,
+    pub bytes: u64,
+    pub flags: u64,
+    pub renumbered: u64,
+    pub expunged: u64,
+    /// Mailboxes that could not be brought to agree: the session ends with status 2.
+    pub disturbed: u64,
+}
+
+/// Why an end stops.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Failure {
+    pub blame: Blame,
+    /// Exit status that the end which reports to a person should have.
+    pub status: u8,
+    /// For people; one line.
+    pub text: String,
+}
+
+/// Who must act.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Blame {
+    /// The other end misbehaved or is incompatible.
+    Peer,
+    /// The storage of the end that stops.
+    Storage,
+    Settings,
+    Link,
+    /// The end was told to stop.
+    Stopped,
+}

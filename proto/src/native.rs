@@ -1,0 +1,1 @@
+//! The native codec: length, kind, channel, payload.

@@ -1,0 +1,1 @@
+//! What is said before the brains talk: hello, authentication, start. Native only.

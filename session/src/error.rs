@@ -1,0 +1,68 @@
+//! Why a session ended early: four blames kept apart.
+
+use dsync_proto::{Blame, Failure, ProtoError};
+use dsync_storage::StorageError;
+
+/// An error that ends a session. Nothing is lost by it: the next run goes on from what is on the disks.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The peer broke the protocol, or told us why it stops.
+    #[error("the other end {0}")]
+    Peer(String),
+    #[error("cannot understand the other end")]
+    Proto(#[from] ProtoError),
+    /// The peer stopped; its text is for people.
+    #[error("{}: {}", if .0.blame == Blame::Stopped { "the other end was stopped" } else { "the other end reports" }, .0.text)]
+    Remote(Failure),
+    /// Our storage failed. `context` names mailbox and message.
+    #[error("{context}")]
+    Storage { context: String, source: StorageError },
+    /// The settings do not allow it (guard, same store).
+    #[error("{text}")]
+    Refused { status: u8, text: String },
+    /// The connection failed; `status` says how (75, or 76 and 77 before the brains talk).
+    #[error("{text}")]
+    Link { status: u8, text: String },
+    /// We were told to stop.
+    #[error("stopped at a safe point; run again to go on")]
+    Stopped,
+}
+
+impl SessionError {
+    /// The exit status (architecture 3b).
+    pub fn status(&self) -> u8 {
+        match self {
+            SessionError::Peer(_) | SessionError::Proto(_) => 76,
+            SessionError::Remote(failure) => failure.status,
+            SessionError::Storage { source, .. } => source.status(),
+            SessionError::Refused { status, .. } | SessionError::Link { status, .. } => *status,
+            SessionError::Stopped => 75,
+        }
+    }
+
+    /// What to tell the peer before we go.
+    pub fn failure(&self) -> Failure {
+        let blame = match self {
+            SessionError::Peer(_) | SessionError::Proto(_) => Blame::Peer,
+            SessionError::Remote(failure) => failure.blame,
+            SessionError::Storage { .. } => Blame::Storage,
+            SessionError::Refused { .. } => Blame::Settings,
+            SessionError::Link { .. } => Blame::Link,
+            SessionError::Stopped => Blame::Stopped,
+        };
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text.truncate(
+            (0..=dsync_proto::TEXT_BYTES_MAX.min(text.len()))
+                .rev()
+                .find(|i| text.is_char_boundary(*i))
+                .unwrap_or(0),
+        );
+        Failure { blame, status: self.status(), text }
+    }
+}

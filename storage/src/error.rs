@@ -1,0 +1,53 @@
+//! What can go wrong in a storage, by who must act.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// An error of a storage, with the place where it happened.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// A file holds what its format does not allow, and no repair is safe.
+    #[error("{path}: line {line}: {what}")]
+    Corrupt { path: PathBuf, line: u32, what: &'static str },
+    /// Another process holds a lock. `holder` says who, as far as it can be told.
+    #[error("{path}: locked by {holder} for over {} s", .waited.as_secs())]
+    Locked { path: PathBuf, holder: String, waited: Duration },
+    /// The system refused. The text of `source` follows in the chain.
+    #[error("{path}")]
+    Io { path: PathBuf, source: io::Error },
+    /// The storage cannot hold this, now or ever.
+    #[error("{0}")]
+    Impossible(String),
+    /// The location does not say where the mail is, or in which format.
+    #[error("{0}")]
+    Location(String),
+    /// No such mailbox, or not any more.
+    #[error("mailbox {0} does not exist")]
+    NoMailbox(String),
+}
+
+/// The result of a storage call.
+pub type Result<T, E = StorageError> = std::result::Result<T, E>;
+
+impl StorageError {
+    /// Names the file or directory on which a system call failed.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> StorageError {
+        move |source| StorageError::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// The exit status of sysexits.h that says who must act (architecture 3b).
+    pub fn status(&self) -> u8 {
+        match self {
+            StorageError::Corrupt { .. } | StorageError::Impossible(_) => 65,
+            StorageError::NoMailbox(_) => 68,
+            StorageError::Location(_) => 78,
+            StorageError::Locked { .. } => 75,
+            StorageError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => 77,
+                io::ErrorKind::QuotaExceeded => 73,
+                _ => 75,
+            },
+        }
+    }
+}
