@@ -1,14 +1,50 @@
 //! Joins two brains in one process: poll one, hand to the other. Bodies go as open readers.
 
-use crate::{Brain, Report, SessionError};
+use crate::{Brain, Input, Output, Report, SessionError};
 
-/// Runs a session to its end. `watch` is called after each step with both brains' progress; when it returns `false`, the session
+/// Runs a session to its end, `a` being the initiator. `watch` is called now and then; when it returns `false`, the session
 /// is brought to a safe point and ends with [`SessionError::Stopped`].
 pub fn run(
     a: &mut Brain,
     b: &mut Brain,
     watch: &mut dyn FnMut(&Brain) -> bool,
 ) -> Result<(Report, Report), SessionError> {
-    let _ = (a, b, watch);
-    todo!()
+    let mut reports = [None, None];
+    let mut brains = [a, b];
+    loop {
+        let mut idle = true;
+        for from in 0..2 {
+            // One end may say a good deal before the other listens: that saves turns, and the queue is bounded by the batch.
+            for _ in 0..64 {
+                if reports[from].is_some() {
+                    break;
+                }
+                let output = brains[from].poll()?;
+                let input = match output {
+                    Output::Message(channel, message) => Input::Message(channel, message),
+                    Output::Body(channel, body) => Input::WholeBody(channel, body),
+                    Output::Working => {
+                        idle = false;
+                        continue;
+                    }
+                    Output::Idle => break,
+                    Output::Done(report) => {
+                        reports[from] = Some(*report);
+                        idle = false;
+                        break;
+                    }
+                };
+                idle = false;
+                brains[1 - from].handle(input)?;
+            }
+        }
+        match &mut reports {
+            [Some(first), Some(second)] => return Ok((std::mem::take(first), std::mem::take(second))),
+            _ if idle => return Err(SessionError::Peer("waits for us while we wait for it".into())),
+            _ => {}
+        }
+        if !watch(brains[0]) {
+            brains.iter_mut().for_each(|brain| brain.stop());
+        }
+    }
 }

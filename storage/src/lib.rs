@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod memory;
 
 use std::io;
 use std::path::Path;

@@ -1,11 +1,24 @@
-//! The state machine of one end: frames in, frames out.
+//! The state machine of one end: frames in, frames out. Knows no socket and no clock.
+//!
+//! [`Brain::handle`] files what comes in; [`Brain::poll`] works. The stages are in `greeting` (who, locks, trees),
+//! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
+mod closing;
+mod greeting;
+mod mailbox;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use dsync_proto::{Channel, Direction, Message, Options, Role};
-use dsync_storage::{Body, Storage};
+use dsync_merge::{End, TreePlan};
+use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId};
+use dsync_proto::{
+    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
+};
+use dsync_storage::{Body, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
+use mailbox::Open;
 
 /// What a session is to do.
 #[derive(Clone, Debug)]
@@ -29,7 +42,8 @@ pub enum Input<'a> {
 /// What a brain wants.
 pub enum Output {
     Message(Channel, Message),
-    /// To be sent in pieces (or handed over) right behind the `Mail` that came before. A reader that fails midway ends the session.
+    /// To be sent in pieces (or handed over) right behind the `Mail` that came before. A reader that fails
+    /// midway ends the session.
     Body(Channel, Body),
     /// Some work was done and there is more: call `poll` again when there is time.
     Working,
@@ -39,42 +53,236 @@ pub enum Output {
     Done(Box<Report>),
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Stage {
+    Start,
+    Greeted,
+    Trees,
+    Mailboxes,
+    Expunges,
+    Settling,
+    Bases,
+    Writing,
+    Finishing,
+    Done,
+}
+
+/// Messages on channels that may wait until our tree is merged.
+const EARLY_MAX: usize = 100_000;
+
 /// One end of a session.
 pub struct Brain {
-    role: Role,
+    end: End,
+    storage: Box<dyn Storage>,
+    job: Option<Job>,
+    lock: Option<StoreLock>,
+    lock_wait: Duration,
+    stopping: bool,
+    stage: Stage,
+    out: VecDeque<Output>,
+    early: VecDeque<(Channel, Message)>,
+    me: Option<StoreId>,
+    peer: Option<Handshake>,
+    trees: [MailboxTree; 2],
+    peer_nodes_done: bool,
+    bases: [Option<Vec<BaseRef>>; 2],
+    base: Option<Base>,
+    plan: TreePlan,
+    round: u8,
+    open: Vec<Open>,
+    saves_ended: [bool; 2],
+    committed: [Option<BaseRef>; 2],
+    next_base: Option<Vec<u8>>,
+    written: [Option<Generation>; 2],
+    counters: Counters,
+    finish_said: bool,
+    peer_finish: Option<Counters>,
+    progress: Progress,
+    report: Report,
+    renamed: BTreeMap<MailboxName, String>,
+    old_notes: BTreeSet<String>,
 }
 
 impl Brain {
     /// The end that began the session; `job` counts for both.
     pub fn initiator(storage: Box<dyn Storage>, job: Job) -> Brain {
-        let _ = (storage, job);
-        todo!()
+        let wait = Duration::from_secs(job.options.lock_wait_secs.into());
+        Brain { job: Some(job), ..Brain::new(End::Initiator, storage, wait) }
     }
 
     /// The end that answers; it learns from the handshake what to do. `lock_wait` is used where the job names none.
     pub fn responder(storage: Box<dyn Storage>, lock_wait: Duration) -> Brain {
-        let _ = (storage, lock_wait);
-        todo!()
+        Brain::new(End::Responder, storage, lock_wait)
     }
 
-    /// Takes one input. Cheap: the work is done by [`poll`](Self::poll).
+    fn new(end: End, storage: Box<dyn Storage>, lock_wait: Duration) -> Brain {
+        Brain {
+            end,
+            storage,
+            job: None,
+            lock: None,
+            lock_wait,
+            stopping: false,
+            stage: Stage::Start,
+            out: VecDeque::new(),
+            early: VecDeque::new(),
+            me: None,
+            peer: None,
+            trees: Default::default(),
+            peer_nodes_done: false,
+            bases: Default::default(),
+            base: None,
+            plan: TreePlan::default(),
+            round: 0,
+            open: Vec::new(),
+            saves_ended: [false; 2],
+            committed: [None; 2],
+            next_base: None,
+            written: [None; 2],
+            counters: Counters::default(),
+            finish_said: false,
+            peer_finish: None,
+            progress: Progress::default(),
+            report: Report::default(),
+            renamed: BTreeMap::new(),
+            old_notes: BTreeSet::new(),
+        }
+    }
+
+    /// Takes one input. Cheap, but for bodies, which go to the storage at once.
     pub fn handle(&mut self, input: Input<'_>) -> Result<(), SessionError> {
-        let _ = (input, self.role);
-        todo!()
+        match input {
+            Input::Message(SESSION, message) => self.session_message(message),
+            Input::Message(channel, message) if self.stage < Stage::Mailboxes => {
+                if self.early.len() >= EARLY_MAX {
+                    return Err(SessionError::Peer("sends mailboxes before the trees are known".into()));
+                }
+                self.early.push_back((channel, message));
+                Ok(())
+            }
+            Input::Message(channel, message) => self.channel_message(channel, message),
+            Input::Body(channel, piece) => self.body_piece(channel, piece),
+            Input::BodyEnd(channel) => self.body_end(channel),
+            Input::WholeBody(channel, body) => self.whole_body(channel, body),
+            Input::Closed if self.stage == Stage::Done => Ok(()),
+            Input::Closed => {
+                Err(SessionError::Link { status: 75, text: "the other end closed the connection".into() })
+            }
+        }
     }
 
     /// Does a bounded piece of work, or gives the next thing to send. Call it until `Idle` while the send buffer has room.
     pub fn poll(&mut self) -> Result<Output, SessionError> {
-        todo!()
+        if let Some(output) = self.out.pop_front() {
+            return Ok(output);
+        }
+        if self.stopping && self.stage < Stage::Finishing {
+            self.make_safe()?;
+            return Err(SessionError::Stopped);
+        }
+        let worked = match self.stage {
+            Stage::Start => self.greet()?,
+            Stage::Greeted => self.list_trees()?,
+            Stage::Trees => self.merge_trees()?,
+            Stage::Mailboxes => self.work_on_mailboxes()?,
+            Stage::Expunges => self.expunge()?,
+            Stage::Settling => self.settle()?,
+            Stage::Bases => self.agree_on_base()?,
+            Stage::Writing => self.base_written()?,
+            Stage::Finishing => self.finish()?,
+            Stage::Done => return Ok(Output::Done(Box::new(std::mem::take(&mut self.report)))),
+        };
+        match self.out.pop_front() {
+            Some(output) => Ok(output),
+            None if worked => Ok(Output::Working),
+            None => Ok(Output::Idle),
+        }
     }
 
     /// How far the session has come.
     pub fn progress(&self) -> Progress {
-        todo!()
+        self.progress
     }
 
     /// Asks the session to end at the next safe point: what is saved is made durable, the rest waits for the next run.
     pub fn stop(&mut self) {
-        todo!()
+        self.stopping = true;
     }
+
+    /// Where the peer's mail is, once it has said so.
+    pub fn peer_location(&self) -> Option<&str> {
+        self.peer.as_ref().map(|peer| peer.location.as_str())
+    }
+
+    fn session_message(&mut self, message: Message) -> Result<(), SessionError> {
+        let peer = self.end.other() as usize;
+        match message {
+            Message::Handshake(handshake) if self.peer.is_none() => self.meet(handshake),
+            Message::Bases(bases) if self.bases[peer].is_none() => {
+                self.bases[peer] = Some(bases);
+                Ok(())
+            }
+            Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
+            Message::End(List::Nodes) if !self.peer_nodes_done => {
+                self.peer_nodes_done = true;
+                Ok(())
+            }
+            Message::End(List::Saves) => {
+                self.saves_ended[peer] = true;
+                Ok(())
+            }
+            Message::Committed(base) => {
+                self.committed[peer] = Some(base);
+                Ok(())
+            }
+            Message::BaseWritten(generation) => {
+                self.written[peer] = Some(generation);
+                Ok(())
+            }
+            Message::Finish(counters) => {
+                self.peer_finish = Some(counters);
+                Ok(())
+            }
+            Message::Failure(failure) => Err(SessionError::Remote(failure)),
+            _ => Err(SessionError::Peer("sends a message that does not belong here".into())),
+        }
+    }
+
+    fn say(&mut self, message: Message) {
+        self.out.push_back(Output::Message(SESSION, message));
+    }
+
+    fn say_on(&mut self, channel: Channel, message: Message) {
+        self.out.push_back(Output::Message(channel, message));
+    }
+
+    fn direction(&self) -> dsync_merge::Direction {
+        let end = |terminus| match terminus {
+            Terminus::Initiator => End::Initiator,
+            Terminus::Responder => End::Responder,
+        };
+        match self.job.as_ref().map(|job| job.direction) {
+            Some(Direction::OneWay { into }) => dsync_merge::Direction::OneWay { into: end(into) },
+            Some(Direction::Mirror { into }) => dsync_merge::Direction::Mirror { into: end(into) },
+            Some(Direction::TwoWay) | None => dsync_merge::Direction::TwoWay,
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self.end {
+            End::Initiator => Role::Initiator,
+            End::Responder => Role::Responder,
+        }
+    }
+
+    fn problem(&mut self, text: String, status: u8) {
+        self.report.problems.push(text);
+        let worst = self.report.problem_status;
+        self.report.problem_status = if worst == 75 || (worst != 0 && status != 75) { worst } else { status };
+    }
+}
+
+/// Names the place of a storage error.
+fn at(context: impl Into<String>) -> impl FnOnce(StorageError) -> SessionError {
+    move |source| SessionError::Storage { context: context.into(), source }
 }

@@ -1,0 +1,505 @@
+//! Merges the mailboxes of two accounts: two trees and the base in, one end's plan out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dsync_model::{
+    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange,
+};
+
+use crate::{Both, Direction, ENDS, End, later};
+
+/// What one end does with its mailboxes, and which ones both ends then synchronise.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TreePlan {
+    /// To be done before the messages, in this order.
+    pub changes: Vec<TreeChange>,
+    /// Mailboxes and directories to remove when all saves of both ends are durable.
+    pub deletes: Vec<TreeChange>,
+    /// Mailboxes that both ends have then, ascending by GUID.
+    pub pairs: Vec<Pair>,
+    /// Names that both ends may remember.
+    pub agreed: BTreeMap<MailboxName, BaseNode>,
+    /// Mailboxes of the base that stay in it as they are: out of scope, or left alone.
+    pub kept: BTreeSet<MailboxGuid>,
+}
+
+/// One mailbox that both ends have once the tree is merged.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Pair {
+    pub guid: MailboxGuid,
+    pub name: MailboxName,
+    /// As listed; `None`: this end only just made it.
+    pub statuses: Both<Option<MailboxStatus>>,
+}
+
+struct Mailbox {
+    guid: MailboxGuid,
+    at: Both<Option<(MailboxName, MailboxStatus)>>,
+    names: Both<Option<MailboxName>>,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    /// Both ends have it in the end.
+    Keep,
+    /// Not ours to touch: out of scope, or a one-way sync's difference.
+    Leave,
+    /// Goes from the one end that has it.
+    Delete,
+}
+
+struct Merge<'a> {
+    trees: Both<&'a MailboxTree>,
+    base: Option<&'a Base>,
+    direction: Direction,
+    in_scope: &'a dyn Fn(&MailboxName) -> bool,
+}
+
+/// Merges two trees and gives the half of `end`. Both ends pass the same trees in the same order.
+///
+/// Mailboxes are matched by GUID, INBOX by its name, and those left over by name. `in_scope` is asked for each name
+/// that a mailbox has at either end or in the base; one yes is enough.
+pub fn tree(
+    trees: Both<&MailboxTree>,
+    base: Option<&Base>,
+    direction: Direction,
+    in_scope: &dyn Fn(&MailboxName) -> bool,
+    end: End,
+) -> TreePlan {
+    let merge = Merge { trees, base, direction, in_scope };
+    let mut mailboxes = merge.match_up();
+    mailboxes.iter_mut().for_each(|mailbox| merge.decide(mailbox));
+    merge.settle_names(&mut mailboxes);
+    let mut plan = TreePlan::default();
+    merge.mailbox_changes(&mailboxes, end, &mut plan);
+    merge.directories(end, &mut plan);
+    merge.subscriptions(end, &mut plan);
+    plan
+}
+
+impl Merge<'_> {
+    fn match_up(&self) -> Vec<Mailbox> {
+        let mut left: Both<BTreeMap<MailboxGuid, (MailboxName, MailboxStatus)>> =
+            Both(self.trees.0.map(|tree| {
+                let mailboxes = tree.iter().filter_map(|(name, node)| Some((name, node.mailbox.as_ref()?)));
+                mailboxes.map(|(name, status)| (status.guid, (name.clone(), status.clone()))).collect()
+            }));
+        let mut mailboxes = Vec::new();
+        let mut add = |at: Both<Option<(MailboxName, MailboxStatus)>>| {
+            let guid = self.guid(&at);
+            mailboxes.push(Mailbox { guid, at, names: Both::default(), fate: Fate::Leave });
+        };
+        let inbox = Both(ENDS.map(|end| self.guid_at(end, &MailboxName::inbox())));
+        if let [Some(a), Some(b)] = inbox.0 {
+            add(Both([left.0[0].remove(&a), left.0[1].remove(&b)]));
+        }
+        let shared: Vec<MailboxGuid> =
+            left.0[0].keys().filter(|guid| left.0[1].contains_key(guid)).copied().collect();
+        for guid in shared {
+            add(Both([left.0[0].remove(&guid), left.0[1].remove(&guid)]));
+        }
+        // Gone at the other end since the base: never matched by name with what took its place.
+        let mut one_sided = Vec::new();
+        for end in ENDS {
+            let gone: Vec<MailboxGuid> =
+                left[end].keys().filter(|guid| self.base_name(**guid).is_some()).copied().collect();
+            for guid in gone {
+                let mut at = Both::default();
+                at[end] = left[end].remove(&guid);
+                one_sided.push(at);
+            }
+        }
+        let by_name: Vec<(MailboxGuid, MailboxGuid)> = left.0[0]
+            .iter()
+            .filter_map(|(guid, (name, _))| Some((*guid, self.guid_at(End::Responder, name)?)))
+            .filter(|(_, other)| left.0[1].contains_key(other))
+            .collect();
+        for (a, b) in by_name {
+            add(Both([left.0[0].remove(&a), left.0[1].remove(&b)]));
+        }
+        for end in ENDS {
+            for found in std::mem::take(&mut left[end]).into_values() {
+                let mut at = Both::default();
+                at[end] = Some(found);
+                one_sided.push(at);
+            }
+        }
+        one_sided.into_iter().for_each(&mut add);
+        mailboxes.sort_by_key(|mailbox| (mailbox.guid, mailbox.key()));
+        // An INBOX may have the GUID of what is another mailbox at the other end: that one takes a derived GUID.
+        let mut used = BTreeSet::new();
+        for mailbox in mailboxes.iter_mut().filter(|mailbox| mailbox.is_inbox()) {
+            used.insert(mailbox.guid);
+        }
+        for mailbox in mailboxes.iter_mut().filter(|mailbox| !mailbox.is_inbox()) {
+            while !used.insert(mailbox.guid) {
+                mailbox.guid = mailbox.guid.derived(b"second");
+            }
+        }
+        mailboxes.sort_by_key(|mailbox| mailbox.guid);
+        mailboxes
+    }
+
+    fn guid_at(&self, end: End, name: &MailboxName) -> Option<MailboxGuid> {
+        self.trees[end].get(name)?.mailbox.as_ref().map(|status| status.guid)
+    }
+
+    fn base_name(&self, guid: MailboxGuid) -> Option<&MailboxName> {
+        self.base?.name_of(guid)
+    }
+
+    /// Rule **same-name**: the source's GUID; two-way the larger one.
+    fn guid(&self, at: &Both<Option<(MailboxName, MailboxStatus)>>) -> MailboxGuid {
+        let guids = Both([0, 1].map(|i| at.0[i].as_ref().map(|(_, status)| status.guid)));
+        let chosen = match self.direction.source() {
+            Some(source) => guids[source].or(guids[source.other()]),
+            None => guids.0[0].max(guids.0[1]),
+        };
+        chosen.unwrap_or(MailboxGuid([0; 16]))
+    }
+
+    fn decide(&self, mailbox: &mut Mailbox) {
+        let current = Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(name, _)| name.clone())));
+        let base_name = self.base_name(mailbox.guid).cloned();
+        mailbox.names = current.clone();
+        let mut names = current.0.iter().flatten().chain(&base_name);
+        if !names.any(|name| (self.in_scope)(name)) {
+            return;
+        }
+        match &current.0 {
+            [Some(a), Some(b)] => {
+                mailbox.fate = Fate::Keep;
+                mailbox.names = self.name_of_both(Both([a, b]), base_name.as_ref());
+            }
+            _ => {
+                let holder = if current.0[0].is_some() { End::Initiator } else { End::Responder };
+                mailbox.fate = self.fate_of_one(mailbox, holder, base_name.is_some());
+                if mailbox.fate == Fate::Keep {
+                    mailbox.names[holder.other()] = current[holder].clone();
+                }
+            }
+        }
+    }
+
+    /// Rule **one-sided**: new here, or deleted there.
+    fn fate_of_one(&self, mailbox: &Mailbox, holder: End, in_base: bool) -> Fate {
+        let unseen_mail = || {
+            let known = self.base.and_then(|base| base.mailboxes.get(&mailbox.guid));
+            let status = mailbox.at[holder].as_ref().map(|(_, status)| status);
+            match (known, status) {
+                (Some(known), Some(status)) => {
+                    status.uid_validity != known.uid_validity || status.uid_next > known.uid_next
+                }
+                _ => true,
+            }
+        };
+        match self.direction {
+            // Delete never takes mail that the deleting end had not seen.
+            Direction::TwoWay if in_base && !unseen_mail() => Fate::Delete,
+            Direction::TwoWay => Fate::Keep,
+            Direction::Mirror { into } if holder == into => Fate::Delete,
+            Direction::Mirror { .. } => Fate::Keep,
+            Direction::OneWay { into } if holder != into && !in_base => Fate::Keep,
+            Direction::OneWay { into } if holder == into && in_base && !unseen_mail() => Fate::Delete,
+            Direction::OneWay { .. } => Fate::Leave,
+        }
+    }
+
+    /// Rule **rename**: the end that renamed since the base; if both did, the later, else the name that sorts first.
+    fn name_of_both(
+        &self,
+        current: Both<&MailboxName>,
+        base: Option<&MailboxName>,
+    ) -> Both<Option<MailboxName>> {
+        let both = |name: &MailboxName| Both([Some(name.clone()), Some(name.clone())]);
+        let times = Both(ENDS.map(|end| self.trees[end].get(current[end]).and_then(|node| node.renamed)));
+        let renamed = Both(ENDS.map(|end| base.is_some_and(|base| base != current[end])));
+        match self.direction {
+            _ if current.0[0] == current.0[1] => both(current.0[0]),
+            Direction::Mirror { into } => both(current[into.other()]),
+            Direction::OneWay { into } => {
+                let source = into.other();
+                let stays =
+                    base.is_some() && renamed[into] && (!renamed[source] || later(times) == Some(into));
+                let mut names = both(current[source]);
+                if stays {
+                    names[into] = Some(current[into].clone());
+                }
+                names
+            }
+            Direction::TwoWay => match renamed.0 {
+                [true, false] => both(current.0[0]),
+                [false, true] => both(current.0[1]),
+                _ => both(match later(times) {
+                    Some(end) => current[end],
+                    None => {
+                        std::cmp::min_by_key(current.0[0], current.0[1], |name| (is_temporary(name), *name))
+                    }
+                }),
+            },
+        }
+    }
+
+    /// Gives every mailbox that stays a name of its own at both ends; each step fixes one name for good.
+    fn settle_names(&self, mailboxes: &mut [Mailbox]) {
+        let source = self.direction.source();
+        let rank = |mailbox: &Mailbox| match mailbox.fate {
+            _ if mailbox.is_inbox() => 0,
+            Fate::Keep if source.is_some_and(|source| mailbox.at[source].is_some()) => 1,
+            Fate::Leave => 2,
+            Fate::Keep if mailbox.unmoved() => 3,
+            Fate::Keep if mailbox.at.0.iter().all(Option::is_some) => 4,
+            Fate::Keep => 5,
+            Fate::Delete => 6,
+        };
+        let mut order: Vec<usize> = (0..mailboxes.len()).collect();
+        order.sort_by_key(|i| (rank(&mailboxes[*i]), mailboxes[*i].guid));
+        let mut taken: Both<BTreeSet<MailboxName>> = Both::default();
+        for i in order {
+            let mailbox = &mut mailboxes[i];
+            if mailbox.fate == Fate::Delete {
+                continue;
+            }
+            let wanted = mailbox.names.clone();
+            let mut number = 1;
+            while ENDS
+                .iter()
+                .any(|end| mailbox.names[*end].as_ref().is_some_and(|name| taken[*end].contains(name)))
+            {
+                number += 1;
+                let suffix = format!(" ({number})");
+                for end in ENDS.into_iter().filter(|end| source != Some(*end)) {
+                    mailbox.names[end] = wanted[end].as_ref().map(|name| name.with_suffix(&suffix));
+                }
+                if number > 10_000 {
+                    mailbox.names = wanted.clone();
+                    mailbox.fate = Fate::Leave;
+                    break;
+                }
+            }
+            for end in ENDS {
+                taken[end].extend(mailbox.names[end].clone());
+            }
+        }
+    }
+
+    fn mailbox_changes(&self, mailboxes: &[Mailbox], end: End, plan: &mut TreePlan) {
+        let source = self.direction.source();
+        let mut renames = Vec::new();
+        let mut creates = Vec::new();
+        let mut identify = Vec::new();
+        let wanted: BTreeSet<&MailboxName> =
+            mailboxes.iter().filter(|m| m.fate == Fate::Keep).filter_map(|m| m.names[end].as_ref()).collect();
+        for mailbox in mailboxes {
+            let here = mailbox.at[end].as_ref();
+            match mailbox.fate {
+                Fate::Leave => {
+                    if let Some(name) = self.base_name(mailbox.guid) {
+                        plan.kept.insert(mailbox.guid);
+                        let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
+                        plan.agreed.insert(name.clone(), node);
+                    }
+                }
+                Fate::Delete => {
+                    if let Some((name, status)) = here {
+                        let mut name = name.clone();
+                        if wanted.contains(&name) {
+                            let away = temporary(&name, status.guid);
+                            renames.push((status.guid, name, away.clone()));
+                            name = away;
+                        }
+                        plan.deletes.push(TreeChange::Delete {
+                            name,
+                            guid: status.guid,
+                            uid_next: status.uid_next,
+                        });
+                    }
+                }
+                Fate::Keep => {
+                    let Some(name) = mailbox.names[end].clone() else { continue };
+                    match here {
+                        Some((now, status)) => {
+                            if *now != name {
+                                renames.push((status.guid, now.clone(), name.clone()));
+                            }
+                            if status.guid != mailbox.guid {
+                                let (guid, uid_validity) = (mailbox.guid, status.uid_validity);
+                                identify.push(TreeChange::Identify {
+                                    name: name.clone(),
+                                    guid,
+                                    uid_validity,
+                                });
+                            }
+                        }
+                        None => {
+                            if let Some((_, status)) = &mailbox.at[end.other()] {
+                                let (guid, uid_validity) = (mailbox.guid, status.uid_validity);
+                                creates.push(TreeChange::Create { name: name.clone(), guid, uid_validity });
+                            }
+                        }
+                    }
+                    let statuses =
+                        Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(_, status)| status.clone())));
+                    let common = match source {
+                        Some(source) => mailbox.names[source].clone().unwrap_or(name),
+                        None => name,
+                    };
+                    let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
+                    plan.agreed.insert(common.clone(), node);
+                    plan.pairs.push(Pair { guid: mailbox.guid, name: common, statuses });
+                }
+            }
+        }
+        if source == Some(end) {
+            plan.deletes.clear();
+            return;
+        }
+        creates.sort_by(|a, b| created(a).cmp(&created(b)));
+        let occupied = self.trees[end].iter().filter(|(_, node)| node.mailbox.is_some());
+        plan.changes = ordered(renames, occupied.map(|(name, _)| name.clone()).collect());
+        plan.changes.extend(identify);
+        plan.changes.extend(creates);
+    }
+
+    fn directories(&self, end: End, plan: &mut TreePlan) {
+        let is_directory = |end: End, name: &MailboxName| {
+            self.trees[end].get(name).is_some_and(|node| node.directory && node.mailbox.is_none())
+        };
+        let exists = |end: End, name: &MailboxName| {
+            self.trees[end].get(name).is_some_and(|node| node.directory || node.mailbox.is_some())
+        };
+        let names: BTreeSet<&MailboxName> = self.trees.0.iter().flat_map(|tree| tree.keys()).collect();
+        for name in names.into_iter().filter(|name| (self.in_scope)(name)) {
+            let both = ENDS.into_iter().all(|end| is_directory(end, name));
+            if both {
+                plan.agreed.entry(name.clone()).or_default().directory = true;
+            }
+            let (here, there) = (is_directory(end, name), is_directory(end.other(), name));
+            let agreed_before =
+                self.base.and_then(|base| base.tree.get(name)).is_some_and(|node| node.directory);
+            let free = !exists(end, name) && plan.agreed.get(name).is_none_or(|node| node.mailbox.is_none());
+            let written = self.direction.source() != Some(end);
+            let (create, delete) = match self.direction {
+                Direction::TwoWay => {
+                    (there && free && !agreed_before, here && !exists(end.other(), name) && agreed_before)
+                }
+                Direction::Mirror { .. } => (there && free, here && !exists(end.other(), name)),
+                Direction::OneWay { .. } => (there && free && !agreed_before, false),
+            };
+            if written && create {
+                plan.changes.push(TreeChange::CreateDirectory { name: name.clone() });
+            }
+            if written && delete && !plan.agreed.keys().any(|other| other.is_below(name)) {
+                plan.deletes.push(TreeChange::DeleteDirectory { name: name.clone() });
+            }
+        }
+        // Deepest first, so that each is empty when its turn comes.
+        plan.deletes.reverse();
+    }
+
+    /// Rule **subscription**: the end that changed it since the base; without a base the later, else subscribed.
+    fn subscriptions(&self, end: End, plan: &mut TreePlan) {
+        let (mut add, mut remove) = (BTreeSet::new(), BTreeSet::new());
+        let names: BTreeSet<&MailboxName> = self.trees.0.iter().flat_map(|tree| tree.keys()).collect();
+        for name in names {
+            let node = |end: End| self.trees[end].get(name);
+            let now = Both(ENDS.map(|end| node(end).is_some_and(|node: &MailboxNode| node.subscribed)));
+            let before = self.base.map(|base| base.tree.get(name).is_some_and(|node| node.subscribed));
+            if !(self.in_scope)(name) {
+                if before == Some(true) {
+                    plan.agreed.entry(name.clone()).or_default().subscribed = true;
+                }
+                continue;
+            }
+            let wanted = match (self.direction, before) {
+                (Direction::Mirror { into }, _) => now[into.other()],
+                (Direction::OneWay { into }, Some(before)) if now[into.other()] == before => now[into],
+                (Direction::OneWay { into }, Some(_)) => now[into.other()],
+                (Direction::OneWay { .. }, None) => now.0[0] || now.0[1],
+                (Direction::TwoWay, _) if now.0[0] == now.0[1] => now.0[0],
+                (Direction::TwoWay, Some(before)) => !before,
+                (Direction::TwoWay, None) => {
+                    let times = Both(ENDS.map(|end| node(end).and_then(|node| node.subscription_changed)));
+                    later(times).is_none_or(|end| now[end])
+                }
+            };
+            if wanted != now[end] {
+                (if wanted { &mut add } else { &mut remove }).insert(name.clone());
+            }
+            let remembered = self.direction.source().map_or(wanted, |source| now[source]);
+            if remembered {
+                plan.agreed.entry(name.clone()).or_default().subscribed = true;
+            }
+        }
+        if self.direction.source() == Some(end) {
+            return;
+        }
+        if !add.is_empty() {
+            plan.changes.push(TreeChange::Subscribe { names: add });
+        }
+        if !remove.is_empty() {
+            plan.changes.push(TreeChange::Unsubscribe { names: remove });
+        }
+    }
+}
+
+impl Mailbox {
+    fn key(&self) -> (Option<MailboxName>, Option<MailboxName>) {
+        let name = |end: End| self.at[end].as_ref().map(|(name, _)| name.clone());
+        (name(End::Initiator), name(End::Responder))
+    }
+
+    fn is_inbox(&self) -> bool {
+        self.at.0.iter().flatten().any(|(name, _)| name.is_inbox())
+    }
+
+    fn unmoved(&self) -> bool {
+        match &self.at.0 {
+            [Some((a, _)), Some((b, _))] => a == b,
+            _ => false,
+        }
+    }
+}
+
+fn created(change: &TreeChange) -> Option<&MailboxName> {
+    match change {
+        TreeChange::Create { name, .. } => Some(name),
+        _ => None,
+    }
+}
+
+const TEMPORARY: &str = " dsync-temp-";
+
+fn temporary(name: &MailboxName, guid: MailboxGuid) -> MailboxName {
+    name.with_suffix(&format!("{TEMPORARY}{guid}"))
+}
+
+/// Says whether a name is one that a crash between two renames left behind.
+fn is_temporary(name: &MailboxName) -> bool {
+    name.parts().last().is_some_and(|part| part.contains(TEMPORARY))
+}
+
+/// Orders renames so that each finds its target free; a circle is opened by a temporary name.
+fn ordered(
+    mut renames: Vec<(MailboxGuid, MailboxName, MailboxName)>,
+    mut occupied: BTreeSet<MailboxName>,
+) -> Vec<TreeChange> {
+    let mut changes = Vec::new();
+    while !renames.is_empty() {
+        let free = renames.iter().position(|(_, _, to)| !occupied.contains(to));
+        let (guid, from, to) = match free {
+            Some(i) => renames.remove(i),
+            None => {
+                let (guid, from, to) = renames.remove(0);
+                let away = temporary(&from, guid);
+                renames.push((guid, away.clone(), to));
+                (guid, from, away)
+            }
+        };
+        occupied.remove(&from);
+        occupied.insert(to.clone());
+        changes.push(TreeChange::Rename { guid, from, to });
+    }
+    changes
+}

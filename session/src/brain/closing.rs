@@ -1,0 +1,230 @@
+//! The last stages: expunges, digests, the base, and good-bye.
+
+use dsync_merge::Direction;
+use dsync_model::{Base, BaseNode, FlagDelta, Generation, MessageAction, MessageGuid, ModSeq};
+use dsync_proto::{BaseRef, Message, Settled};
+
+use super::greeting::note_name;
+use super::mailbox::goal;
+use super::{Brain, Stage, at};
+use crate::{MailboxReport, SessionError};
+
+/// Rounds that a disturbed mailbox gets in one session.
+const ROUNDS_MAX: u8 = 3;
+
+impl Brain {
+    /// All saves of both ends are durable: expunges, one mailbox at a time, then mailbox deletions.
+    pub(super) fn expunge(&mut self) -> Result<bool, SessionError> {
+        if self.open.iter().all(|open| !open.expunged) {
+            self.carry_flags()?;
+        }
+        let Some(index) = self.open.iter().position(|open| open.active && !open.skipped && !open.expunged)
+        else {
+            if self.round == 0 {
+                for change in std::mem::take(&mut self.plan.deletes) {
+                    if !self.change_tree(&change)? {
+                        self.counters.disturbed += 1;
+                    }
+                }
+            }
+            self.stage = Stage::Settling;
+            return Ok(true);
+        };
+        let open = &mut self.open[index];
+        open.expunged = true;
+        let (name, channel, guid) = (open.report.name.clone(), open.channel, open.pair.guid);
+        let Some(plan) = &open.plan else { return Ok(true) };
+        let mut mailbox = self.storage.open(guid).map_err(at(name.clone()))?;
+        if !plan.expunges.is_empty() {
+            let status = mailbox.status().map_err(at(name.clone()))?;
+            mailbox.apply(&plan.expunges).map_err(at(name.clone()))?;
+            let committed = mailbox.commit(goal(plan, &status)).map_err(at(name.clone()))?;
+            open.not_kept.extend(committed.not_kept);
+            open.report.expunged += plan.expunges.len() as u64;
+        }
+        let digest = mailbox.digest_of(&plan.compared).map_err(at(name))?;
+        let mut not_kept = std::mem::take(&mut open.not_kept);
+        not_kept.sort_unstable();
+        not_kept.dedup();
+        let settled = Settled { guid, digest, not_kept };
+        open.settled[self.end as usize] = Some(settled.clone());
+        self.say_on(channel, Message::Settled(settled));
+        Ok(true)
+    }
+
+    /// Rule **moved-flags**: flags set on a message that the other end moved go to its new place.
+    fn carry_flags(&mut self) -> Result<(), SessionError> {
+        if self.direction() != Direction::TwoWay {
+            return Ok(());
+        }
+        let plans = self.open.iter().filter_map(|open| open.plan.as_ref());
+        let carried: Vec<(MessageGuid, FlagDelta)> =
+            plans.flat_map(|plan| plan.carried.iter().cloned()).collect();
+        for (guid, delta) in carried {
+            for index in 0..self.open.len() {
+                let open = &mut self.open[index];
+                let Some(plan) = open.plan.as_mut() else { continue };
+                let Some(uid) = plan.arrived.get(&guid).copied() else { continue };
+                let flags = plan.agreed.flags_of(uid).minus(&delta.removed).union(&delta.added);
+                plan.agreed.insert(uid, &flags);
+                let name = open.report.name.clone();
+                let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
+                let status = mailbox.status().map_err(at(name.clone()))?;
+                let (add, remove) = (delta.added.clone(), delta.removed.clone());
+                let action = MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE };
+                mailbox.apply(&[action]).map_err(at(name.clone()))?;
+                let committed = mailbox.commit(goal(plan, &status)).map_err(at(name))?;
+                open.not_kept.extend(committed.not_kept);
+                open.report.flags += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what both ends have; what differs is done again.
+    pub(super) fn settle(&mut self) -> Result<bool, SessionError> {
+        let waits =
+            |open: &super::Open| open.active && !open.skipped && open.settled.iter().any(Option::is_none);
+        if self.open.iter().any(waits) {
+            return Ok(false);
+        }
+        let mut again = false;
+        let next = self.round + 1;
+        for open in self.open.iter_mut().filter(|open| open.active) {
+            open.active = false;
+            let ([Some(a), Some(b)], Some(plan)) = (&open.settled, &mut open.plan) else { continue };
+            let unkept = a.not_kept.iter().chain(&b.not_kept).copied().collect::<Vec<_>>();
+            unkept.iter().for_each(|uid| plan.agreed.remove(*uid));
+            open.confirmed = a.digest == b.digest && unkept.is_empty();
+            plan.agreed.digest = open.confirmed.then_some(a.digest);
+            open.base = Some(plan.agreed.clone());
+            if open.confirmed {
+                self.progress.settled += 1;
+                self.report.shown_equal += 1;
+            } else if next < ROUNDS_MAX {
+                // First from what both planned: whatever a user did meanwhile is a change since then. Then from the lists alone.
+                let base = (next == 1).then(|| plan.agreed.clone());
+                open.again(base);
+                again = true;
+            } else {
+                self.counters.disturbed += 1;
+                let text = "changed while it was synchronised, or could not be made equal; run again";
+                self.report.notes.push(format!("{}: {text}", open.report.name));
+            }
+        }
+        if again {
+            self.round = next;
+            self.saves_ended = [false; 2];
+            self.stage = Stage::Mailboxes;
+        } else {
+            self.stage = Stage::Bases;
+        }
+        Ok(true)
+    }
+
+    /// Tells the other end which base we would keep.
+    pub(super) fn agree_on_base(&mut self) -> Result<bool, SessionError> {
+        let mine = self.end as usize;
+        if self.committed[mine].is_none() {
+            let known = self.bases.iter().flatten().flatten().map(|base| base.generation.0).max();
+            let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
+            base.tree = std::mem::take(&mut self.plan.agreed);
+            base.tree.retain(|_, node| *node != BaseNode::default());
+            let old = self.base.take();
+            let kept = |guid| old.as_ref().and_then(|old| old.mailboxes.get(guid)).cloned();
+            for guid in self.plan.pairs.iter().map(|pair| &pair.guid).chain(&self.plan.kept) {
+                let done = self.open.iter_mut().find(|open| open.pair.guid == *guid);
+                let mailbox = match done {
+                    Some(open) if !open.skipped => open.base.take(),
+                    Some(_) | None => kept(guid),
+                };
+                base.mailboxes.extend(mailbox.map(|mailbox| (*guid, mailbox)));
+            }
+            if let Some(old) = old.filter(|old| old.tree == base.tree && old.mailboxes == base.mailboxes) {
+                base.generation = old.generation;
+            } else {
+                self.next_base = Some(base.to_bytes());
+            }
+            let base = BaseRef { generation: base.generation, digest: base.digest() };
+            self.committed[mine] = Some(base);
+            self.say(Message::Committed(base));
+            return Ok(true);
+        }
+        let [Some(a), Some(b)] = self.committed else { return Ok(false) };
+        let pair = self.pair_name();
+        match self.next_base.take() {
+            Some(bytes) if a == b => {
+                self.storage.write_note(&note_name(&pair, a), &bytes).map_err(at("cannot write the base"))?;
+                self.written[mine] = Some(a.generation);
+                self.say(Message::BaseWritten(a.generation));
+                self.stage = Stage::Writing;
+            }
+            None if a == b => self.stage = Stage::Finishing,
+            _ => {
+                // Somebody else's change came between: no base is better than one that the other end does not share.
+                self.drop_bases(None)?;
+                self.stage = Stage::Finishing;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The new base is on both disks: older ones go.
+    pub(super) fn base_written(&mut self) -> Result<bool, SessionError> {
+        let [Some(a), Some(b)] = self.written else { return Ok(false) };
+        if a != b {
+            return Err(SessionError::Peer("wrote another base than ours".into()));
+        }
+        let keep = self.committed[0].map(|base| note_name(&self.pair_name(), base));
+        self.drop_bases(keep.as_deref())?;
+        self.stage = Stage::Finishing;
+        Ok(true)
+    }
+
+    fn drop_bases(&mut self, keep: Option<&str>) -> Result<(), SessionError> {
+        for name in std::mem::take(&mut self.old_notes) {
+            if keep != Some(name.as_str()) {
+                self.storage.remove_note(&name).map_err(at(name.clone()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pair_name(&self) -> String {
+        match (self.me, &self.peer) {
+            (Some(me), Some(peer)) => me.pair(peer.store),
+            _ => String::new(),
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> Result<bool, SessionError> {
+        if !self.finish_said {
+            self.finish_said = true;
+            for open in &mut self.open {
+                open.report.tree = self.renamed.remove(&open.pair.name);
+                self.counters.flags += open.report.flags;
+                self.counters.renumbered += open.report.renumbered;
+                self.counters.expunged += open.report.expunged;
+                let quiet = MailboxReport { name: open.report.name.clone(), ..MailboxReport::default() };
+                if open.report != quiet {
+                    self.report.mailboxes.push(std::mem::take(&mut open.report));
+                }
+            }
+            for (name, tree) in std::mem::take(&mut self.renamed) {
+                let report =
+                    MailboxReport { name: name.to_string(), tree: Some(tree), ..MailboxReport::default() };
+                self.report.mailboxes.push(report);
+            }
+            self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
+            self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
+            self.say(Message::Finish(self.counters));
+            return Ok(true);
+        }
+        let Some(remote) = self.peer_finish else { return Ok(false) };
+        self.report.local = self.counters;
+        self.report.remote = remote;
+        self.lock = None;
+        self.stage = Stage::Done;
+        Ok(true)
+    }
+}

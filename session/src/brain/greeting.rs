@@ -1,0 +1,252 @@
+//! The first stages: who is there, locks, bases, and the trees.
+
+use std::time::Duration;
+
+use dsync_merge::{Both, Direction, Pair};
+use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, Mask, TreeChange};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
+use dsync_storage::StorageError;
+
+use super::mailbox::Open;
+use super::{Brain, Job, Stage, at};
+use crate::SessionError;
+
+/// Most names that a peer may list.
+const NODES_MAX: usize = 1_000_000;
+
+impl Brain {
+    /// Says who we are; the responder waits until it knows what for.
+    pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
+        let Some(job) = self.job.clone() else { return Ok(false) };
+        let store = self.storage.store_id().map_err(at("cannot name the store"))?;
+        self.me = Some(store);
+        let (role, location) = (self.role(), self.storage.location());
+        let Job { direction, options } = job;
+        self.say(Message::Handshake(Handshake { role, store, direction, options, location }));
+        self.stage = Stage::Greeted;
+        Ok(true)
+    }
+
+    pub(super) fn meet(&mut self, handshake: Handshake) -> Result<(), SessionError> {
+        if handshake.role == self.role() {
+            return Err(SessionError::Peer("takes our part in the session".into()));
+        }
+        match &self.job {
+            None => {
+                let Handshake { direction, options, .. } = handshake.clone();
+                if options.lock_wait_secs > 0 {
+                    self.lock_wait = Duration::from_secs(options.lock_wait_secs.into());
+                }
+                self.job = Some(Job { direction, options });
+            }
+            Some(job) if job.direction != handshake.direction || job.options != handshake.options => {
+                return Err(SessionError::Peer("answers to another job than ours".into()));
+            }
+            Some(_) => {}
+        }
+        self.peer = Some(handshake);
+        Ok(())
+    }
+
+    /// Locks the store, the end with the lower id first, and lists what it holds.
+    pub(super) fn list_trees(&mut self) -> Result<bool, SessionError> {
+        let (Some(me), Some(peer)) = (self.me, self.peer.as_ref().map(|peer| peer.store)) else {
+            return Ok(false);
+        };
+        if me == peer {
+            let text = format!("both ends are the same store ({})", self.storage.location());
+            return Err(SessionError::Refused { status: 75, text });
+        }
+        if me > peer && self.bases[self.end.other() as usize].is_none() {
+            return Ok(false);
+        }
+        self.lock = Some(self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?);
+        let refs = self.read_bases(&me.pair(peer))?;
+        self.bases[self.end as usize] = Some(refs.clone());
+        self.say(Message::Bases(refs));
+        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        for problem in problems {
+            self.problem(describe(&problem.mailbox, &problem.error), problem.error.status());
+        }
+        let mut nodes = tree.iter();
+        loop {
+            let batch: Vec<_> =
+                nodes.by_ref().take(BATCH_MAX).map(|(n, node)| (n.clone(), node.clone())).collect();
+            if batch.is_empty() {
+                break;
+            }
+            self.say(Message::Nodes(batch));
+        }
+        self.say(Message::End(List::Nodes));
+        self.trees[self.end as usize] = tree;
+        self.stage = Stage::Trees;
+        Ok(true)
+    }
+
+    fn read_bases(&mut self, pair: &str) -> Result<Vec<BaseRef>, SessionError> {
+        let prefix = format!("base-{pair}-");
+        let mut refs = Vec::new();
+        for name in self.storage.notes().map_err(at("cannot list the notes"))? {
+            if !name.starts_with(&prefix) {
+                continue;
+            }
+            self.old_notes.insert(name.clone());
+            // A damaged base is as good as none: the merge then works from the lists alone.
+            let bytes = self.storage.read_note(&name, BASE_BYTES_MAX).map_err(at(name.clone()))?;
+            if let Some(Ok(base)) = bytes.map(|bytes| Base::from_bytes(&bytes)) {
+                refs.push(BaseRef { generation: base.generation, digest: base.digest() });
+            }
+        }
+        Ok(refs)
+    }
+
+    pub(super) fn take_nodes(&mut self, nodes: Vec<(MailboxName, MailboxNode)>) -> Result<(), SessionError> {
+        let tree = &mut self.trees[self.end.other() as usize];
+        if tree.len() + nodes.len() > NODES_MAX {
+            return Err(SessionError::Peer(format!("lists more than {NODES_MAX} names")));
+        }
+        tree.extend(nodes);
+        Ok(())
+    }
+
+    /// Merges the trees, and makes the mailboxes as they are to be.
+    pub(super) fn merge_trees(&mut self) -> Result<bool, SessionError> {
+        let [Some(a), Some(b)] = &self.bases else { return Ok(false) };
+        if !self.peer_nodes_done {
+            return Ok(false);
+        }
+        let common = a.iter().filter(|base| b.contains(base)).max().copied();
+        let pair = match (self.me, &self.peer) {
+            (Some(me), Some(peer)) => me.pair(peer.store),
+            _ => return Ok(false),
+        };
+        if let Some(common) = common {
+            let name = note_name(&pair, common);
+            let bytes = self.storage.read_note(&name, BASE_BYTES_MAX).map_err(at(name))?;
+            self.base = bytes.and_then(|bytes| Base::from_bytes(&bytes).ok());
+        }
+        let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
+        let direction = self.direction();
+        self.guard(direction, &options)?;
+        let in_scope = scope(&options);
+        let trees = Both([&self.trees[0], &self.trees[1]]);
+        check_unique(trees[self.end.other()])?;
+        self.plan = dsync_merge::tree(trees, self.base.as_ref(), direction, &in_scope, self.end);
+        for change in std::mem::take(&mut self.plan.changes) {
+            self.change_tree(&change)?;
+        }
+        let pairs = std::mem::take(&mut self.plan.pairs);
+        self.counters.mailboxes = pairs.len() as u64;
+        for (i, pair) in pairs.iter().enumerate() {
+            if !self.is_settled(pair, direction, options.full) {
+                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
+                self.open.push(Open::new(i as u32 + 1, pair.clone(), base));
+            } else {
+                self.report.shown_equal += 1;
+            }
+        }
+        self.progress.mailboxes = self.open.len() as u64;
+        self.plan.pairs = pairs;
+        self.stage = Stage::Mailboxes;
+        for (channel, message) in std::mem::take(&mut self.early) {
+            self.channel_message(channel, message)?;
+        }
+        Ok(true)
+    }
+
+    pub(super) fn change_tree(&mut self, change: &TreeChange) -> Result<bool, SessionError> {
+        let (name, what) = match change {
+            TreeChange::Create { name, .. } => (Some(name), "created".to_owned()),
+            TreeChange::Rename { from, to, .. } => (Some(to), format!("renamed from {from}")),
+            TreeChange::Delete { name, .. } => (Some(name), "deleted".to_owned()),
+            TreeChange::Identify { name, .. } => (Some(name), "got the other end's GUID".to_owned()),
+            _ => (None, String::new()),
+        };
+        match self.storage.change_tree(change) {
+            Ok(done) => {
+                if let (true, Some(name)) = (done, name) {
+                    self.renamed.insert(name.clone(), what);
+                }
+                Ok(done)
+            }
+            Err(error @ (StorageError::Impossible(_) | StorageError::NoMailbox(_))) => {
+                let place = name.map(ToString::to_string).unwrap_or_default();
+                self.problem(describe(&place, &error), error.status());
+                self.counters.disturbed += 1;
+                Ok(false)
+            }
+            Err(error) => Err(at(
+                name.map_or_else(|| "subscriptions".into(), |name| format!("{name}: cannot be {what}"))
+            )(error)),
+        }
+    }
+
+    /// Equal status, and equal to what both ends remember: nothing to do.
+    fn is_settled(&self, pair: &Pair, direction: Direction, full: bool) -> bool {
+        let [Some(a), Some(b)] = &pair.statuses.0 else { return false };
+        let Some(base) = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)) else {
+            return false;
+        };
+        let next_agrees = direction != Direction::TwoWay || a.uid_next == b.uid_next;
+        let same = a.guid == b.guid && a.uid_validity == b.uid_validity && a.messages == b.messages;
+        !full
+            && same
+            && next_agrees
+            && a.digest == b.digest
+            && base.digest == Some(a.digest)
+            && base.uid_validity == a.uid_validity
+    }
+
+    /// A mirror of nothing would remove everything: never without being told so.
+    fn guard(&self, direction: Direction, options: &Options) -> Result<(), SessionError> {
+        let Direction::Mirror { into } = direction else { return Ok(()) };
+        let messages = |tree: &MailboxTree| -> u64 {
+            tree.values()
+                .filter_map(|node| node.mailbox.as_ref())
+                .map(|status| u64::from(status.messages))
+                .sum()
+        };
+        let (source, own) =
+            (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
+        if source == 0 && own > 0 && !options.force {
+            let text = format!(
+                "the source holds no message, and the destination holds {own}: refusing to remove them all (--force does it)"
+            );
+            return Err(SessionError::Refused { status: 77, text });
+        }
+        Ok(())
+    }
+}
+
+/// The name of the note that holds a base.
+pub(super) fn note_name(pair: &str, base: BaseRef) -> String {
+    format!("base-{pair}-{:016x}", base.generation.0)
+}
+
+/// Which names `-m` and `-x` leave.
+fn scope(options: &Options) -> impl Fn(&MailboxName) -> bool + use<> {
+    let wanted: Vec<Mask> = options.mailboxes.iter().map(|mask| Mask::list_pattern(mask)).collect();
+    let excluded: Vec<Mask> = options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect();
+    move |name| {
+        (wanted.is_empty() || wanted.iter().any(|mask| mask.matches(name)))
+            && !excluded.iter().any(|mask| mask.matches(name))
+    }
+}
+
+fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
+    let mut seen = std::collections::BTreeSet::new();
+    let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
+    match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
+        Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),
+        None => Ok(()),
+    }
+}
+
+/// One line for people.
+fn describe(place: &str, error: &StorageError) -> String {
+    let mut text = format!("{place}: {error}");
+    if let Some(cause) = std::error::Error::source(error) {
+        text.push_str(&format!(": {cause}"));
+    }
+    text
+}

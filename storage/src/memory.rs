@@ -1,0 +1,385 @@
+//! The reference storage: an account in memory, shared by all handles on it.
+//!
+//! Used by the simulator and the conformance suite. What users do to the account while a session runs goes
+//! through the same [`Account`].
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dsync_model::{
+    Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Message,
+    MessageAction, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, Uid, UidSet,
+    UidValidity, changes_since,
+};
+
+use crate::{
+    Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock,
+    Support,
+};
+
+/// The whole content of an account.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    pub id: Option<StoreId>,
+    pub mailboxes: BTreeMap<MailboxName, StoredMailbox>,
+    pub subscriptions: BTreeSet<MailboxName>,
+    pub notes: BTreeMap<String, Vec<u8>>,
+    /// Storage calls that still succeed; `None`: all. For tests of failing storages.
+    pub calls_left: Option<u64>,
+    /// Storage calls made so far.
+    pub calls: u64,
+}
+
+/// One mailbox of an account.
+#[derive(Clone, Debug)]
+pub struct StoredMailbox {
+    pub guid: MailboxGuid,
+    pub uid_validity: UidValidity,
+    pub uid_next: Uid,
+    pub messages: BTreeMap<Uid, StoredMessage>,
+}
+
+/// One message of a mailbox.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredMessage {
+    pub guid: MessageGuid,
+    pub flags: FlagSet,
+    pub received: Option<Timestamp>,
+    pub body: Arc<[u8]>,
+}
+
+impl StoredMailbox {
+    /// A mailbox without messages.
+    pub fn new(guid: MailboxGuid, uid_validity: UidValidity) -> StoredMailbox {
+        StoredMailbox { guid, uid_validity, uid_next: Uid::MIN, messages: BTreeMap::new() }
+    }
+
+    /// Saves a message under the next UID, as a delivery does. `None` when UIDs are exhausted.
+    pub fn deliver(&mut self, message: StoredMessage) -> Option<Uid> {
+        let uid = self.uid_next;
+        self.uid_next = uid.next()?;
+        self.messages.insert(uid, message);
+        Some(uid)
+    }
+
+    /// The messages as a storage lists them.
+    pub fn list(&self) -> Vec<Message> {
+        let message = |(uid, stored): (&Uid, &StoredMessage)| Message {
+            uid: *uid,
+            guid: stored.guid.clone(),
+            flags: stored.flags.clone(),
+            modseq: ModSeq::NONE,
+            received: stored.received,
+            size: Some(stored.body.len() as u64),
+        };
+        self.messages.iter().map(message).collect()
+    }
+
+    /// Counters and digest.
+    pub fn status(&self) -> MailboxStatus {
+        MailboxStatus {
+            guid: self.guid,
+            uid_validity: self.uid_validity,
+            uid_next: self.uid_next,
+            messages: self.messages.len() as u32,
+            highest_modseq: ModSeq::NONE,
+            digest: Digest::of(&self.list()),
+        }
+    }
+}
+
+/// A handle on an account; clones share it.
+#[derive(Clone, Debug)]
+pub struct MemoryStorage {
+    account: Arc<Mutex<Account>>,
+}
+
+impl MemoryStorage {
+    /// An account that holds an empty INBOX with this identity.
+    pub fn new(id: StoreId, inbox: MailboxGuid, uid_validity: UidValidity) -> MemoryStorage {
+        let inbox = (MailboxName::inbox(), StoredMailbox::new(inbox, uid_validity));
+        let account = Account { id: Some(id), mailboxes: [inbox].into(), ..Account::default() };
+        MemoryStorage { account: Arc::new(Mutex::new(account)) }
+    }
+
+    /// The account itself, for users at work and for oracles.
+    pub fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call(&self) -> Result<MutexGuard<'_, Account>> {
+        let mut account = self.account();
+        account.calls += 1;
+        if let Some(left) = &mut account.calls_left {
+            if *left == 0 {
+                let source = io::Error::from(io::ErrorKind::StorageFull);
+                return Err(StorageError::Io { path: PathBuf::from("memory:"), source });
+            }
+            *left -= 1;
+        }
+        Ok(account)
+    }
+}
+
+impl Account {
+    fn by_guid(&mut self, guid: MailboxGuid) -> Result<&mut StoredMailbox> {
+        let found = self.mailboxes.values_mut().find(|mailbox| mailbox.guid == guid);
+        found.ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
+    }
+}
+
+fn exists(name: &MailboxName) -> StorageError {
+    StorageError::Impossible(format!("mailbox {name} already exists"))
+}
+
+impl Storage for MemoryStorage {
+    fn location(&self) -> String {
+        "memory:".into()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { modseq: Support::None, log: false, keywords_max: None, directories: false }
+    }
+
+    fn store_id(&mut self) -> Result<StoreId> {
+        self.call()?.id.ok_or_else(|| StorageError::Impossible("store without an id".into()))
+    }
+
+    fn lock(&mut self, _wait: Duration) -> Result<StoreLock> {
+        Ok(StoreLock(Box::new(())))
+    }
+
+    fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
+        let account = self.call()?;
+        let mut tree = MailboxTree::new();
+        for (name, mailbox) in &account.mailboxes {
+            tree.insert(
+                name.clone(),
+                MailboxNode { mailbox: Some(mailbox.status()), ..MailboxNode::default() },
+            );
+        }
+        for name in &account.subscriptions {
+            tree.entry(name.clone()).or_default().subscribed = true;
+        }
+        Ok((tree, Vec::new()))
+    }
+
+    fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
+        let mut account = self.call()?;
+        match change {
+            TreeChange::Create { name, guid, uid_validity } => {
+                if account.mailboxes.contains_key(name) {
+                    return Err(exists(name));
+                }
+                account.mailboxes.insert(name.clone(), StoredMailbox::new(*guid, *uid_validity));
+            }
+            TreeChange::Rename { guid, from, to } => {
+                if account.mailboxes.contains_key(to) {
+                    return Err(exists(to));
+                }
+                match account.mailboxes.remove(from) {
+                    Some(mailbox) if mailbox.guid == *guid => account.mailboxes.insert(to.clone(), mailbox),
+                    Some(other) => account.mailboxes.insert(from.clone(), other),
+                    None => return Err(StorageError::NoMailbox(from.to_string())),
+                };
+            }
+            TreeChange::Identify { name, guid, uid_validity } => {
+                let mailbox =
+                    account.mailboxes.get_mut(name).ok_or(StorageError::NoMailbox(name.to_string()))?;
+                (mailbox.guid, mailbox.uid_validity) = (*guid, *uid_validity);
+            }
+            TreeChange::Delete { name, guid, uid_next } => match account.mailboxes.get(name) {
+                Some(mailbox) if mailbox.guid == *guid && mailbox.uid_next == *uid_next => {
+                    account.mailboxes.remove(name);
+                }
+                Some(_) => return Ok(false),
+                None => {}
+            },
+            TreeChange::CreateDirectory { .. } | TreeChange::DeleteDirectory { .. } => {}
+            TreeChange::Subscribe { names } => account.subscriptions.extend(names.iter().cloned()),
+            TreeChange::Unsubscribe { names } => account.subscriptions.retain(|name| !names.contains(name)),
+        }
+        Ok(true)
+    }
+
+    fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
+        self.call()?.by_guid(mailbox)?;
+        let storage = self.clone();
+        Ok(Box::new(MemoryMailbox {
+            storage,
+            guid: mailbox,
+            open: None,
+            saves: Vec::new(),
+            actions: Vec::new(),
+        }))
+    }
+
+    fn notes(&mut self) -> Result<Vec<String>> {
+        Ok(self.call()?.notes.keys().cloned().collect())
+    }
+
+    fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
+        let note = self.call()?.notes.get(name).cloned();
+        match note {
+            Some(note) if note.len() > bytes_max => {
+                Err(StorageError::Impossible(format!("note {name} is too large")))
+            }
+            note => Ok(note),
+        }
+    }
+
+    fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.call()?.notes.insert(name.to_owned(), content.to_vec());
+        Ok(())
+    }
+
+    fn remove_note(&mut self, name: &str) -> Result<()> {
+        self.call()?.notes.remove(name);
+        Ok(())
+    }
+}
+
+struct MemoryMailbox {
+    storage: MemoryStorage,
+    guid: MailboxGuid,
+    open: Option<(NewMessage, Vec<u8>)>,
+    saves: Vec<(NewMessage, Vec<u8>)>,
+    actions: Vec<MessageAction>,
+}
+
+impl MemoryMailbox {
+    fn with<T>(&self, read: impl FnOnce(&mut StoredMailbox) -> T) -> Result<T> {
+        Ok(read(self.storage.call()?.by_guid(self.guid)?))
+    }
+}
+
+impl Mailbox for MemoryMailbox {
+    fn status(&mut self) -> Result<MailboxStatus> {
+        self.with(|mailbox| mailbox.status())
+    }
+
+    fn changes(&mut self, since: Since<'_>) -> Result<Changes> {
+        self.with(|mailbox| Changes { status: mailbox.status(), list: changes_since(&mailbox.list(), since) })
+    }
+
+    fn digest_of(&mut self, uids: &UidSet) -> Result<Digest> {
+        self.with(|mailbox| {
+            Digest::of(mailbox.list().iter().filter(|message| uids.contains(message.uid.get())))
+        })
+    }
+
+    fn body(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<Body>> {
+        self.with(|mailbox| {
+            let right = |message: &&StoredMessage| guid.is_none_or(|guid| message.guid == *guid);
+            let at_uid = mailbox.messages.get(&uid).filter(right);
+            let found = at_uid.or_else(|| mailbox.messages.values().find(|m| guid.is_some() && right(m)))?;
+            Some(Body {
+                guid: found.guid.clone(),
+                received: found.received,
+                saved: None,
+                pop3_uidl: None,
+                pop3_order: None,
+                size: Some(found.body.len() as u64),
+                path: None,
+                reader: Box::new(io::Cursor::new(found.body.to_vec())),
+            })
+        })
+    }
+
+    fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
+        self.begin_save(message)?;
+        let mut bytes = Vec::new();
+        body.reader.read_to_end(&mut bytes).map_err(StorageError::io("memory:"))?;
+        self.write(&bytes)?;
+        self.end_save()
+    }
+
+    fn begin_save(&mut self, message: NewMessage) -> Result<()> {
+        drop(self.storage.call()?);
+        self.open = Some((message, Vec::new()));
+        Ok(())
+    }
+
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        if let Some((_, bytes)) = &mut self.open {
+            bytes.extend_from_slice(piece);
+        }
+        Ok(())
+    }
+
+    fn end_save(&mut self) -> Result<()> {
+        self.saves.extend(self.open.take());
+        Ok(())
+    }
+
+    fn abandon_save(&mut self) {
+        self.open = None;
+    }
+
+    fn apply(&mut self, actions: &[MessageAction]) -> Result<()> {
+        self.actions.extend_from_slice(actions);
+        Ok(())
+    }
+
+    fn commit(&mut self, goal: Goal) -> Result<Committed> {
+        let (saves, actions) = (std::mem::take(&mut self.saves), std::mem::take(&mut self.actions));
+        self.with(|mailbox| {
+            let mut committed = Committed::default();
+            for (new, body) in saves {
+                committed.saved += 1;
+                committed.bytes += body.len() as u64;
+                let stored = StoredMessage {
+                    guid: new.guid,
+                    flags: new.flags,
+                    received: new.received,
+                    body: body.into(),
+                };
+                let next = new.uid.next().unwrap_or(new.uid);
+                match mailbox.messages.entry(new.uid) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(stored);
+                        mailbox.uid_next = mailbox.uid_next.max(next);
+                    }
+                    Entry::Occupied(_) => {
+                        committed.not_kept.push(new.uid);
+                        mailbox.deliver(stored);
+                    }
+                }
+            }
+            for action in actions {
+                match action {
+                    MessageAction::Renumber { from, to } => match mailbox.messages.remove(&from) {
+                        Some(message) if !mailbox.messages.contains_key(&to) => {
+                            mailbox.messages.insert(to, message);
+                            mailbox.uid_next = mailbox.uid_next.max(to.next().unwrap_or(to));
+                        }
+                        Some(message) => {
+                            mailbox.messages.insert(from, message);
+                            committed.not_kept.push(to);
+                        }
+                        None => committed.not_kept.push(to),
+                    },
+                    MessageAction::Flags { uid, add, remove, .. } => match mailbox.messages.get_mut(&uid) {
+                        Some(message) => message.flags = message.flags.minus(&remove).union(&add),
+                        None => committed.not_kept.push(uid),
+                    },
+                    MessageAction::Expunge { uid, guid } => {
+                        let same = |m: &StoredMessage| guid.as_ref().is_none_or(|guid| m.guid == *guid);
+                        if mailbox.messages.get(&uid).is_some_and(same) {
+                            mailbox.messages.remove(&uid);
+                        }
+                    }
+                }
+            }
+            mailbox.uid_next = mailbox.uid_next.max(goal.uid_next_min);
+            if let Some(uid_validity) = goal.uid_validity {
+                mailbox.uid_validity = uid_validity;
+            }
+            committed
+        })
+    }
+}
