@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{
-    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange,
+    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange, Uid,
 };
 
 use crate::{Both, Direction, ENDS, End, later};
@@ -43,8 +43,10 @@ struct Mailbox {
 enum Fate {
     /// Both ends have it in the end.
     Keep,
-    /// Not ours to touch: out of scope, or a one-way sync's difference.
+    /// Stays at the end that has it: a one-way sync's difference. It gives way if the source needs its name.
     Leave,
+    /// Not ours to touch.
+    OutOfScope,
     /// Goes from the one end that has it.
     Delete,
 }
@@ -88,7 +90,7 @@ impl Merge<'_> {
         let mut mailboxes = Vec::new();
         let mut add = |at: Both<Option<(MailboxName, MailboxStatus)>>| {
             let guid = self.guid(&at);
-            mailboxes.push(Mailbox { guid, at, names: Both::default(), fate: Fate::Leave });
+            mailboxes.push(Mailbox { guid, at, names: Both::default(), fate: Fate::OutOfScope });
         };
         let inbox = Both(ENDS.map(|end| self.guid_at(end, &MailboxName::inbox())));
         if let [Some(a), Some(b)] = inbox.0 {
@@ -188,8 +190,13 @@ impl Merge<'_> {
             let known = self.base.and_then(|base| base.mailboxes.get(&mailbox.guid));
             let status = mailbox.at[holder].as_ref().map(|(_, status)| status);
             match (known, status) {
+                // A base with a digest says that nothing else was below its UIDNEXT (two-way), or nothing else at all.
                 (Some(known), Some(status)) => {
-                    status.uid_validity != known.uid_validity || status.uid_next > known.uid_next
+                    let more = match self.direction {
+                        Direction::TwoWay => known.digest.is_none() || status.uid_next > known.uid_next,
+                        _ => known.digest != Some(status.digest),
+                    };
+                    more || status.uid_validity != known.uid_validity
                 }
                 _ => true,
             }
@@ -246,6 +253,7 @@ impl Merge<'_> {
         let source = self.direction.source();
         let rank = |mailbox: &Mailbox| match mailbox.fate {
             _ if mailbox.is_inbox() => 0,
+            Fate::OutOfScope => 0,
             Fate::Keep if source.is_some_and(|source| mailbox.at[source].is_some()) => 1,
             Fate::Leave => 2,
             Fate::Keep if mailbox.unmoved() => 3,
@@ -274,7 +282,7 @@ impl Merge<'_> {
                 }
                 if number > 10_000 {
                     mailbox.names = wanted.clone();
-                    mailbox.fate = Fate::Leave;
+                    mailbox.fate = Fate::OutOfScope;
                     break;
                 }
             }
@@ -294,7 +302,13 @@ impl Merge<'_> {
         for mailbox in mailboxes {
             let here = mailbox.at[end].as_ref();
             match mailbox.fate {
-                Fate::Leave => {
+                Fate::Leave | Fate::OutOfScope => {
+                    if let (Fate::Leave, Some((now, status)), Some(name)) =
+                        (mailbox.fate, here, &mailbox.names[end])
+                        && now != name
+                    {
+                        renames.push((status.guid, now.clone(), name.clone()));
+                    }
                     if let Some(name) = self.base_name(mailbox.guid) {
                         plan.kept.insert(mailbox.guid);
                         let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
@@ -335,7 +349,15 @@ impl Merge<'_> {
                         None => {
                             if let Some((_, status)) = &mailbox.at[end.other()] {
                                 let (guid, uid_validity) = (mailbox.guid, status.uid_validity);
-                                creates.push(TreeChange::Create { name: name.clone(), guid, uid_validity });
+                                // One that was here before goes on above the UIDs that it gave away.
+                                let known = self.base.and_then(|base| base.mailboxes.get(&guid));
+                                let uid_next = known.map_or(Uid::MIN, |known| known.uid_next);
+                                creates.push(TreeChange::Create {
+                                    name: name.clone(),
+                                    guid,
+                                    uid_validity,
+                                    uid_next,
+                                });
                             }
                         }
                     }
@@ -491,7 +513,11 @@ fn ordered(
         let (guid, from, to) = match free {
             Some(i) => renames.remove(i),
             None => {
-                let (guid, from, to) = renames.remove(0);
+                // What stays where it is cannot be waited for.
+                let circle =
+                    renames.iter().position(|(_, _, to)| renames.iter().any(|(_, from, _)| from == to));
+                let Some(first) = circle else { break };
+                let (guid, from, to) = renames.remove(first);
                 let away = temporary(&from, guid);
                 renames.push((guid, away.clone(), to));
                 (guid, from, away)

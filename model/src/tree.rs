@@ -33,6 +33,7 @@ pub enum TreeChange {
         name: MailboxName,
         guid: MailboxGuid,
         uid_validity: UidValidity,
+        uid_next: Uid,
     },
     /// Makes a directory that holds no mail. Where the layout has none: nothing.
     CreateDirectory {

@@ -83,8 +83,8 @@ pub trait Mailbox: Send {
     /// the GUID. `None`: expunged meanwhile.
     fn body(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<Body>>;
 
-    /// Saves a message whose body is at hand as a whole. Its UID must not be in use; see [`Committed`] for
-    /// what happens if it has come into use meanwhile.
+    /// Saves a message whose body is at hand as a whole, under a UID that `changes` or the last `commit` left free; see
+    /// [`Committed`] for what happens if a delivery got it meanwhile, even if that message is gone again.
     fn save(&mut self, message: NewMessage, body: Body) -> Result<()>;
 
     /// Begins to save a message whose body comes in pieces; one at a time.

@@ -171,11 +171,13 @@ impl Storage for MemoryStorage {
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
         let mut account = self.call()?;
         match change {
-            TreeChange::Create { name, guid, uid_validity } => {
+            TreeChange::Create { name, guid, uid_validity, uid_next } => {
                 if account.mailboxes.contains_key(name) {
                     return Err(exists(name));
                 }
-                account.mailboxes.insert(name.clone(), StoredMailbox::new(*guid, *uid_validity));
+                let mailbox =
+                    StoredMailbox { uid_next: *uid_next, ..StoredMailbox::new(*guid, *uid_validity) };
+                account.mailboxes.insert(name.clone(), mailbox);
             }
             TreeChange::Rename { guid, from, to } => {
                 if account.mailboxes.contains_key(to) {
@@ -212,6 +214,8 @@ impl Storage for MemoryStorage {
         Ok(Box::new(MemoryMailbox {
             storage,
             guid: mailbox,
+            expected_next: None,
+            burned: UidSet::new(),
             open: None,
             saves: Vec::new(),
             actions: Vec::new(),
@@ -246,6 +250,9 @@ impl Storage for MemoryStorage {
 struct MemoryMailbox {
     storage: MemoryStorage,
     guid: MailboxGuid,
+    /// UIDNEXT when we last looked: what lies between it and UIDNEXT as we find it was given away by others.
+    expected_next: Option<Uid>,
+    burned: UidSet,
     open: Option<(NewMessage, Vec<u8>)>,
     saves: Vec<(NewMessage, Vec<u8>)>,
     actions: Vec<MessageAction>,
@@ -263,7 +270,12 @@ impl Mailbox for MemoryMailbox {
     }
 
     fn changes(&mut self, since: Since<'_>) -> Result<Changes> {
-        self.with(|mailbox| Changes { status: mailbox.status(), list: changes_since(&mailbox.list(), since) })
+        let changes = self.with(|mailbox| Changes {
+            status: mailbox.status(),
+            list: changes_since(&mailbox.list(), since),
+        })?;
+        self.expected_next = Some(changes.status.uid_next);
+        Ok(changes)
     }
 
     fn digest_of(&mut self, uids: &UidSet) -> Result<Digest> {
@@ -327,7 +339,10 @@ impl Mailbox for MemoryMailbox {
 
     fn commit(&mut self, goal: Goal) -> Result<Committed> {
         let (saves, actions) = (std::mem::take(&mut self.saves), std::mem::take(&mut self.actions));
-        self.with(|mailbox| {
+        let mut burned = std::mem::take(&mut self.burned);
+        let expected_next = self.expected_next;
+        let (committed, burned, uid_next) = self.with(|mailbox| {
+            burned.insert_range(expected_next.unwrap_or(mailbox.uid_next).get()..mailbox.uid_next.get());
             let mut committed = Committed::default();
             for (new, body) in saves {
                 committed.saved += 1;
@@ -340,11 +355,11 @@ impl Mailbox for MemoryMailbox {
                 };
                 let next = new.uid.next().unwrap_or(new.uid);
                 match mailbox.messages.entry(new.uid) {
-                    Entry::Vacant(entry) => {
+                    Entry::Vacant(entry) if !burned.contains(new.uid.get()) => {
                         entry.insert(stored);
                         mailbox.uid_next = mailbox.uid_next.max(next);
                     }
-                    Entry::Occupied(_) => {
+                    _ => {
                         committed.not_kept.push(new.uid);
                         mailbox.deliver(stored);
                     }
@@ -353,7 +368,9 @@ impl Mailbox for MemoryMailbox {
             for action in actions {
                 match action {
                     MessageAction::Renumber { from, to } => match mailbox.messages.remove(&from) {
-                        Some(message) if !mailbox.messages.contains_key(&to) => {
+                        Some(message)
+                            if !mailbox.messages.contains_key(&to) && !burned.contains(to.get()) =>
+                        {
                             mailbox.messages.insert(to, message);
                             mailbox.uid_next = mailbox.uid_next.max(to.next().unwrap_or(to));
                         }
@@ -379,7 +396,9 @@ impl Mailbox for MemoryMailbox {
             if let Some(uid_validity) = goal.uid_validity {
                 mailbox.uid_validity = uid_validity;
             }
-            committed
-        })
+            (committed, burned, mailbox.uid_next)
+        })?;
+        (self.burned, self.expected_next) = (burned, Some(uid_next));
+        Ok(committed)
     }
 }

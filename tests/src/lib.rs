@@ -1,1 +1,5 @@
+//! The harness of the suites: a simulated world of two stores, and the oracles that must hold in it.
 #![forbid(unsafe_code)]
+
+pub mod oracle;
+pub mod world;

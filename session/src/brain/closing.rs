@@ -1,7 +1,10 @@
 //! The last stages: expunges, digests, the base, and good-bye.
 
 use dsync_merge::Direction;
-use dsync_model::{Base, BaseNode, FlagDelta, Generation, MessageAction, MessageGuid, ModSeq};
+use dsync_model::{
+    Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
+    Since,
+};
 use dsync_proto::{BaseRef, Message, Settled};
 
 use super::greeting::note_name;
@@ -30,6 +33,7 @@ impl Brain {
             self.stage = Stage::Settling;
             return Ok(true);
         };
+        let two_way = self.direction() == Direction::TwoWay;
         let open = &mut self.open[index];
         open.expunged = true;
         let (name, channel, guid) = (open.report.name.clone(), open.channel, open.pair.guid);
@@ -42,8 +46,14 @@ impl Brain {
             open.not_kept.extend(committed.not_kept);
             open.report.expunged += plan.expunges.len() as u64;
         }
-        let digest = mailbox.digest_of(&plan.compared).map_err(at(name))?;
+        let digest = mailbox.digest_of(&plan.compared).map_err(at(name.clone()))?;
         let mut not_kept = std::mem::take(&mut open.not_kept);
+        if two_way {
+            // Mail that came below the agreed UIDNEXT while we worked: the mailbox is not as agreed, and is done again.
+            let changes = mailbox.changes(Since::Base(&plan.agreed)).map_err(at(name))?;
+            let stray = changes.list.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
+            not_kept.extend(stray.map(MessageChange::uid).filter(|uid| *uid < plan.agreed.uid_next));
+        }
         not_kept.sort_unstable();
         not_kept.dedup();
         let settled = Settled { guid, digest, not_kept };
@@ -114,8 +124,8 @@ impl Brain {
         }
         if again {
             self.round = next;
-            self.saves_ended = [false; 2];
             self.stage = Stage::Mailboxes;
+            self.catch_up()?;
         } else {
             self.stage = Stage::Bases;
         }
@@ -136,7 +146,9 @@ impl Brain {
                 let done = self.open.iter_mut().find(|open| open.pair.guid == *guid);
                 let mailbox = match done {
                     Some(open) if !open.skipped => open.base.take(),
-                    Some(_) | None => kept(guid),
+                    // Not looked into: what was agreed still holds, but not that there is nothing else.
+                    Some(_) => kept(guid).map(|mailbox| MailboxBase { digest: None, ..mailbox }),
+                    None => kept(guid),
                 };
                 base.mailboxes.extend(mailbox.map(|mailbox| (*guid, mailbox)));
             }

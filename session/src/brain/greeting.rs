@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dsync_merge::{Both, Direction, Pair};
+use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, Mask, TreeChange};
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
 use dsync_storage::StorageError;
@@ -137,10 +137,11 @@ impl Brain {
         }
         let pairs = std::mem::take(&mut self.plan.pairs);
         self.counters.mailboxes = pairs.len() as u64;
-        for (i, pair) in pairs.iter().enumerate() {
+        for pair in &pairs {
             if !self.is_settled(pair, direction, options.full) {
                 let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
-                self.open.push(Open::new(i as u32 + 1, pair.clone(), base));
+                let channel = self.open.len() as u32 + 1;
+                self.open.push(Open::new(channel, pair.clone(), base));
             } else {
                 self.report.shown_equal += 1;
             }
@@ -148,9 +149,7 @@ impl Brain {
         self.progress.mailboxes = self.open.len() as u64;
         self.plan.pairs = pairs;
         self.stage = Stage::Mailboxes;
-        for (channel, message) in std::mem::take(&mut self.early) {
-            self.channel_message(channel, message)?;
-        }
+        self.catch_up()?;
         Ok(true)
     }
 
@@ -187,7 +186,11 @@ impl Brain {
         let Some(base) = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)) else {
             return false;
         };
-        let next_agrees = direction != Direction::TwoWay || a.uid_next == b.uid_next;
+        let next_agrees = match direction.source() {
+            None => a.uid_next == b.uid_next,
+            Some(End::Initiator) => a.uid_next <= b.uid_next,
+            Some(End::Responder) => a.uid_next >= b.uid_next,
+        };
         let same = a.guid == b.guid && a.uid_validity == b.uid_validity && a.messages == b.messages;
         !full
             && same

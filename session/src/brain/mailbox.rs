@@ -88,11 +88,31 @@ impl Open {
         let old = std::mem::replace(self, fresh);
         self.since_base = base.is_some();
         self.base = base;
+        self.skipped = old.skipped;
         self.report = old.report;
     }
 
     fn size(&self) -> u64 {
         self.pair.statuses.0.iter().flatten().map(|status| u64::from(status.messages)).sum()
+    }
+
+    /// Where it stands, in one line.
+    pub(super) fn standing(&self) -> String {
+        format!(
+            "{} on {}: skipped {}, lists {}/{} done {}, plan {}, {} to come, {} to send, asked all {}, saved {}, settled {:?}",
+            self.pair.name,
+            self.channel,
+            self.skipped,
+            self.mine.is_some(),
+            self.theirs.is_some(),
+            self.theirs_done,
+            self.plan.is_some(),
+            self.fetches.len(),
+            self.asked.len(),
+            self.asked_done,
+            self.saved,
+            self.settled.each_ref().map(Option::is_some),
+        )
     }
 
     fn lists_held(&self) -> bool {
@@ -111,12 +131,12 @@ impl Brain {
             return Ok(true);
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
-        if !self.saves_ended[self.end as usize] && self.open.iter().all(idle) {
-            self.saves_ended[self.end as usize] = true;
+        if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
+            self.saves_ended[self.end as usize] += 1;
             self.say(Message::End(List::Saves));
             return Ok(true);
         }
-        if self.saves_ended == [true, true] {
+        if self.saves_ended.iter().all(|ended| *ended > self.round) {
             self.stage = Stage::Expunges;
             return Ok(true);
         }
@@ -178,10 +198,16 @@ impl Brain {
             open.active && !open.skipped && open.mine.is_some() && open.theirs_done && open.plan.is_none()
         };
         let Some(index) = self.open.iter().position(ready) else { return Ok(false) };
+        self.plan_one(index)?;
+        Ok(true)
+    }
+
+    /// Merges a mailbox of which both lists are here.
+    fn plan_one(&mut self, index: usize) -> Result<(), SessionError> {
         let (end, direction) = (self.end, self.direction());
         let open = &mut self.open[index];
         let name = open.name();
-        let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(false) };
+        let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
         let views = Both(lists.map(|(status, changes)| MailboxView { status, changes }));
         let base = open.base.as_ref().filter(|_| open.since_base);
@@ -190,7 +216,7 @@ impl Brain {
             Err(_) if open.since_base => {
                 // Both ends see the same contradiction, and both start this mailbox over without its base.
                 open.again(None);
-                return Ok(true);
+                return Ok(());
             }
             Err(error) => return Err(SessionError::Peer(format!("lists {name} wrongly: {error}"))),
         };
@@ -228,7 +254,7 @@ impl Brain {
             self.say_on(channel, Message::Requests(batch.to_vec()));
         }
         self.say_on(channel, Message::End(List::Requests));
-        Ok(true)
+        Ok(())
     }
 
     /// Answers the oldest request.
@@ -299,7 +325,9 @@ impl Brain {
     fn commit_saves(&mut self, index: usize) -> Result<(), SessionError> {
         let open = &mut self.open[index];
         let name = open.name();
-        if open.unsaved.0 == 0 {
+        // The last commit raises UIDNEXT even if nothing came.
+        let last = open.fetches.is_empty() && open.plan.as_ref().is_some_and(|plan| !plan.fetches.is_empty());
+        if open.unsaved.0 == 0 && !last {
             return Ok(());
         }
         let (Some(mailbox), Some(plan)) = (open.mailbox.as_mut(), &open.plan) else { return Ok(()) };
@@ -342,11 +370,19 @@ impl Brain {
         }
         let round = self.round;
         let peer = self.end.other() as usize;
+        let open = &self.open[index];
+        if matches!(message, Message::Mailbox { .. })
+            && open.theirs_done
+            && open.mine.is_some()
+            && open.plan.is_none()
+        {
+            // The peer found both lists to contradict the base and starts over: so shall we, from the same lists.
+            self.plan_one(index)?;
+        }
         let open = &mut self.open[index];
         let wrong = || SessionError::Peer(format!("sends a message out of turn on channel {channel}"));
         match message {
             Message::Mailbox { status, since_base, round: theirs } => {
-                // A base that one end found contradicted is dropped by both: its lists are sent once more.
                 if open.theirs.is_some()
                     || theirs != round
                     || status.guid != open.pair.guid

@@ -67,7 +67,7 @@ enum Stage {
     Done,
 }
 
-/// Messages on channels that may wait until our tree is merged.
+/// Messages on channels that may wait until we are where the peer is.
 const EARLY_MAX: usize = 100_000;
 
 /// One end of a session.
@@ -90,7 +90,8 @@ pub struct Brain {
     plan: TreePlan,
     round: u8,
     open: Vec<Open>,
-    saves_ended: [bool; 2],
+    /// Rounds in which the end has all its saves on the disk; the peer may be ahead by one.
+    saves_ended: [u8; 2],
     committed: [Option<BaseRef>; 2],
     next_base: Option<Vec<u8>>,
     written: [Option<Generation>; 2],
@@ -135,7 +136,7 @@ impl Brain {
             plan: TreePlan::default(),
             round: 0,
             open: Vec::new(),
-            saves_ended: [false; 2],
+            saves_ended: [0; 2],
             committed: [None; 2],
             next_base: None,
             written: [None; 2],
@@ -153,9 +154,9 @@ impl Brain {
     pub fn handle(&mut self, input: Input<'_>) -> Result<(), SessionError> {
         match input {
             Input::Message(SESSION, message) => self.session_message(message),
-            Input::Message(channel, message) if self.stage < Stage::Mailboxes => {
+            Input::Message(channel, message) if self.is_early(&message) => {
                 if self.early.len() >= EARLY_MAX {
-                    return Err(SessionError::Peer("sends mailboxes before the trees are known".into()));
+                    return Err(SessionError::Peer("runs too far ahead of us".into()));
                 }
                 self.early.push_back((channel, message));
                 Ok(())
@@ -228,7 +229,7 @@ impl Brain {
                 Ok(())
             }
             Message::End(List::Saves) => {
-                self.saves_ended[peer] = true;
+                self.saves_ended[peer] = self.saves_ended[peer].saturating_add(1);
                 Ok(())
             }
             Message::Committed(base) => {
@@ -246,6 +247,20 @@ impl Brain {
             Message::Failure(failure) => Err(SessionError::Remote(failure)),
             _ => Err(SessionError::Peer("sends a message that does not belong here".into())),
         }
+    }
+
+    /// The peer may be ahead of us: with its trees merged, or already in the next round.
+    fn is_early(&self, message: &Message) -> bool {
+        let ahead = matches!(message, Message::Mailbox { round, .. } if *round > self.round);
+        self.stage < Stage::Mailboxes || ahead || !self.early.is_empty()
+    }
+
+    /// Takes what came before its time.
+    fn catch_up(&mut self) -> Result<(), SessionError> {
+        for (channel, message) in std::mem::take(&mut self.early) {
+            self.channel_message(channel, message)?;
+        }
+        Ok(())
     }
 
     fn say(&mut self, message: Message) {
@@ -285,4 +300,16 @@ impl Brain {
 /// Names the place of a storage error.
 fn at(context: impl Into<String>) -> impl FnOnce(StorageError) -> SessionError {
     move |source| SessionError::Storage { context: context.into(), source }
+}
+
+impl std::fmt::Debug for Brain {
+    /// Where the session stands: for logs and for tests that got stuck.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:?} at {:?}, round {}, saves ended {:?}",
+            self.end, self.stage, self.round, self.saves_ended
+        )?;
+        self.open.iter().filter(|open| open.active).try_for_each(|open| write!(f, "; {}", open.standing()))
+    }
 }
