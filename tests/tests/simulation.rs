@@ -6,6 +6,9 @@ use dsync_session::proto::{Direction, Terminus};
 use dsync_tests::oracle;
 use dsync_tests::world::{Faults, World};
 
+/// What was wrong, and the world as it was then.
+type Failed = Box<(String, World)>;
+
 /// Seeds that once failed, and what they found (two-way unless said otherwise). Those within the default range run twice: cheap.
 const ONCE_FAILED: &[u64] = &[
     4,    // both ends found the base contradicted, and one took the other's new list for a second one
@@ -24,9 +27,9 @@ fn seeds() -> std::ops::Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
-fn two_way(seed: u64) -> Result<(), (String, World)> {
+fn two_way(seed: u64) -> Result<(), Failed> {
     let mut world = World::new(seed);
-    let fail = |what: String, world: World| Err((what, world));
+    let fail = |what: String, world: World| Err(Box::new((what, world)));
     for _ in 0..3 {
         for _ in 0..world.dice.roll(12) {
             world.user();
@@ -86,7 +89,7 @@ fn two_way(seed: u64) -> Result<(), (String, World)> {
     Ok(())
 }
 
-fn into_one(seed: u64, mirror: bool) -> Result<(), (String, World)> {
+fn into_one(seed: u64, mirror: bool) -> Result<(), Failed> {
     let mut world = World::new(seed);
     let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
     let source = if into == Terminus::Initiator { 1 } else { 0 };
@@ -103,13 +106,13 @@ fn into_one(seed: u64, mirror: bool) -> Result<(), (String, World)> {
         };
         let outcome = world.sync(direction, faults);
         if let Err(what) = oracle::untouched(&before, &world.snapshot(source)) {
-            return Err((what, world));
+            return Err(Box::new((what, world)));
         }
         match outcome {
             Ok(0) if mirror => {
                 let check = same_mail(&world, source);
                 if let Err(what) = check {
-                    return Err((what, world));
+                    return Err(Box::new((what, world)));
                 }
             }
             Ok(0) => {
@@ -118,11 +121,11 @@ fn into_one(seed: u64, mirror: bool) -> Result<(), (String, World)> {
                 before.mailboxes.retain(|_, mailbox| !world.deleted.contains(&mailbox.guid));
                 let held = oracle::nothing_lost(&[before], &world.snapshot(1 - source), &world.expunged);
                 if let Err(what) = held {
-                    return Err((what, world));
+                    return Err(Box::new((what, world)));
                 }
             }
             Err(error) if matches!(error.status(), 75 | 77) => {}
-            other => return Err((format!("{other:?}"), world)),
+            other => return Err(Box::new((format!("{other:?}"), world))),
         }
     }
     Ok(())
@@ -139,9 +142,10 @@ fn same_mail(world: &World, source: usize) -> Result<(), String> {
     oracle::equal(&from, &into)
 }
 
-fn run(what: &str, world: impl Fn(u64) -> Result<(), (String, World)>) {
+fn run(what: &str, world: impl Fn(u64) -> Result<(), Failed>) {
     for seed in ONCE_FAILED.iter().copied().chain(seeds()) {
-        if let Err((wrong, world)) = world(seed) {
+        if let Err(failed) = world(seed) {
+            let (wrong, world) = *failed;
             panic!("{what}: seed {seed}: {wrong}\n{}", world.trace.join("\n"));
         }
     }
