@@ -4,8 +4,13 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+pub mod disk;
 mod error;
+pub mod location;
+mod lock;
+pub mod maildir;
 pub mod memory;
+mod mutf7;
 
 use std::io;
 use std::path::Path;
@@ -16,7 +21,9 @@ use dsync_model::{
     StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity,
 };
 
+pub use disk::Fsync;
 pub use error::{Result, StorageError};
+pub use location::Location;
 
 /// One account: its mailboxes, subscriptions, and the notes that dsync keeps with it.
 pub trait Storage: Send {

@@ -1,0 +1,200 @@
+//! The only module that changes files. Every change is one *step*, and steps are counted, so that a test can
+//! stop the world after each of them.
+
+use std::cell::Cell;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, OFlags, RenameFlags};
+
+use crate::{Result, StorageError};
+
+/// When data is forced to the disk (setting `mail_fsync`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fsync {
+    /// Each file.
+    Always,
+    /// A batch at once, before it is acknowledged.
+    #[default]
+    Optimized,
+    Never,
+}
+
+/// From this many files on, one `syncfs` is cheaper than an `fdatasync` for each.
+const SYNCFS_FILES_MIN: usize = 8;
+
+thread_local! {
+    static STEPS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    static STEPS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// For crash tests: from now on this thread makes `steps` changes to files, and every further one fails as if the
+/// process were gone. `None` lifts the limit. Gives the number of steps made so far.
+pub fn crash_after(steps: Option<u64>) -> u64 {
+    STEPS_LEFT.set(steps);
+    STEPS.get()
+}
+
+fn step(path: &Path) -> Result<()> {
+    STEPS.set(STEPS.get() + 1);
+    match STEPS_LEFT.get() {
+        Some(0) => {
+            Err(StorageError::Io { path: path.to_owned(), source: io::Error::other("the test stops here") })
+        }
+        Some(left) => {
+            STEPS_LEFT.set(Some(left - 1));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Permissions for new files in `directory`: what the directory grants, without execution.
+pub fn file_mode(directory: &Path) -> u32 {
+    fs::metadata(directory).map_or(0o600, |meta| (meta.mode() & 0o666) | 0o600)
+}
+
+/// Creates a file that must not exist, and follows no link.
+pub fn create(path: &Path, mode: u32) -> Result<File> {
+    step(path)?;
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
+    file.map_err(StorageError::io(path))
+}
+
+/// Makes a directory and those above it; an existing one is fine.
+pub fn make_directory(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    step(path)?;
+    let above = path.parent().and_then(|parent| fs::metadata(parent).ok());
+    let mode = above.map_or(0o700, |meta| (meta.mode() & 0o777) | 0o700);
+    let mode = if path.parent().is_some_and(Path::is_dir) { mode & 0o770 | 0o700 } else { 0o700 };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(StorageError::io(path))
+}
+
+/// Copies `from` into the open, empty `to`: by reference where the file system can, else within the kernel.
+pub fn clone_file(from: &File, to: &mut File, path: &Path) -> Result<u64> {
+    step(path)?;
+    let size = from.metadata().map_err(StorageError::io(path))?.len();
+    if rustix::fs::ioctl_ficlone(&*to, from).is_ok() {
+        return Ok(size);
+    }
+    let mut copied = 0;
+    while copied < size {
+        match rustix::fs::copy_file_range(from, None, &*to, None, (size - copied) as usize) {
+            Ok(0) => break,
+            Ok(bytes) => copied += bytes as u64,
+            Err(_) if copied == 0 => return io::copy(&mut &*from, to).map_err(StorageError::io(path)),
+            Err(error) => return Err(StorageError::io(path)(error.into())),
+        }
+    }
+    Ok(copied)
+}
+
+/// Renames, and fails if `to` exists.
+pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+    step(to)?;
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::hard_link(from, to).and_then(|()| fs::remove_file(from)).map_err(StorageError::io(to))
+        }
+        other => other.map_err(|error| StorageError::io(to)(error.into())),
+    }
+}
+
+/// Renames over whatever is there.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    step(to)?;
+    fs::rename(from, to).map_err(StorageError::io(to))
+}
+
+/// Removes a file; one that is gone already is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    step(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory tree without following links.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    step(path)?;
+    fs::remove_dir_all(path).map_err(StorageError::io(path))
+}
+
+/// Removes a directory if it is empty.
+pub fn remove_empty(path: &Path) -> Result<()> {
+    step(path)?;
+    match fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
+            Err(StorageError::io(path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the content of files durable, as a group.
+pub fn sync_files(files: &[PathBuf], policy: Fsync) -> Result<()> {
+    let Some(first) = files.first() else { return Ok(()) };
+    if policy == Fsync::Never {
+        return Ok(());
+    }
+    step(first)?;
+    if policy == Fsync::Optimized && files.len() > SYNCFS_FILES_MIN {
+        let file = File::open(first).map_err(StorageError::io(first))?;
+        return rustix::fs::syncfs(&file).map_err(|error| StorageError::io(first)(error.into()));
+    }
+    for path in files {
+        let file = File::open(path).map_err(StorageError::io(path))?;
+        file.sync_data().map_err(StorageError::io(path))?;
+    }
+    Ok(())
+}
+
+/// Makes names in a directory durable.
+pub fn sync_directory(path: &Path, policy: Fsync) -> Result<()> {
+    if policy == Fsync::Never {
+        return Ok(());
+    }
+    step(path)?;
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(StorageError::io(path))
+}
+
+/// Puts a new content in place of a file: written beside it as `temporary`, made durable, renamed over it.
+pub fn replace(path: &Path, temporary: &Path, content: &[u8], policy: Fsync) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    remove(temporary)?;
+    let mut file = create(temporary, file_mode(directory))?;
+    write(&mut file, content, temporary)?;
+    if policy != Fsync::Never {
+        file.sync_data().map_err(StorageError::io(temporary))?;
+    }
+    rename(temporary, path)?;
+    sync_directory(directory, policy)
+}
+
+/// Writes all of `content` in one call where the system allows it.
+pub fn write(file: &mut File, content: &[u8], path: &Path) -> Result<()> {
+    step(path)?;
+    file.write_all(content).map_err(StorageError::io(path))
+}
+
+/// Appends to a file in one write, after cutting off what follows the first `length` bytes.
+pub fn append_at(path: &Path, length: u64, content: &[u8], policy: Fsync) -> Result<()> {
+    step(path)?;
+    let mut file = OpenOptions::new().append(true).open(path).map_err(StorageError::io(path))?;
+    let now = file.metadata().map_err(StorageError::io(path))?.len();
+    if now > length {
+        file.set_len(length).map_err(StorageError::io(path))?;
+    }
+    write(&mut file, content, path)?;
+    if policy != Fsync::Never {
+        file.sync_data().map_err(StorageError::io(path))?;
+    }
+    Ok(())
+}

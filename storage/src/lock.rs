@@ -1,0 +1,153 @@
+//! Locks: dot-locks as Dovecot takes them, and the one lock of a store.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::{Result, StorageError, disk};
+
+/// Age from which a dot-lock that nobody touches is stale (storage formats reference, 3.1).
+const STALE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A dot-lock; released when dropped.
+#[derive(Debug)]
+pub struct DotLock {
+    path: PathBuf,
+}
+
+impl DotLock {
+    /// Takes `<file>.lock`, waiting at most `wait`. A lock whose process is gone from this host, or that nobody touched for two
+    /// minutes, is broken.
+    pub fn take(file: &Path, wait: Duration) -> Result<DotLock> {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        let begun = Instant::now();
+        let mode = disk::file_mode(file.parent().unwrap_or(Path::new(".")));
+        loop {
+            match disk::create(&path, mode) {
+                Ok(mut lock) => {
+                    disk::write(
+                        &mut lock,
+                        format!("{}:{}", std::process::id(), host_name()).as_bytes(),
+                        &path,
+                    )?;
+                    return Ok(DotLock { path });
+                }
+                Err(StorageError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+            let holder = fs::read_to_string(&path).unwrap_or_default();
+            if is_stale(&path, &holder) {
+                disk::remove(&path)?;
+                continue;
+            }
+            if begun.elapsed() >= wait {
+                let holder =
+                    if holder.is_empty() { "another program".to_owned() } else { format!("pid {holder}") };
+                return Err(StorageError::Locked { path, holder, waited: wait });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for DotLock {
+    fn drop(&mut self) {
+        // Left behind, it is broken by the next one who finds our pid gone.
+        if let Err(error) = disk::remove(&self.path) {
+            tracing::warn!("{error}: lock cannot be removed");
+        }
+    }
+}
+
+fn is_stale(path: &Path, holder: &str) -> bool {
+    let gone = holder.split_once(':').is_some_and(|(pid, host)| host == host_name() && !process_exists(pid));
+    let age = fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok();
+    let age = age.and_then(|changed| SystemTime::now().duration_since(changed).ok()).unwrap_or_default();
+    gone || age > STALE
+}
+
+fn process_exists(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+}
+
+/// The name of this host, as it stands in locks and file names: without `/` and `:`.
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let name: String =
+        name.chars().map(|c| if matches!(c, '/' | ':') || c.is_control() { '_' } else { c }).collect();
+    if name.is_empty() { "localhost".into() } else { name }
+}
+
+static HELD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The lock of a store: an open-file-description lock on a file, and an entry among those that this process holds.
+#[derive(Debug)]
+pub struct FileLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl FileLock {
+    /// Takes the lock on the regular file `path`, waiting at most `wait`.
+    pub fn take(path: &Path, wait: Duration) -> Result<FileLock> {
+        let begun = Instant::now();
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+        let file = options.open(path).map_err(StorageError::io(path))?;
+        let held = |paths: &mut BTreeSet<PathBuf>| paths.insert(path.to_owned());
+        loop {
+            if held(&mut HELD.lock().unwrap_or_else(PoisonError::into_inner)) {
+                match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+                    Ok(_) => break,
+                    Err(errno) => {
+                        HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+                        if !matches!(errno, Errno::EAGAIN | Errno::EACCES) {
+                            return Err(StorageError::io(path)(errno.into()));
+                        }
+                    }
+                }
+            }
+            if begun.elapsed() >= wait {
+                let mut text = [0; 300];
+                let length = file.read_at(&mut text, 0).unwrap_or(0);
+                let holder = String::from_utf8_lossy(&text[..length]).trim().to_owned();
+                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                return Err(StorageError::Locked { path: path.to_owned(), holder, waited: wait });
+            }
+            std::thread::sleep(POLL);
+        }
+        let who = format!("pid {} on {}", std::process::id(), host_name());
+        let told = file.set_len(0).and_then(|()| (&file).write_all(who.as_bytes()));
+        let lock = FileLock { path: path.to_owned(), _file: file };
+        told.map_err(StorageError::io(path))?;
+        Ok(lock)
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
+    }
+}
+
+fn whole_file() -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: nix::libc::F_WRLCK as i16,
+        l_whence: nix::libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}

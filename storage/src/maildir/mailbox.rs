@@ -1,0 +1,514 @@
+//! One open Maildir: lists, bodies, saves and commits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dsync_model::{
+    Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid, NewMessage, Since, Timestamp, Uid,
+    UidSet, changes_since,
+};
+
+use super::Shared;
+use super::filename::{self, Keywords};
+use super::scan::{FileName, LOCK_WAIT, Places, Scan, fresh_base, guid};
+use super::uidlist::{self, Record};
+use crate::lock::DotLock;
+use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
+
+/// A message in `tmp`, on its way into the mailbox.
+struct Pending {
+    message: NewMessage,
+    path: PathBuf,
+    size: u64,
+}
+
+/// A message whose body is still coming.
+struct Coming {
+    pending: Pending,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+/// Bytes gathered before they are written.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Times that a file is looked for again after somebody renamed it.
+const TRIES: u32 = 3;
+
+/// One open Maildir.
+pub(super) struct MaildirMailbox {
+    shared: Arc<Shared>,
+    places: Places,
+    scan: Scan,
+    /// UIDNEXT when we last looked: what lies between it and UIDNEXT as we find it was given away by others.
+    expected_next: Option<Uid>,
+    burned: UidSet,
+    coming: Option<Coming>,
+    pending: Vec<Pending>,
+    actions: Vec<MessageAction>,
+}
+
+impl MaildirMailbox {
+    pub(super) fn new(shared: Arc<Shared>, places: Places, scan: Scan) -> MaildirMailbox {
+        MaildirMailbox {
+            shared,
+            places,
+            scan,
+            expected_next: None,
+            burned: UidSet::new(),
+            coming: None,
+            pending: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn refresh(&mut self) -> Result<()> {
+        if !self.scan.is_current(&self.places) {
+            self.scan = self.shared.scan(&self.places)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, message: NewMessage) -> Result<(Pending, File)> {
+        self.abandon_save();
+        let directory = self.places.mail.join("tmp");
+        disk::make_directory(&directory)?;
+        let path = directory.join(format!("{}.dsync", fresh_base()));
+        let file = disk::create(&path, disk::file_mode(&self.places.mail))?;
+        Ok((Pending { message, path, size: 0 }, file))
+    }
+
+    fn finish(&mut self, pending: Pending, file: &File) -> Result<()> {
+        if let Some(Timestamp(seconds)) = pending.message.received {
+            let time = match u64::try_from(seconds) {
+                Ok(after) => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(after)),
+                Err(_) => SystemTime::UNIX_EPOCH.checked_sub(Duration::from_secs(seconds.unsigned_abs())),
+            };
+            if let Some(time) = time {
+                file.set_modified(time).map_err(StorageError::io(&pending.path))?;
+            }
+        }
+        self.pending.push(pending);
+        Ok(())
+    }
+
+    /// The message's file opened, whatever it was renamed to meanwhile.
+    fn open_file(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<(usize, File, PathBuf)>> {
+        for _ in 0..TRIES {
+            let right = |index: &usize| {
+                guid.is_none_or(|wanted| self::guid(&self.scan.list.records[*index]).bits() == wanted.bits())
+            };
+            let found = self.scan.index_of(uid).filter(right).or_else(|| {
+                guid?;
+                (0..self.scan.files.len()).find(|index| self.scan.files[*index].is_some() && right(index))
+            });
+            let Some(index) = found else { return Ok(None) };
+            let Some(file) = &self.scan.files[index] else { return Ok(None) };
+            let path = file.path(&self.places.mail);
+            let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+            match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+                Ok(file) => return Ok(Some((index, file, path))),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    self.scan = self.shared.scan(&self.places)?;
+                }
+                Err(error) => return Err(StorageError::io(&path)(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keywords of what is about to be written get letters. Says which messages have some that could not.
+    fn learn_keywords(&mut self, keywords: &mut Keywords) -> Vec<Uid> {
+        let mut unkept = Vec::new();
+        let mut used: Vec<u8> =
+            self.scan.files.iter().flatten().flat_map(|file| filename::letters(&file.name)).collect();
+        used.sort_unstable();
+        used.dedup();
+        let wanted = self.pending.iter().map(|pending| (pending.message.uid, &pending.message.flags));
+        let added = self.actions.iter().filter_map(|action| match action {
+            MessageAction::Flags { uid, add, .. } => Some((*uid, add)),
+            _ => None,
+        });
+        for (uid, flags) in wanted.chain(added) {
+            if !keywords.learn(flags.keywords.iter(), &used).is_empty() {
+                unkept.push(uid);
+            }
+        }
+        unkept
+    }
+
+    /// Lines of messages that are gone make room for what is to have their UID or their name again.
+    fn drop_dead_lines(&mut self) {
+        let renumbered = self.actions.iter().filter_map(|action| match action {
+            MessageAction::Renumber { to, .. } => Some(*to),
+            _ => None,
+        });
+        let uids: BTreeSet<Uid> =
+            self.pending.iter().map(|pending| pending.message.uid).chain(renumbered).collect();
+        let bases: BTreeSet<&[u8]> =
+            self.pending.iter().map(|pending| pending.message.guid.as_str().as_bytes()).collect();
+        let Scan { list, files, .. } = &mut self.scan;
+        let dead = |(record, file): (&Record, &Option<FileName>)| {
+            file.is_none() && (uids.contains(&record.uid) || bases.contains(&*record.base))
+        };
+        let keep: Vec<bool> = list.records.iter().zip(&*files).map(|line| !dead(line)).collect();
+        if keep.iter().all(|keep| *keep) {
+            return;
+        }
+        list.keep_next();
+        let mut kept = keep.iter();
+        list.records.retain(|_| *kept.next().unwrap_or(&true));
+        let mut kept = keep.iter();
+        files.retain(|_| *kept.next().unwrap_or(&true));
+        list.rewrite = true;
+    }
+
+    /// Moves what lies in `tmp` into `cur`, and gives each its line.
+    fn place_saves(&mut self, committed: &mut Committed) -> Result<usize> {
+        let mut appended = 0;
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.sort_by_key(|pending| pending.message.uid);
+        let mut bases: BTreeMap<Box<[u8]>, ()> = BTreeMap::new();
+        let mut indexed = false;
+        for Pending { message, path, size } in pending {
+            let taken = self.scan.list.records.binary_search_by_key(&message.uid, |record| record.uid);
+            let uid = match taken {
+                Err(_) if !self.burned.contains(message.uid.get()) => message.uid,
+                _ => {
+                    committed.not_kept.push(message.uid);
+                    self.scan.list.uid_next()
+                }
+            };
+            if uid.next().is_none() {
+                return Err(StorageError::Impossible(format!(
+                    "{}: UIDs are exhausted",
+                    self.places.mail.display()
+                )));
+            }
+            if !indexed {
+                bases.extend(self.scan.list.records.iter().map(|record| (record.base.clone(), ())));
+                indexed = true;
+            }
+            let record = self.record_for(uid, &message, size, &bases, committed);
+            let base = record.base.clone();
+            let name = filename::with_flags(b"", &base, &message.flags, &self.scan.keywords);
+            let file = FileName { in_new: false, name: name.into() };
+            disk::rename_new(&path, &file.path(&self.places.mail))?;
+            bases.insert(base, ());
+            if uid >= self.scan.list.uid_next() {
+                self.scan.list.records.push(record);
+                self.scan.files.push(Some(file));
+                appended += 1;
+            } else {
+                let at = self.scan.list.records.partition_point(|record| record.uid < uid);
+                self.scan.list.records.insert(at, record);
+                self.scan.files.insert(at, Some(file));
+                self.scan.list.rewrite = true;
+                self.shared.drop_index(&self.places)?;
+            }
+            committed.saved += 1;
+            committed.bytes += size;
+        }
+        Ok(appended)
+    }
+
+    /// The base name is the GUID where that makes a safe file name that is not in use; else a fresh one, and the GUID goes into the uidlist.
+    fn record_for(
+        &self,
+        uid: Uid,
+        message: &NewMessage,
+        size: u64,
+        used: &BTreeMap<Box<[u8]>, ()>,
+        committed: &mut Committed,
+    ) -> Record {
+        let guid = message.guid.as_str().as_bytes();
+        let safe = guid.len() <= 200
+            && !guid.iter().any(|b| matches!(b, b'/' | b':'))
+            && guid[0] != b'.'
+            && filename::size(guid).is_none_or(|told| told == size)
+            && !used.contains_key(guid);
+        let mut fields: Vec<(u8, Box<[u8]>)> = Vec::new();
+        let base: Box<[u8]> = if safe {
+            if filename::size(guid).is_none() {
+                fields.push((b'S', size.to_string().into_bytes().into()));
+            }
+            guid.into()
+        } else {
+            if guid.contains(&b' ') {
+                committed.not_kept.push(message.uid);
+            } else {
+                fields.push((b'G', guid.into()));
+            }
+            format!("{},S={size}", fresh_base()).into_bytes().into()
+        };
+        let plain = |text: &str| !text.bytes().any(|b| b <= b' ' || b == 0x7f);
+        if let Some(uidl) = message.pop3_uidl.as_deref().filter(|uidl| plain(uidl)) {
+            fields.push((b'P', uidl.as_bytes().into()));
+        }
+        if let Some(order) = message.pop3_order {
+            fields.push((b'O', order.to_string().into_bytes().into()));
+        }
+        Record { uid, fields, base }
+    }
+
+    fn renumber(&mut self, from: Uid, to: Uid, committed: &mut Committed) {
+        let free = self.scan.list.records.binary_search_by_key(&to, |record| record.uid).is_err();
+        let found = self
+            .scan
+            .index_of(from)
+            .filter(|_| free && !self.burned.contains(to.get()) && to.next().is_some());
+        let Some(index) = found else {
+            committed.not_kept.push(to);
+            return;
+        };
+        let mut record = self.scan.list.records.remove(index);
+        let file = self.scan.files.remove(index);
+        record.uid = to;
+        let at = self.scan.list.records.partition_point(|record| record.uid < to);
+        self.scan.list.records.insert(at, record);
+        self.scan.files.insert(at, file);
+        self.scan.list.rewrite = true;
+    }
+
+    fn set_flags(&mut self, uid: Uid, add: &FlagSet, remove: &FlagSet) -> Result<bool> {
+        for _ in 0..TRIES {
+            let Some(index) = self.scan.index_of(uid) else { return Ok(false) };
+            let Some(file) = &self.scan.files[index] else { return Ok(false) };
+            let flags = self.scan.flags(file).minus(remove).union(add);
+            let base = &self.scan.list.records[index].base;
+            let name = filename::with_flags(&file.name, base, &flags, &self.scan.keywords);
+            let renamed = FileName { in_new: false, name: name.into() };
+            let (from, to) = (file.path(&self.places.mail), renamed.path(&self.places.mail));
+            if from == to {
+                return Ok(true);
+            }
+            match disk::rename_new(&from, &to) {
+                Ok(()) => {
+                    self.scan.files[index] = Some(renamed);
+                    return Ok(true);
+                }
+                Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    let (now, _) = Scan::look(&self.places)?;
+                    self.scan.files = now.files;
+                    if self.scan.files.len() != self.scan.list.records.len() {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    fn expunge(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<()> {
+        for _ in 0..TRIES {
+            let Some(index) = self.scan.index_of(uid) else { return Ok(()) };
+            let same = |guid: &MessageGuid| guid.bits() == self::guid(&self.scan.list.records[index]).bits();
+            if !wanted.is_none_or(same) {
+                return Ok(());
+            }
+            let Some(file) = &self.scan.files[index] else { return Ok(()) };
+            let path = file.path(&self.places.mail);
+            if path.symlink_metadata().is_ok() {
+                disk::remove(&path)?;
+                self.scan.files[index] = None;
+                return Ok(());
+            }
+            let (now, _) = Scan::look(&self.places)?;
+            if now.files.len() == self.scan.files.len() {
+                self.scan.files = now.files;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says whether a commit with this goal has anything to write.
+    fn is_idle(&self, goal: Goal) -> bool {
+        let list = &self.scan.list;
+        let validity = goal.uid_validity.is_none() || goal.uid_validity == list.uid_validity;
+        self.pending.is_empty() && self.actions.is_empty() && validity && goal.uid_next_min <= list.uid_next()
+    }
+}
+
+impl Mailbox for MaildirMailbox {
+    fn status(&mut self) -> Result<MailboxStatus> {
+        self.refresh()?;
+        self.scan.status()
+    }
+
+    fn changes(&mut self, since: Since<'_>) -> Result<Changes> {
+        self.refresh()?;
+        let status = self.scan.status()?;
+        self.expected_next.get_or_insert(status.uid_next);
+        Ok(Changes { list: changes_since(&self.scan.list_messages(), since), status })
+    }
+
+    fn digest_of(&mut self, uids: &UidSet) -> Result<Digest> {
+        self.refresh()?;
+        let mut digest = Digest::default();
+        for (record, file) in self.scan.messages().filter(|(record, _)| uids.contains(record.uid.get())) {
+            digest.add(record.uid, &guid(record), &self.scan.flags(file));
+        }
+        Ok(digest)
+    }
+
+    fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
+        let Some((index, file, path)) = self.open_file(uid, wanted)? else { return Ok(None) };
+        let meta = file.metadata().map_err(StorageError::io(&path))?;
+        if !meta.is_file() {
+            let what = format!("{}: is no regular file", path.display());
+            return Err(StorageError::Impossible(what));
+        }
+        let record = &self.scan.list.records[index];
+        let text = |key| record.field(key).and_then(|value| std::str::from_utf8(value).ok());
+        // An empty UIDL stands for the base name.
+        let pop3_uidl = text(b'P').map(|uidl| {
+            if uidl.is_empty() { String::from_utf8_lossy(&record.base).into() } else { uidl.into() }
+        });
+        Ok(Some(Body {
+            guid: guid(record),
+            received: Some(Timestamp(meta.mtime())),
+            saved: Some(Timestamp(meta.ctime())),
+            pop3_uidl,
+            pop3_order: text(b'O').and_then(|order| order.parse().ok()),
+            size: Some(meta.len()),
+            path: Some(path.into()),
+            reader: Box::new(file),
+        }))
+    }
+
+    fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
+        let (mut pending, mut file) = self.begin(message)?;
+        let source = body.path.as_deref().and_then(|path: &Path| File::open(path).ok());
+        let copied = match source {
+            Some(source) => disk::clone_file(&source, &mut file, &pending.path),
+            None => std::io::copy(&mut body.reader, &mut file).map_err(StorageError::io(&pending.path)),
+        };
+        match copied {
+            Ok(size) => pending.size = size,
+            Err(error) => {
+                disk::remove(&pending.path)?;
+                return Err(error);
+            }
+        }
+        self.finish(pending, &file)
+    }
+
+    fn begin_save(&mut self, message: NewMessage) -> Result<()> {
+        let (pending, file) = self.begin(message)?;
+        self.coming = Some(Coming { pending, file, buffer: Vec::new() });
+        Ok(())
+    }
+
+    fn write(&mut self, piece: &[u8]) -> Result<()> {
+        let Some(Coming { pending, file, buffer }) = &mut self.coming else { return Ok(()) };
+        pending.size += piece.len() as u64;
+        buffer.extend_from_slice(piece);
+        if buffer.len() >= BUFFER_BYTES {
+            disk::write(file, buffer, &pending.path)?;
+            buffer.clear();
+        }
+        Ok(())
+    }
+
+    fn end_save(&mut self) -> Result<()> {
+        let Some(Coming { pending, mut file, buffer }) = self.coming.take() else { return Ok(()) };
+        if !buffer.is_empty()
+            && let Err(error) = disk::write(&mut file, &buffer, &pending.path)
+        {
+            disk::remove(&pending.path)?;
+            return Err(error);
+        }
+        self.finish(pending, &file)
+    }
+
+    fn abandon_save(&mut self) {
+        if let Some(Coming { pending, .. }) = self.coming.take() {
+            discard(&pending.path);
+        }
+    }
+
+    fn apply(&mut self, actions: &[MessageAction]) -> Result<()> {
+        self.actions.extend_from_slice(actions);
+        Ok(())
+    }
+
+    fn commit(&mut self, goal: Goal) -> Result<Committed> {
+        let mut committed = Committed::default();
+        if self.is_idle(goal) {
+            return Ok(committed);
+        }
+        let policy = self.shared.fsync;
+        let files: Vec<PathBuf> = self.pending.iter().map(|pending| pending.path.clone()).collect();
+        disk::sync_files(&files, policy)?;
+        let lock = DotLock::take(&uidlist::path(&self.places.control), LOCK_WAIT)?;
+        if !self.scan.list_is_current(&self.places) || !self.actions.is_empty() {
+            // With the lock held, what is unknown stays for the next scan: its UIDs come after ours.
+            (self.scan, _) = Scan::look(&self.places)?;
+        }
+        let next = self.scan.list.uid_next().get();
+        self.burned.insert_range(self.expected_next.map_or(next, Uid::get)..next);
+        let mut keywords = self.scan.keywords.clone();
+        committed.not_kept = self.learn_keywords(&mut keywords);
+        if keywords != self.scan.keywords {
+            self.shared.write_keywords(&self.places, &keywords)?;
+            self.scan.keywords = keywords;
+        }
+        self.drop_dead_lines();
+        let appended = self.place_saves(&mut committed)?;
+        if appended > 0 || !files.is_empty() {
+            disk::sync_directory(&self.places.mail.join("cur"), policy)?;
+        }
+        let actions = std::mem::take(&mut self.actions);
+        for action in &actions {
+            if let MessageAction::Renumber { from, to } = action {
+                self.renumber(*from, *to, &mut committed);
+            }
+        }
+        self.scan.list.raise_next(goal.uid_next_min);
+        if goal.uid_validity.is_some_and(|validity| self.scan.list.uid_validity != Some(validity)) {
+            self.scan.list.uid_validity = goal.uid_validity;
+            self.scan.list.rewrite = true;
+        }
+        self.scan.list.write(&self.places.control, appended, policy)?;
+        let mut renamed = false;
+        for action in &actions {
+            match action {
+                MessageAction::Renumber { .. } => {}
+                MessageAction::Flags { uid, add, remove, .. } => {
+                    renamed = true;
+                    if !self.set_flags(*uid, add, remove)? {
+                        committed.not_kept.push(*uid);
+                    }
+                }
+                MessageAction::Expunge { uid, guid } => {
+                    renamed = true;
+                    self.expunge(*uid, guid.as_ref())?;
+                }
+            }
+        }
+        if renamed {
+            disk::sync_directory(&self.places.mail.join("cur"), policy)?;
+        }
+        self.expected_next = Some(self.scan.list.uid_next());
+        self.scan.refresh_stamps(&self.places);
+        drop(lock);
+        Ok(committed)
+    }
+}
+
+impl Drop for MaildirMailbox {
+    fn drop(&mut self) {
+        self.abandon_save();
+        self.pending.iter().for_each(|pending| discard(&pending.path));
+    }
+}
+
+fn discard(path: &Path) {
+    if let Err(error) = disk::remove(path) {
+        tracing::warn!("{error}: leftover cannot be removed");
+    }
+}

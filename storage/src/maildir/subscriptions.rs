@@ -1,0 +1,111 @@
+//! The `subscriptions` file, versions 1 and 2 (storage formats reference, 3.2).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dsync_model::MailboxName;
+
+use super::layout::Layout;
+use crate::lock::DotLock;
+use crate::{Fsync, Result, StorageError, disk};
+
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// What the file holds: names, and lines that are no valid names, which are kept.
+struct Content {
+    version_2: bool,
+    names: Vec<(MailboxName, String)>,
+    other: Vec<String>,
+}
+
+fn path(layout: &Layout) -> PathBuf {
+    layout.control_root().join(&layout.subscriptions)
+}
+
+/// Names that are subscribed.
+pub fn read(layout: &Layout) -> Result<BTreeSet<MailboxName>> {
+    Ok(content(layout)?.names.into_iter().map(|(name, _)| name).collect())
+}
+
+fn content(layout: &Layout) -> Result<Content> {
+    let path = path(layout);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Content { version_2: true, names: Vec::new(), other: Vec::new() });
+        }
+        Err(error) => return Err(StorageError::io(&path)(error)),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let version_2 = text.starts_with("V\t2");
+    let mut content = Content { version_2, names: Vec::new(), other: Vec::new() };
+    for line in text.lines().skip(if version_2 { 2 } else { 0 }).filter(|line| !line.is_empty()) {
+        let parts: Vec<String> = if version_2 {
+            line.split('\t').map(unescape).collect()
+        } else {
+            line.split(layout.separator()).map(str::to_owned).collect()
+        };
+        match layout.name_of_parts(&parts.iter().map(String::as_str).collect::<Vec<_>>()) {
+            Some(name) => content.names.push((name, line.to_owned())),
+            None => content.other.push(line.to_owned()),
+        }
+    }
+    Ok(content)
+}
+
+/// Adds and removes names.
+pub fn change(
+    layout: &Layout,
+    add: &BTreeSet<MailboxName>,
+    remove: &BTreeSet<MailboxName>,
+    policy: Fsync,
+) -> Result<()> {
+    let path = path(layout);
+    // The lock file receives the new content in Dovecot; ours holds our name, and the content comes beside it.
+    let lock = DotLock::take(&path, LOCK_WAIT)?;
+    let mut content = content(layout)?;
+    content.names.retain(|(name, _)| !remove.contains(name));
+    for name in add {
+        if content.names.iter().all(|(known, _)| known != name) {
+            let parts = layout.stored_parts(name);
+            let line = if content.version_2 {
+                parts.join("\t")
+            } else {
+                parts.join(&layout.separator().to_string())
+            };
+            content.names.push((name.clone(), line));
+        }
+    }
+    let mut text = String::from(if content.version_2 { "V\t2\n\n" } else { "" });
+    for line in content.names.iter().map(|(_, line)| line).chain(&content.other) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    let temporary =
+        path.with_file_name(format!(".dsync-{}.tmp", layout.subscriptions.trim_start_matches('.')));
+    disk::replace(&path, &temporary, text.as_bytes(), policy)?;
+    drop(lock);
+    Ok(())
+}
+
+fn unescape(part: &str) -> String {
+    let mut out = String::with_capacity(part.len());
+    let mut chars = part.chars();
+    while let Some(c) = chars.next() {
+        out.push(match c {
+            '\u{1}' => match chars.next() {
+                Some('1') => '\u{1}',
+                Some('t') => '\t',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('0') => '\0',
+                Some(other) => other,
+                None => break,
+            },
+            c => c,
+        });
+    }
+    out
+}

@@ -1,0 +1,215 @@
+//! Two Maildirs, synchronised in one process.
+
+use std::fs;
+
+use dsync_session::proto::{Direction, Options};
+use dsync_session::storage::disk;
+use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
+
+fn pair() -> (tempfile::TempDir, Account, Account) {
+    let dir = tempfile::tempdir().expect("made");
+    let (a, b) = (Account::new(dir.path().join("a")), Account::new(dir.path().join("b")));
+    (dir, a, b)
+}
+
+fn some_mail(a: &Account) {
+    a.deliver("", "1700000001.M1P1.host", b"Subject: one\n\nOne.\n");
+    a.deliver("", "1700000002.M2P1.host:2,FSa", b"Subject: two\r\n\r\nTwo\0 \xff.");
+    a.deliver("", "1700000003.M3P1.host,S=0:2,T", b"");
+    a.deliver("Archive.2024", "1700000004.M4P1.host:2,RSX", b"Subject: four\n\nFour.\n");
+    a.deliver("Entw&APw-rfe", "a bü.host:2,D", b"Subject: five\n\nFive.\n");
+    fs::write(a.root.join("dovecot-keywords"), "0 $Label1\n").expect("written");
+    fs::write(a.root.join("subscriptions"), "V\t2\n\nINBOX\nArchive\t2024\nGone\n").expect("written");
+}
+
+#[test]
+fn a_backup_shows_a_client_no_difference() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    let (report, _) = sync(&a, &b, BACKUP).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(a.view(), b.view());
+    assert!(b.find("", "1700000002.M2P1.host").ends_with("1700000002.M2P1.host:2,FSa"));
+    assert_eq!((a.leftovers(), b.leftovers()), (vec![], vec![]));
+    let (again, _) = sync(&a, &b, BACKUP).expect("syncs");
+    assert_eq!((again.status(), again.mailboxes.len()), (0, 0), "{again:?}");
+}
+
+#[test]
+fn changes_of_both_ends_arrive_at_both() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    a.deliver("", "1700000010.M1P1.host", b"new at a");
+    b.deliver("", "1700000011.M1P1.host", b"new at b");
+    b.deliver("Made.Here", "1700000012.M1P1.host", b"in a new folder");
+    fs::remove_file(a.find("", "1700000001")).expect("expunged at a");
+    let two = b.find("", "1700000002");
+    fs::rename(&two, two.with_file_name("1700000002.M2P1.host:2,FRSa")).expect("answered at b");
+    fs::rename(a.folder("Archive.2024"), a.folder("Archive.Old")).expect("renamed at a");
+    let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    let view = a.view();
+    assert_eq!(view, b.view());
+    let inbox = view["INBOX"].join("\n");
+    assert!(
+        inbox.contains("new at a") && inbox.contains("new at b") && !inbox.contains("Subject: one"),
+        "{inbox}"
+    );
+    assert!(inbox.contains("\\Answered"), "{inbox}");
+    assert!(view.contains_key("Made/Here") && view.contains_key("Archive/Old"), "{view:?}");
+    assert!(view.get("Archive/2024").is_none_or(|lines| lines[0].starts_with("subscribed")), "{view:?}");
+    let (again, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!((again.status(), again.mailboxes.len()), (0, 0), "{again:?}");
+}
+
+#[test]
+fn a_mirror_is_repaired_in_place() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    fs::remove_file(b.find("", "1700000002")).expect("expunged at b");
+    b.deliver("", "1700000020.M1P1.host", b"foreign");
+    b.deliver("Foreign", "1700000021.M1P1.host", b"foreign");
+    a.deliver("", "1700000022.M1P1.host", b"Subject: new\n\n");
+    let (report, other) = sync(&a, &b, BACKUP).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?} {other:?}");
+    let (mut a, mut b) = (a.view(), b.view());
+    // UIDNEXT never goes back, so the first line of INBOX may differ in it.
+    let (first_a, first_b) =
+        (a.get_mut("INBOX").expect("there").remove(0), b.get_mut("INBOX").expect("there").remove(0));
+    assert_eq!(
+        first_a.split(' ').take(2).collect::<Vec<_>>(),
+        first_b.split(' ').take(2).collect::<Vec<_>>()
+    );
+    assert_eq!(a, b);
+}
+
+#[test]
+fn layouts_are_converted() {
+    let (_dir, a, mut b) = pair();
+    some_mail(&a);
+    b.options = ":LAYOUT=fs:UTF-8".into();
+    let (report, _) = sync(&a, &b, BACKUP).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert!(b.root.join("Archive/2024/cur").is_dir() && b.root.join("Entwürfe/cur").is_dir());
+    let (mut ours, theirs) = (b.view(), a.view());
+    ours.remove("Archive");
+    assert_eq!(ours, theirs);
+    let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!((report.status(), report.mailboxes.len()), (0, 0), "{report:?}");
+}
+
+#[test]
+fn a_damaged_uidlist_loses_no_message() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    let path = b.root.join("dovecot-uidlist");
+    let text = fs::read_to_string(&path).expect("read");
+    let first = text.lines().next().expect("a header");
+    fs::write(
+        &path,
+        format!("{first}\ngarbage\n9 :1700000001.M1P1.host\n3 :1700000003.M3P1.host,S=0\n10 :torn"),
+    )
+    .expect("written");
+    let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(a.view(), b.view());
+    let inbox = a.view()["INBOX"].join("\n");
+    for body in ["Subject: one", "Subject: two"] {
+        assert_eq!(inbox.matches(body).count(), 1, "{inbox}");
+    }
+}
+
+#[test]
+fn excluded_mailboxes_are_left_alone() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    b.deliver("Archive.Mine", "1700000021.M1P1.host", b"stays");
+    let options = Options { exclude: vec!["Archive*".into()], ..Options::default() };
+    let (report, _) = sync_with(&a, &b, BACKUP, options).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    let view = b.view();
+    assert!(view.contains_key("Entwürfe") && view.contains_key("Archive/Mine"), "{view:?}");
+    assert!(!view.contains_key("Archive/2024"), "{view:?}");
+    let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(a.view(), b.view());
+    assert!(a.view().contains_key("Archive/Mine") && a.view().contains_key("Archive/2024"));
+}
+
+#[test]
+fn one_store_is_not_synchronised_with_itself() {
+    let (_dir, a, _) = pair();
+    some_mail(&a);
+    let error = sync(&a, &a, Direction::TwoWay).expect_err("refused");
+    assert_eq!(error.status(), 75, "{error}");
+}
+
+#[test]
+fn an_empty_source_does_not_empty_its_mirror() {
+    let (_dir, a, b) = pair();
+    some_mail(&b);
+    let error = sync(&a, &b, BACKUP).expect_err("refused");
+    assert_eq!(error.status(), 77, "{error}");
+    let options = Options { force: true, ..Options::default() };
+    let (report, _) = sync_with(&a, &b, BACKUP, options).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(b.view()["INBOX"].len(), 1);
+}
+
+/// Killed after each change to a file, the next run finishes the job: nothing lost, nothing twice.
+#[test]
+fn a_crash_at_any_change_is_mended_by_the_next_run() {
+    let script = |a: &Account, b: &Account| {
+        some_mail(a);
+        sync(a, b, BACKUP).expect("syncs");
+        a.deliver("", "1700000010.M1P1.host", b"new at a");
+        b.deliver("", "1700000011.M1P1.host", b"new at b");
+        fs::remove_file(a.find("", "1700000001")).expect("expunged at a");
+        fs::rename(a.folder("Archive.2024"), a.folder("Archive.Old")).expect("renamed at a");
+        let two = b.find("", "1700000002");
+        fs::rename(&two, two.with_file_name("1700000002.M2P1.host:2,FRSab")).expect("answered at b");
+        fs::write(b.root.join("dovecot-keywords"), "0 $Label1\n1 Work\n").expect("written");
+    };
+    let steps = {
+        let (_dir, a, b) = pair();
+        script(&a, &b);
+        let before = disk::crash_after(None);
+        sync(&a, &b, Direction::TwoWay).expect("syncs");
+        disk::crash_after(None) - before
+    };
+    assert!(steps > 20, "{steps}");
+    for step in 0..steps {
+        let (_dir, a, b) = pair();
+        script(&a, &b);
+        disk::crash_after(Some(step));
+        let crashed = sync(&a, &b, Direction::TwoWay);
+        disk::crash_after(None);
+        assert!(
+            crashed.is_err() || crashed.is_ok_and(|(report, _)| report.status() != 0),
+            "step {step} of {steps}"
+        );
+        for lock in a
+            .leftovers()
+            .into_iter()
+            .chain(b.leftovers())
+            .filter(|path| path.extension().is_some_and(|e| e == "lock"))
+        {
+            // A dead process leaves its locks; the next one sees that the pid is gone. Ours lives.
+            fs::remove_file(lock).expect("removed");
+        }
+        let (report, _) =
+            sync(&a, &b, Direction::TwoWay).unwrap_or_else(|error| panic!("step {step}: {error:?}"));
+        assert_eq!(report.status(), 0, "step {step}: {report:?}");
+        let view = a.view();
+        assert_eq!(view, b.view(), "step {step}");
+        let inbox = view["INBOX"].join("\n");
+        for (body, times) in [("new at a", 1), ("new at b", 1), ("Subject: one", 0), ("Subject: two", 1)] {
+            assert_eq!(inbox.matches(body).count(), times, "step {step}: {body}: {inbox}");
+        }
+        assert!(inbox.contains("\\Answered") && inbox.contains("Work"), "step {step}: {inbox}");
+        assert!(view.contains_key("Archive/Old"), "step {step}: {view:?}");
+    }
+}
