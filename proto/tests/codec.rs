@@ -1,4 +1,5 @@
 //! The native codec: golden bytes of every message, and any bytes at all.
+#![expect(clippy::unwrap_used, reason = "a test may stop at what cannot be")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

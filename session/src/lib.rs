@@ -5,7 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod brain;
+#[cfg(feature = "net")]
+pub mod dial;
 mod error;
+#[cfg(feature = "net")]
+pub mod greet;
+#[cfg(feature = "net")]
+pub mod link;
 pub mod local;
 mod report;
 

@@ -1,0 +1,166 @@
+//! The preface, both halves: hello, authentication, whose mail.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use dsync_proto::ProtoError;
+use dsync_proto::preface::{self, Auth, Hello, MAGIC, Spoken, Start, Verdict, recognise};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::SessionError;
+use crate::link::Stream;
+
+/// How long the whole preface may take.
+pub const PREFACE_WAIT: Duration = Duration::from_secs(30);
+
+/// Says hello, who we are and whose mail we come for. Gives whether frames are compressed, and bytes that came too early.
+pub async fn client(
+    stream: &mut dyn Stream,
+    auth: Auth,
+    user: &str,
+    compress: bool,
+) -> Result<(bool, BytesMut), SessionError> {
+    let ours = Hello::ours(compress);
+    let mut output = BytesMut::from(&MAGIC[..]);
+    preface::encode(&ours, &mut output)?;
+    preface::encode(&auth, &mut output)?;
+    preface::encode(&Start { user: user.to_owned() }, &mut output)?;
+    let talk = async {
+        stream.write_all(&output).await.map_err(|error| lost(&error))?;
+        stream.flush().await.map_err(|error| lost(&error))?;
+        let mut input = BytesMut::new();
+        expect_native(stream, &mut input).await?;
+        let theirs: Hello = receive(stream, &mut input).await?;
+        let (_, compress) = ours.negotiate(&theirs)?;
+        match receive(stream, &mut input).await? {
+            Verdict::Welcome => Ok((compress, input)),
+            Verdict::Refused { status, text } => Err(SessionError::Link {
+                status,
+                text: format!("the server refuses: {}", text.escape_debug()),
+            }),
+        }
+    };
+    timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
+}
+
+/// What a client wants.
+#[derive(Debug)]
+pub struct Asked {
+    pub auth: Auth,
+    pub user: String,
+    pub program: String,
+    pub compress: bool,
+    /// Bytes that came behind.
+    pub early: BytesMut,
+}
+
+/// Hears a client out. `input` holds what was read so far.
+pub async fn server(
+    stream: &mut dyn Stream,
+    mut input: BytesMut,
+    compress: bool,
+) -> Result<Asked, SessionError> {
+    let talk = async {
+        expect_native(stream, &mut input).await?;
+        let ours = Hello::ours(compress);
+        let theirs: Hello = receive(stream, &mut input).await?;
+        let mut hello = BytesMut::from(&MAGIC[..]);
+        preface::encode(&ours, &mut hello)?;
+        stream.write_all(&hello).await.map_err(|error| lost(&error))?;
+        stream.flush().await.map_err(|error| lost(&error))?;
+        let (_, compress) = ours.negotiate(&theirs)?;
+        let auth = receive(stream, &mut input).await?;
+        let Start { user } = receive(stream, &mut input).await?;
+        Ok(Asked { auth, user, program: theirs.program, compress, early: std::mem::take(&mut input) })
+    };
+    timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
+}
+
+/// Answers a client.
+pub async fn answer(stream: &mut dyn Stream, verdict: Verdict) -> Result<(), SessionError> {
+    let mut output = BytesMut::new();
+    preface::encode(&verdict, &mut output)?;
+    let tell = async {
+        stream.write_all(&output).await?;
+        stream.flush().await
+    };
+    match timeout(PREFACE_WAIT, tell).await {
+        Ok(told) => told.map_err(|error| lost(&error)),
+        Err(_) => Err(silent()),
+    }
+}
+
+async fn expect_native(stream: &mut dyn Stream, input: &mut BytesMut) -> Result<(), SessionError> {
+    loop {
+        match recognise(input) {
+            Some(Spoken::Native) => {
+                input.advance(MAGIC.len());
+                return Ok(());
+            }
+            Some(other) => {
+                let what = match other {
+                    Spoken::Dovecot => "it is a Dovecot, and that protocol is not spoken yet",
+                    Spoken::Http => "it is HTTP",
+                    Spoken::Tls => "it is TLS where none was expected; use tcps:",
+                    _ => "it is not dsync",
+                };
+                return Err(ProtoError::OtherProtocol(what.into()).into());
+            }
+            None => more(stream, input).await?,
+        }
+    }
+}
+
+async fn receive<T: bincode_free::Decode>(
+    stream: &mut dyn Stream,
+    input: &mut BytesMut,
+) -> Result<T, SessionError> {
+    loop {
+        if let Some(message) = T::decode(input)? {
+            return Ok(message);
+        }
+        more(stream, input).await?;
+    }
+}
+
+/// Keeps bincode's traits out of this crate.
+mod bincode_free {
+    use super::{Auth, BytesMut, Hello, ProtoError, Start, Verdict, preface};
+
+    pub trait Decode: Sized {
+        fn decode(input: &mut BytesMut) -> Result<Option<Self>, ProtoError>;
+    }
+    macro_rules! decoded {
+        ($($name:ty),*) => {$(
+            impl Decode for $name {
+                fn decode(input: &mut BytesMut) -> Result<Option<Self>, ProtoError> {
+                    preface::decode(input)
+                }
+            }
+        )*};
+    }
+    decoded!(Hello, Auth, Start, Verdict);
+}
+
+async fn more(stream: &mut dyn Stream, input: &mut BytesMut) -> Result<(), SessionError> {
+    match stream.read_buf(input).await {
+        Ok(0) => Err(SessionError::Link {
+            status: 75,
+            text: "the other end closed the connection before it said who it is".into(),
+        }),
+        Ok(_) => Ok(()),
+        Err(error) => Err(lost(&error)),
+    }
+}
+
+fn lost(error: &std::io::Error) -> SessionError {
+    SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
+}
+
+fn silent() -> SessionError {
+    SessionError::Link {
+        status: 75,
+        text: format!("the other end said nothing for {} s", PREFACE_WAIT.as_secs()),
+    }
+}

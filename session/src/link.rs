@@ -1,0 +1,239 @@
+//! Joins a brain to a byte stream. One loop, one task: it waits for *readable or writable*, never for one of the two alone, so two
+//! ends that send megabytes to each other cannot deadlock.
+
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use dsync_proto::native::Native;
+use dsync_proto::{BODY_PIECE_BYTES, Codec, Frame, Message, SESSION};
+use dsync_storage::Body;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{Brain, Input, Output, Report, SessionError};
+
+/// A byte stream to the other end.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Bytes that may wait to be sent before the brain is asked for more.
+const SEND_BYTES_HIGH: usize = 1 << 20;
+/// Pieces of work between two looks at the stream.
+const WORK_STEPS: u32 = 32;
+/// A frame goes out at least this often while there is nothing to say.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long to wait for a failing peer's last words, or to tell ours.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How a link behaves.
+pub struct Options {
+    /// Give up when nothing was heard for so long.
+    pub silence: Duration,
+    /// Payloads may be compressed, as settled in the preface.
+    pub compress: bool,
+    /// Turns true when the session is to end at its next safe point.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Runs a session over `stream` to its end. `early` holds bytes that came behind the preface; `watch` is called now and then.
+pub async fn run(
+    brain: &mut Brain,
+    stream: &mut dyn Stream,
+    early: BytesMut,
+    options: Options,
+    watch: &mut (dyn FnMut(&Brain) + Send),
+) -> Result<Report, SessionError> {
+    let mut link = Link {
+        codec: Native::new(options.compress),
+        input: early,
+        output: BytesMut::new(),
+        sending: None,
+        piece: vec![0; BODY_PIECE_BYTES],
+    };
+    let outcome = link.work(brain, stream, &options, watch).await;
+    match outcome {
+        Ok(report) => {
+            let closed = timeout(LAST_WORDS, async {
+                stream.write_all(&link.output).await?;
+                stream.flush().await?;
+                stream.shutdown().await
+            });
+            if let Ok(Err(error)) = closed.await {
+                tracing::debug!("closing the connection: {error}");
+            }
+            Ok(*report)
+        }
+        Err(error) => Err(link.part(stream, error).await),
+    }
+}
+
+struct Link {
+    codec: Native,
+    input: BytesMut,
+    output: BytesMut,
+    /// The body that is being sent, its channel, and the bytes still promised.
+    sending: Option<(u32, Body)>,
+    piece: Vec<u8>,
+}
+
+impl Link {
+    async fn work(
+        &mut self,
+        brain: &mut Brain,
+        stream: &mut dyn Stream,
+        options: &Options,
+        watch: &mut (dyn FnMut(&Brain) + Send),
+    ) -> Result<Box<Report>, SessionError> {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut heard = Instant::now();
+        let mut spoke = Instant::now();
+        let mut stop = options.stop.clone();
+        let mut done = None;
+        loop {
+            while let Some(frame) = self.codec.decode(&mut self.input)? {
+                take(brain, frame)?;
+            }
+            let busy = done.is_none() && self.fill(brain, &mut done)?;
+            watch(brain);
+            if self.output.is_empty()
+                && let Some(report) = done
+            {
+                return Ok(report);
+            }
+            let deadline = (heard + options.silence).min(spoke + KEEP_ALIVE);
+            tokio::select! {
+                biased;
+                read = reader.read_buf(&mut self.input) => match read {
+                    Ok(0) if done.is_some() => return done.ok_or(SessionError::Stopped),
+                    Ok(0) => brain.handle(Input::Closed)?,
+                    Ok(_) => heard = Instant::now(),
+                    Err(error) => return Err(broken(&error)),
+                },
+                written = writer.write_buf(&mut self.output), if !self.output.is_empty() => {
+                    written.map_err(|error| broken(&error))?;
+                    // TLS may hold back what it has taken.
+                    if self.output.is_empty() && !busy {
+                        writer.flush().await.map_err(|error| broken(&error))?;
+                    }
+                    spoke = Instant::now();
+                }
+                () = std::future::ready(()), if busy => {}
+                _ = stop.changed(), if !*stop.borrow() && done.is_none() => {
+                    if *options.stop.borrow() {
+                        brain.stop();
+                    }
+                }
+                () = sleep_until(deadline) => {
+                    if heard.elapsed() >= options.silence {
+                        let text = format!("the other end was silent for {} s", options.silence.as_secs());
+                        return Err(SessionError::Link { status: 75, text });
+                    }
+                    self.codec.encode(&Frame::KeepAlive, &mut self.output)?;
+                    spoke = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Fills the send buffer. Says whether there is more to do at once.
+    fn fill(&mut self, brain: &mut Brain, done: &mut Option<Box<Report>>) -> Result<bool, SessionError> {
+        let mut steps = 0;
+        while self.output.len() < SEND_BYTES_HIGH {
+            if let Some((channel, body)) = &mut self.sending {
+                let channel = *channel;
+                let read = body.reader.read(&mut self.piece).map_err(|error| SessionError::Storage {
+                    context: "a message could not be read to its end".into(),
+                    source: dsync_storage::StorageError::Io {
+                        path: body.path.as_deref().unwrap_or(std::path::Path::new("message")).to_owned(),
+                        source: error,
+                    },
+                })?;
+                let frame = match read {
+                    0 => Frame::BodyEnd(channel),
+                    read => Frame::Body(channel, Bytes::copy_from_slice(&self.piece[..read])),
+                };
+                self.codec.encode(&frame, &mut self.output)?;
+                if read == 0 {
+                    self.sending = None;
+                }
+                continue;
+            }
+            match brain.poll()? {
+                Output::Message(channel, message) => {
+                    self.codec.encode(&Frame::Message(channel, message), &mut self.output)?;
+                }
+                Output::Body(channel, body) => self.sending = Some((channel, body)),
+                Output::Working => {}
+                Output::Idle => return Ok(false),
+                Output::Done(report) => {
+                    *done = Some(report);
+                    return Ok(false);
+                }
+            }
+            steps += 1;
+            if steps >= WORK_STEPS && !self.output.is_empty() {
+                return Ok(true);
+            }
+        }
+        // Full: what comes next depends on the stream.
+        Ok(false)
+    }
+
+    /// After an error: tell the peer, and hear its own last words, which may say more than a broken pipe.
+    async fn part(&mut self, stream: &mut dyn Stream, error: SessionError) -> SessionError {
+        match &error {
+            SessionError::Remote(_) => return error,
+            SessionError::Link { .. } => {}
+            other => {
+                let mut last = BytesMut::new();
+                let failure = Frame::Message(SESSION, Message::Failure(other.failure()));
+                // Only at a frame's border will the peer understand it.
+                if self.codec.encode(&failure, &mut last).is_ok() {
+                    let told = timeout(LAST_WORDS, async {
+                        stream.write_all(&self.output).await?;
+                        stream.write_all(&last).await?;
+                        stream.flush().await?;
+                        stream.shutdown().await
+                    });
+                    if let Ok(Err(error)) = told.await {
+                        tracing::debug!("telling the other end: {error}");
+                    }
+                }
+                return error;
+            }
+        }
+        let heard = timeout(LAST_WORDS, async {
+            loop {
+                match self.codec.decode(&mut self.input) {
+                    Ok(Some(Frame::Message(_, Message::Failure(failure)))) => return Some(failure),
+                    Ok(Some(_)) => continue,
+                    Err(_) => return None,
+                    Ok(None) => {}
+                }
+                match stream.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => return None,
+                    Ok(_) => {}
+                }
+            }
+        });
+        match heard.await {
+            Ok(Some(failure)) => SessionError::Remote(failure),
+            _ => error,
+        }
+    }
+}
+
+fn take(brain: &mut Brain, frame: Frame) -> Result<(), SessionError> {
+    match frame {
+        Frame::Message(channel, message) => brain.handle(Input::Message(channel, message)),
+        Frame::Body(channel, piece) => brain.handle(Input::Body(channel, &piece)),
+        Frame::BodyEnd(channel) => brain.handle(Input::BodyEnd(channel)),
+        Frame::KeepAlive => Ok(()),
+    }
+}
+
+fn broken(error: &std::io::Error) -> SessionError {
+    SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
+}
