@@ -84,7 +84,7 @@ impl PasswdFile {
         Ok(file)
     }
 
-    /// Looks for a user; of several lines with one name the last counts, as in Dovecot.
+    /// Looks for a user; of several lines with one name the first counts.
     pub fn find(&self, user: &str) -> Result<Found, UserError> {
         let variable = |source| UserError::Variable { field: "passwd-file".to_owned(), source };
         let vars = Vars::of_name(user);
@@ -96,7 +96,7 @@ impl PasswdFile {
             if decoy.is_none() && !line.password.is_empty() {
                 decoy = Some(line.password.clone());
             }
-            if line.name == name {
+            if found.is_none() && line.name == name {
                 found = Some(line);
             }
         }
@@ -142,12 +142,28 @@ pub(crate) mod testing {
         sync::atomic::{AtomicU32, Ordering},
     };
 
+    /// A file that goes away with the value.
+    pub struct TempFile(PathBuf);
+
+    impl TempFile {
+        /// The file's name, for a configuration text.
+        pub fn display(&self) -> std::path::Display<'_> {
+            self.0.display()
+        }
+    }
+
+    impl Drop for TempFile {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
     /// Writes a file of its own in the temporary directory.
-    pub fn temp_file(text: &str) -> PathBuf {
+    pub fn temp_file(text: &str) -> TempFile {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = env::temp_dir().join(format!("dsync-accounts-{}-{number}", process::id()));
         fs::write(&path, text).unwrap();
-        path
+        TempFile(path)
     }
 }

@@ -225,7 +225,7 @@ mod tests {
         let first = temp_file(
             "# users\nalice:{PLAIN}x:1000:1001::/home/alice::userdb_mail=mdbox:%h/m userdb_q=2 y=3\nbroken\n",
         );
-        let second = temp_file("bob:::::\nalice:x:9:9::/wrong\n");
+        let second = temp_file("bob:::::\nbob:::::/again\nalice:x:9:9::/wrong\n");
         let text = format!(
             "userdb {{\n driver = passwd-file\n args = username_format=%n {}\n}}\nuserdb passwd-file {{\n passwd_file_path = {}\n}}",
             first.display(),

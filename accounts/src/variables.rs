@@ -315,4 +315,20 @@ mod tests {
         }
         assert_eq!(command(" ", &vars), Err(VarError::Empty));
     }
+
+    #[test]
+    fn no_template_makes_it_panic() {
+        use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+        let pieces = [
+            "%", "u", "{", "}", "user", "|", "lower", "-", ".", "0", "9", "3", "L", "X", "é", "h", " ", "%n",
+        ];
+        let mut random = StdRng::seed_from_u64(3);
+        for _ in 0..20_000 {
+            let len = random.random_range(0..10);
+            let template: String = (0..len).map(|_| pieces[random.random_range(0..pieces.len())]).collect();
+            let _ = expand(&template, &Vars::of(&alice()));
+            let _ = command(&template, &CommandVars { login: None, host: "h", user: "é@x" });
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -156,13 +156,7 @@ impl Parser {
         }
     }
 
-    fn include(
-        &mut self,
-        path: &PathBuf,
-        tolerant: bool,
-        place: &Place,
-        depth: usize,
-    ) -> Result<(), ConfError> {
+    fn include(&mut self, path: &Path, tolerant: bool, place: &Place, depth: usize) -> Result<(), ConfError> {
         if self.files >= FILES_MAX {
             let what = format!("over {FILES_MAX} files are included");
             return Err(ConfError::Syntax { place: place.clone(), what });
@@ -176,7 +170,7 @@ impl Parser {
             Err(source) => Err(ConfError::File {
                 place: place.clone(),
                 setting: "!include".to_owned(),
-                path: path.clone(),
+                path: path.to_owned(),
                 source,
             }),
         }

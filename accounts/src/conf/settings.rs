@@ -111,7 +111,8 @@ impl Settings {
     /// Without `file`, reads the first of `/etc/dsync/dsync.conf` and `/etc/dovecot/dovecot.conf` that exists,
     /// and has only defaults if neither does. Values are checked when they are asked for.
     pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self, ConfError> {
-        let there = || FILES.iter().map(PathBuf::from).find(|path| path.exists());
+        // A file that cannot be looked at is there: silence would turn its rules off.
+        let there = || FILES.iter().map(PathBuf::from).find(|path| !matches!(path.try_exists(), Ok(false)));
         let file = file.map(Path::to_owned).or_else(there);
         let root = match &file {
             Some(path) => parse::load(path)?,
