@@ -1,1 +1,17 @@
+//! Who the users are and where their mail lives: configuration, variables, userdb and passdb.
 #![forbid(unsafe_code)]
+
+mod conf;
+mod passdb;
+mod passwd_file;
+mod schemes;
+mod user;
+mod userdb;
+mod variables;
+
+pub use conf::{ConfError, Fsync, Place, Secret, Settings, Ssl};
+pub use passdb::{verify, verify_secret};
+pub use schemes::hash_password;
+pub use user::{User, UserError, check_user};
+pub use userdb::{invoking_user, iterate, lookup};
+pub use variables::{CommandVars, VarError, command};

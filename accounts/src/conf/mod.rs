@@ -1,0 +1,19 @@
+//! Configuration in Dovecot's own syntax: reading the files, and asking them for settings.
+
+mod error;
+mod include;
+mod line;
+mod location;
+mod parse;
+mod secret;
+mod settings;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfError, Place};
+pub(crate) use parse::read_limited;
+pub use secret::Secret;
+pub use settings::{Fsync, Settings, Ssl};
+pub(crate) use tree::Section;

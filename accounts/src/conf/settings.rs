@@ -1,0 +1,389 @@
+//! The settings dsync knows: their names in Dovecot 2.3 and 2.4, their defaults, their types.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tracing::debug;
+
+use super::{
+    error::{ConfError, Place},
+    parse,
+    secret::Secret,
+    tree::{Entry, Section, Value, parse_bool},
+};
+
+/// Where the configuration is when nobody says: the first of these that exists.
+const FILES: [&str; 2] = ["/etc/dsync/dsync.conf", "/etc/dovecot/dovecot.conf"];
+/// The port of `doveadm_port` when it is not set or 0.
+const DOVEADM_PORT: u16 = 12345;
+/// Largest file that a `<file` value or a certificate setting may name.
+const VALUE_FILE_BYTES_MAX: usize = 1 << 20;
+const REMOTE_CMD: &str = "ssh -l%{login} %{host} dsync-server --stdio -u%u";
+
+/// The names that are looked up; all others are ignored.
+const KNOWN: &[&str] = &[
+    "auth_username_format",
+    "doveadm_password",
+    "doveadm_port",
+    "dsync_admin_certs",
+    "dsync_max_connections",
+    "dsync_max_connections_per_ip",
+    "dsync_max_unauthenticated",
+    "dsync_remote_cmd",
+    "dsync_silence_secs",
+    "first_valid_uid",
+    "last_valid_uid",
+    "listen",
+    "mail_control_path",
+    "mail_driver",
+    "mail_fsync",
+    "mail_inbox_path",
+    "mail_index_path",
+    "mail_location",
+    "mail_path",
+    "mailbox_list_layout",
+    "passdb_default_password_scheme",
+    "passwd_file_path",
+    "separator",
+    "ssl",
+    "ssl_ca",
+    "ssl_cert",
+    "ssl_client_ca_file",
+    "ssl_client_cert",
+    "ssl_client_cert_file",
+    "ssl_client_key",
+    "ssl_client_key_file",
+    "ssl_key",
+    "ssl_server_ca_file",
+    "ssl_server_cert_file",
+    "ssl_server_key_file",
+    "ssl_server_request_client_cert",
+    "ssl_verify_client_cert",
+];
+
+/// Whether clients may, or must, use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ssl {
+    /// TLS is not offered.
+    No,
+    /// TLS is offered.
+    Yes,
+    /// Nothing happens without TLS.
+    Required,
+}
+
+/// When written mail goes to disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fsync {
+    /// After every write.
+    Always,
+    /// Where a crash would lose mail.
+    Optimized,
+    /// When the system likes.
+    Never,
+}
+
+/// A configuration, read once; cloning it is cheap.
+#[derive(Clone)]
+pub struct Settings {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    file: Option<PathBuf>,
+    root: Section,
+    overrides: Vec<Entry>,
+}
+
+impl fmt::Debug for Settings {
+    // The values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("file", &self.inner.file).finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Reads the configuration; `overrides` are `setting=value` and win over the file.
+    ///
+    /// Without `file`, reads the first of `/etc/dsync/dsync.conf` and `/etc/dovecot/dovecot.conf` that exists,
+    /// and has only defaults if neither does. Values are checked when they are asked for.
+    pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self, ConfError> {
+        // A file that cannot be looked at is there: silence would turn its rules off.
+        let there = || FILES.iter().map(PathBuf::from).find(|path| !matches!(path.try_exists(), Ok(false)));
+        let file = file.map(Path::to_owned).or_else(there);
+        let root = match &file {
+            Some(path) => parse::load(path)?,
+            None => Section::new("", "", Place::Override),
+        };
+        let overrides = overrides.iter().map(|text| parse_override(text)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::new(file, root, overrides))
+    }
+
+    /// The settings of an empty file.
+    pub fn defaults() -> Self {
+        Self::new(None, Section::new("", "", Place::Override), Vec::new())
+    }
+
+    /// Reads configuration text.
+    #[cfg(test)]
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfError> {
+        let path = Path::new("/etc/dsync/dsync.conf");
+        Ok(Self::new(Some(path.to_owned()), parse::parse(path, text)?, Vec::new()))
+    }
+
+    fn new(file: Option<PathBuf>, root: Section, overrides: Vec<Entry>) -> Self {
+        for entry in root.entries.iter().chain(&overrides) {
+            if !KNOWN.contains(&entry.key.as_str()) {
+                debug!(place = %entry.place, setting = entry.key, "setting ignored");
+            }
+        }
+        Self { inner: Arc::new(Inner { file, root, overrides }) }
+    }
+
+    pub(crate) fn root(&self) -> &Section {
+        &self.inner.root
+    }
+
+    /// The setting as written: an override, else one for doveadm alone, else the last in the file.
+    pub(crate) fn entry(&self, setting: &str) -> Option<&Entry> {
+        let named = |entry: &&Entry| entry.key == setting;
+        let inner = &self.inner;
+        let mut own = inner.root.of_kind("protocol").filter(|section| section.title == "doveadm");
+        inner
+            .overrides
+            .iter()
+            .rev()
+            .find(named)
+            .or_else(|| own.find_map(|section| section.entry(setting)))
+            .or_else(|| inner.root.entry(setting))
+    }
+
+    /// The place and text of a setting; `<file` is read here. An empty text is no value.
+    pub(super) fn value(&self, setting: &str) -> Result<Option<(Place, String)>, ConfError> {
+        let Some(entry) = self.entry(setting) else { return Ok(None) };
+        let text = match &entry.value {
+            Value::Text(text) => text.clone(),
+            Value::File(path) => {
+                let bytes = read_file(entry, path)?;
+                String::from_utf8_lossy(&bytes).trim_end_matches(['\r', '\n']).to_owned()
+            }
+        };
+        Ok((!text.is_empty()).then(|| (entry.place.clone(), text)))
+    }
+
+    fn parsed<T>(
+        &self,
+        setting: &str,
+        what: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfError> {
+        let Some((place, text)) = self.value(setting)? else { return Ok(None) };
+        match read(&text) {
+            Some(value) => Ok(Some(value)),
+            None => Err(invalid(place, setting, format!("\"{}\" is not {what}", text.escape_debug()))),
+        }
+    }
+
+    fn yes(&self, setting: &str) -> Result<Option<bool>, ConfError> {
+        self.parsed(setting, "yes or no", parse_bool)
+    }
+
+    fn number(&self, setting: &str, default: u32) -> Result<u32, ConfError> {
+        let read = |text: &str| text.parse().ok().filter(|&number| number > 0);
+        let what = format!("a number from 1 to {}", u32::MAX);
+        Ok(self.parsed(setting, &what, read)?.unwrap_or(default))
+    }
+
+    /// The text of any setting; `None` if it is not set, empty, or in a file that cannot be read.
+    pub fn text(&self, setting: &str) -> Option<String> {
+        self.value(setting)
+            .unwrap_or_else(|error| {
+                debug!(%error, "no value");
+                None
+            })
+            .map(|(_, text)| text)
+    }
+
+    /// The file that was read.
+    pub fn file(&self) -> Option<&Path> {
+        self.inner.file.as_deref()
+    }
+
+    /// The hierarchy separator that the inbox namespace, or else the first other one, sets.
+    pub fn separator(&self) -> Option<char> {
+        let used = || self.root().of_kind("namespace").filter(|section| !section.yes("disabled"));
+        let inbox =
+            used().filter(|section| section.yes("inbox")).find_map(|section| section.text("separator"));
+        let text = inbox.or_else(|| used().find_map(|section| section.text("separator")));
+        let text = text.map(str::to_owned).or_else(|| self.text("separator"))?;
+        let mut chars = text.chars();
+        chars.next().filter(|_| chars.next().is_none())
+    }
+
+    /// The addresses to listen on.
+    pub fn listen(&self) -> Result<Vec<String>, ConfError> {
+        let words = self.text_words("listen")?;
+        Ok(if words.is_empty() { vec!["*".to_owned(), "::".to_owned()] } else { words })
+    }
+
+    fn text_words(&self, setting: &str) -> Result<Vec<String>, ConfError> {
+        let text = self.value(setting)?.map(|(_, text)| text).unwrap_or_default();
+        let words = text.split(|c: char| c == ',' || c.is_whitespace());
+        Ok(words.filter(|word| !word.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// The port of the doveadm protocol.
+    pub fn doveadm_port(&self) -> Result<u16, ConfError> {
+        let port = self.parsed("doveadm_port", "a port number (1 to 65535)", |text| text.parse().ok())?;
+        Ok(port.filter(|&port| port != 0).unwrap_or(DOVEADM_PORT))
+    }
+
+    /// The password that servers trust each other by.
+    pub fn doveadm_password(&self) -> Result<Option<Secret>, ConfError> {
+        Ok(self.value("doveadm_password")?.map(|(_, text)| Secret::new(text)))
+    }
+
+    /// Whether TLS is offered: `Yes` by default if there is a certificate, else `No`.
+    pub fn ssl(&self) -> Result<Ssl, ConfError> {
+        let read = |text: &str| match parse_bool(text) {
+            Some(true) => Some(Ssl::Yes),
+            Some(false) => Some(Ssl::No),
+            None => text.eq_ignore_ascii_case("required").then_some(Ssl::Required),
+        };
+        let certified = || {
+            let mut names = ["ssl_cert", "ssl_server_cert_file"].iter();
+            names.any(|name| self.entry(name).is_some_and(|entry| !is_empty(entry)))
+        };
+        let default = || if certified() { Ssl::Yes } else { Ssl::No };
+        Ok(self.parsed("ssl", "no, yes or required", read)?.unwrap_or_else(default))
+    }
+
+    /// The server's certificate chain, PEM.
+    pub fn ssl_cert(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_server_cert_file", "ssl_cert"])
+    }
+
+    /// The server's private key, PEM.
+    pub fn ssl_key(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_server_key_file", "ssl_key"])
+    }
+
+    /// The authorities that the client accepts servers' certificates from, PEM.
+    pub fn ssl_client_ca(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_client_ca_file"])
+    }
+
+    /// The client's certificate chain, PEM.
+    pub fn ssl_client_cert(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_client_cert_file", "ssl_client_cert"])
+    }
+
+    /// The client's private key, PEM.
+    pub fn ssl_client_key(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_client_key_file", "ssl_client_key"])
+    }
+
+    /// The authorities that the server accepts clients' certificates from, PEM.
+    pub fn ssl_ca(&self) -> Result<Option<Vec<u8>>, ConfError> {
+        self.pem(&["ssl_server_ca_file", "ssl_ca"])
+    }
+
+    /// Reads PEM from the first of the settings that is set; `.._file` ones are paths with or without `<`.
+    fn pem(&self, settings: &[&str]) -> Result<Option<Vec<u8>>, ConfError> {
+        let set = settings.iter().filter_map(|setting| self.entry(setting)).find(|entry| !is_empty(entry));
+        let Some(entry) = set else { return Ok(None) };
+        match &entry.value {
+            Value::File(path) => read_file(entry, path).map(Some),
+            Value::Text(text) if text.contains("-----BEGIN ") => Ok(Some(text.clone().into_bytes())),
+            Value::Text(path) if entry.key.ends_with("_file") => read_file(entry, path).map(Some),
+            // The text is not quoted: it may be a key.
+            Value::Text(_) => Err(invalid(
+                entry.place.clone(),
+                &entry.key,
+                "neither PEM nor \"<\" and the name of a file".to_owned(),
+            )),
+        }
+    }
+
+    /// Whether clients must show a certificate.
+    pub fn ssl_verify_client_cert(&self) -> Result<bool, ConfError> {
+        let modern = self.yes("ssl_server_request_client_cert")?;
+        Ok(self.yes("ssl_verify_client_cert")?.or(modern).unwrap_or(false))
+    }
+
+    /// The client certificates that may act for every user.
+    pub fn dsync_admin_certs(&self) -> Vec<String> {
+        self.text_words("dsync_admin_certs").unwrap_or_default()
+    }
+
+    /// The command that reaches the other side; see [`crate::command`].
+    pub fn dsync_remote_cmd(&self) -> String {
+        self.text("dsync_remote_cmd").unwrap_or_else(|| REMOTE_CMD.to_owned())
+    }
+
+    /// When written mail goes to disk.
+    pub fn mail_fsync(&self) -> Result<Fsync, ConfError> {
+        let read = |text: &str| match text {
+            "always" => Some(Fsync::Always),
+            "optimized" => Some(Fsync::Optimized),
+            "never" => Some(Fsync::Never),
+            _ => None,
+        };
+        Ok(self.parsed("mail_fsync", "always, optimized or never", read)?.unwrap_or(Fsync::Optimized))
+    }
+
+    /// Most connections at a time.
+    pub fn max_connections(&self) -> Result<u32, ConfError> {
+        self.number("dsync_max_connections", 256)
+    }
+
+    /// Most connections at a time from one address.
+    pub fn max_connections_per_ip(&self) -> Result<u32, ConfError> {
+        self.number("dsync_max_connections_per_ip", 32)
+    }
+
+    /// Most connections at a time that have not logged in.
+    pub fn max_unauthenticated(&self) -> Result<u32, ConfError> {
+        self.number("dsync_max_unauthenticated", 64)
+    }
+
+    /// Seconds of silence after which a peer is given up.
+    pub fn silence_secs(&self) -> Result<u32, ConfError> {
+        self.number("dsync_silence_secs", 600)
+    }
+}
+
+/// Makes the error for a value that means nothing.
+pub(crate) fn invalid(place: Place, setting: &str, what: String) -> ConfError {
+    ConfError::Invalid { place, setting: setting.to_owned(), what }
+}
+
+fn is_empty(entry: &Entry) -> bool {
+    matches!(&entry.value, Value::Text(text) | Value::File(text) if text.is_empty())
+}
+
+/// Reads the file a setting names, relative to the file the setting is in.
+fn read_file(entry: &Entry, path: &str) -> Result<Vec<u8>, ConfError> {
+    let path = entry.place.dir().unwrap_or(Path::new("")).join(path);
+    parse::read_limited(&path, VALUE_FILE_BYTES_MAX).map_err(|source| ConfError::File {
+        place: entry.place.clone(),
+        setting: entry.key.clone(),
+        path,
+        source,
+    })
+}
+
+fn parse_override(text: &str) -> Result<Entry, ConfError> {
+    let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
+        // Not quoted: it may be a password that lost its name.
+        return Err(ConfError::Syntax { place: Place::Override, what: "expected setting=value".to_owned() });
+    };
+    let value = match value.trim_start().strip_prefix('<') {
+        Some(path) => Value::File(path.to_owned()),
+        None => Value::Text(value.trim().to_owned()),
+    };
+    Ok(Entry { key: key.trim().to_owned(), value, place: Place::Override })
+}

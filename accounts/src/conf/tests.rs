@@ -1,0 +1,232 @@
+//! Tests of whole configurations: both syntaxes, errors with their place, Debian's files, any bytes.
+
+use std::{fs, path::Path, path::PathBuf};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::user::User;
+
+fn settings(text: &str) -> Settings {
+    Settings::parse(text).unwrap()
+}
+
+/// A directory that goes away with the value.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("dsync-conf-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn alice() -> User {
+    User { home: Some("/home/alice".into()), ..User::named("alice@example.org") }
+}
+
+#[test]
+fn defaults_are_dovecots() {
+    let settings = Settings::defaults();
+    assert_eq!(settings.listen().unwrap(), ["*", "::"]);
+    assert_eq!(settings.doveadm_port().unwrap(), 12345);
+    assert!(settings.doveadm_password().unwrap().is_none());
+    assert_eq!(settings.ssl().unwrap(), Ssl::No);
+    assert_eq!(settings.ssl_cert().unwrap(), None);
+    assert!(!settings.ssl_verify_client_cert().unwrap());
+    assert_eq!(settings.mail_fsync().unwrap(), Fsync::Optimized);
+    assert_eq!(settings.max_connections().unwrap(), 256);
+    assert_eq!(settings.max_connections_per_ip().unwrap(), 32);
+    assert_eq!(settings.max_unauthenticated().unwrap(), 64);
+    assert_eq!(settings.silence_secs().unwrap(), 600);
+    assert_eq!(settings.dsync_remote_cmd(), "ssh -l%{login} %{host} dsync-server --stdio -u%u");
+    assert_eq!(settings.mail_location(&alice()).unwrap(), None);
+    assert_eq!((settings.separator(), settings.file()), (None, None));
+}
+
+#[test]
+fn settings_are_read_and_the_last_one_wins() {
+    let settings = settings(
+        "listen = 127.0.0.1, ::1\ndoveadm_port = 1\ndoveadm_port = 0 # none\nmail_fsync = never\nssl = required\n\
+         doveadm_password = \"a # b\"\nlong = one \\\n  two # three\ndsync_admin_certs = a, b c\nother = $long $no $6$x\n\
+         namespace inbox {\n  separator = /\n}\nprotocol imap {\n mail_fsync = always\n}\n",
+    );
+    assert_eq!(settings.listen().unwrap(), ["127.0.0.1", "::1"]);
+    assert_eq!(settings.doveadm_port().unwrap(), 12345);
+    assert_eq!(settings.mail_fsync().unwrap(), Fsync::Never);
+    assert_eq!(settings.ssl().unwrap(), Ssl::Required);
+    assert_eq!(settings.doveadm_password().unwrap().unwrap().expose(), "a # b");
+    assert_eq!(settings.text("long").as_deref(), Some("one two"));
+    assert_eq!(settings.text("other").as_deref(), Some("one two $no $6$x"));
+    assert_eq!(settings.dsync_admin_certs(), ["a", "b", "c"]);
+    assert_eq!(settings.separator(), Some('/'));
+}
+
+#[test]
+fn a_wrong_value_names_its_line() {
+    let text = "\n\n\n\n\n\ndoveadm_port = abc\nssl = perhaps\ndsync_silence_secs = 0\n";
+    let settings = settings(text);
+    assert_eq!(
+        settings.doveadm_port().unwrap_err().to_string(),
+        "/etc/dsync/dsync.conf: line 7: doveadm_port: \"abc\" is not a port number (1 to 65535)"
+    );
+    assert_eq!(settings.ssl().unwrap_err().status(), 78);
+    assert!(settings.silence_secs().is_err());
+    for (text, want) in [
+        ("a = b\n}\n", "line 2: \"}\" closes nothing"),
+        ("a = b\nsection x {\n\n", "line 2: section \"section\" is not closed"),
+        ("word\n", "line 1: expected \"=\" or \"{\" after \"word\""),
+        ("\n!include /nonexistent/file\n", "line 2: !include: /nonexistent/file"),
+    ] {
+        let error = Settings::parse(text).unwrap_err().to_string();
+        assert_eq!(error, format!("/etc/dsync/dsync.conf: {want}"));
+    }
+}
+
+#[test]
+fn files_are_found_next_to_the_file_that_names_them() {
+    let dir = TempDir::new("files");
+    fs::create_dir_all(dir.join("conf.d")).unwrap();
+    fs::write(
+        dir.join("main.conf"),
+        "!include conf.d/*.conf\n!include_try gone.conf\nssl_client_ca_file = <ca.pem\n",
+    )
+    .unwrap();
+    fs::write(dir.join("conf.d/1.conf"), "mail_fsync = always\nssl_cert = <../cert.pem\nssl_key = <gone\n")
+        .unwrap();
+    fs::write(dir.join("conf.d/2.conf"), "mail_fsync = never\nssl_client_cert = x\n").unwrap();
+    fs::write(dir.join("conf.d/3.ext"), "nonsense\n").unwrap();
+    fs::write(dir.join("cert.pem"), "CERT\n").unwrap();
+    fs::write(dir.join("ca.pem"), "CA\n").unwrap();
+    let overrides = ["doveadm_port = 99".to_owned(), "mail_fsync=optimized".to_owned()];
+    let settings = Settings::load(Some(&dir.join("main.conf")), &overrides).unwrap();
+    assert_eq!(settings.mail_fsync().unwrap(), Fsync::Optimized);
+    assert_eq!(settings.doveadm_port().unwrap(), 99);
+    assert_eq!(settings.ssl().unwrap(), Ssl::Yes);
+    assert_eq!(settings.ssl_cert().unwrap().as_deref(), Some(&b"CERT\n"[..]));
+    assert_eq!(settings.ssl_client_ca().unwrap().as_deref(), Some(&b"CA\n"[..]));
+    assert!(settings.ssl_key().unwrap_err().to_string().contains("1.conf: line 3: ssl_key: "));
+    assert!(settings.ssl_client_cert().unwrap_err().to_string().contains("neither PEM nor"));
+    let wrong = Settings::load(Some(&dir.join("main.conf")), &["doveadm_port=x".to_owned()]).unwrap();
+    assert_eq!(
+        wrong.doveadm_port().unwrap_err().to_string(),
+        "-o: doveadm_port: \"x\" is not a port number (1 to 65535)"
+    );
+    assert!(Settings::load(Some(&dir.join("main.conf")), &["secret".to_owned()]).is_err());
+    assert!(Settings::load(Some(&dir.join("gone.conf")), &[]).is_err());
+}
+
+#[test]
+fn endless_inclusion_and_nesting_end() {
+    let dir = TempDir::new("endless");
+    fs::write(dir.join("self.conf"), "!include self.conf\n!include self.conf\n").unwrap();
+    fs::write(dir.join("tree.conf"), "!include_try *.none\n!include_try self2.conf\n").unwrap();
+    assert!(Settings::load(Some(&dir.join("self.conf")), &[]).is_err());
+    assert!(Settings::load(Some(&dir.join("tree.conf")), &[]).is_ok());
+    assert!(Settings::parse(&"a {\n".repeat(100)).is_err());
+    assert!(Settings::load(Some(Path::new("/dev/zero")), &[]).is_err());
+}
+
+#[test]
+fn mail_is_where_either_syntax_says() {
+    for (text, want) in [
+        (
+            "mail_location = maildir:%h/Maildir:INBOX=/var/%d/%n",
+            "maildir:/home/alice/Maildir:INBOX=/var/example.org/alice",
+        ),
+        ("mail_driver = maildir\nmail_path = ~/Maildir", "maildir:~/Maildir"),
+        (
+            "mail_driver = mdbox\nmail_path = %{home}/m\nmail_index_path = /i/%{user}\nmailbox_list_layout = fs\n\
+             mail_inbox_path = /in\nmail_control_path = /c",
+            "mdbox:/home/alice/m:INBOX=/in:INDEX=/i/alice@example.org:CONTROL=/c:LAYOUT=fs",
+        ),
+        ("mail_path = /m", "/m"),
+        ("mail_location = a\nprotocol doveadm {\n mail_location = b\n}", "b"),
+    ] {
+        assert_eq!(settings(text).mail_location(&alice()).unwrap().as_deref(), Some(want), "{text}");
+    }
+    let own = User { mail: Some("maildir:/own/%u".to_owned()), ..alice() };
+    assert_eq!(settings("mail_location = x").mail_location(&own).unwrap(), own.mail);
+    let error = settings("mail_location = %h").mail_location(&User::named("bob")).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("%h: user \"bob\" has no home"));
+    assert!(settings("mail_driver = maildir").mail_location(&alice()).is_err());
+}
+
+#[test]
+fn namespaces_apart_are_refused_by_name_when_mail_is_asked_for() {
+    for text in ["namespace shared {\n prefix = shared/\n}", "namespace shared {\n location = maildir:/s\n}"]
+    {
+        let error = settings(text).mail_location(&alice()).unwrap_err();
+        assert!(matches!(error, ConfError::Unsupported { .. }));
+        assert!(error.to_string().contains("namespace \"shared\""), "{error}");
+    }
+    let ok = "namespace shared {\n prefix = shared/\n}\nnamespace shared {\n disabled = yes\n}\nnamespace inbox {\n prefix =\n location =\n}";
+    assert_eq!(settings(ok).mail_location(&alice()).unwrap(), None);
+}
+
+#[test]
+fn debians_configuration_just_works() {
+    let path = Path::new("/etc/dovecot/dovecot.conf");
+    if !path.exists() {
+        println!("skipped: Dovecot is not installed");
+        return;
+    }
+    let settings = Settings::load(Some(path), &[]).unwrap();
+    let user = alice();
+    let location = settings.mail_location(&user).unwrap();
+    assert!(settings.ssl().is_ok() && settings.listen().is_ok() && settings.doveadm_port().is_ok());
+    // A changed configuration need not say what Debian's says, only what Dovecot reads from it.
+    let doveconf = std::process::Command::new("doveconf").args(["-h", "mail_location"]).output();
+    let told =
+        doveconf.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    if told.is_empty() {
+        println!("skipped: doveconf does not tell mail_location");
+    } else {
+        let vars = crate::variables::Vars::of(&user);
+        assert_eq!(location, crate::variables::expand(&told, &vars).ok());
+    }
+    assert!(crate::lookup(&settings, "root").is_ok());
+    let refused = crate::verify(&settings, "root", "x");
+    assert!(matches!(refused, Err(crate::UserError::Unsupported(_))), "{refused:?}");
+}
+
+#[test]
+fn no_bytes_make_it_panic() {
+    let seeds = [
+        "a = b\nnamespace \"x y\" {\n prefix = \\\n  %h\n}\n!include_try x*[a-]?\nssl_cert = </x\n$a = $a 'q\\'\n",
+        "doveadm_port = 0\nuserdb static {\n fields {\n home = %1.2Lu%{user | lower}\n}\n}\nlisten = é, #\n",
+    ];
+    let mut random = StdRng::seed_from_u64(7);
+    for round in 0..4000 {
+        let mut bytes = seeds[round % seeds.len()].as_bytes().to_vec();
+        for _ in 0..random.random_range(1..8) {
+            let at = random.random_range(0..bytes.len());
+            match random.random_range(0..3) {
+                0 => bytes[at] = random.random(),
+                1 => bytes.truncate(at + 1),
+                _ => bytes.insert(at, b"{}=#\\\"'%$<!\n\0 "[random.random_range(0..14)]),
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        // Included files are not read: the text may name any.
+        if text.contains("!include ") || text.contains("$ENV") {
+            continue;
+        }
+        if let Ok(settings) = Settings::parse(&text) {
+            let _ = (settings.doveadm_port(), settings.listen(), settings.separator(), settings.ssl_cert());
+            let _ = settings.mail_location(&alice());
+            let _ = crate::lookup(&settings, "alice@x");
+        }
+    }
+}
