@@ -1,2 +1,175 @@
+//! The program `dsync`: arguments become a session, its report becomes lines and one exit status.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod args;
+mod destination;
+mod jobs;
+mod progress;
+mod report;
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use dsync_accounts::{ConfError, Settings, UserError, hash_password};
+use dsync_session::SessionError;
+use dsync_session::storage::StorageError;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use args::{Cli, Command};
+use jobs::Session;
+
+/// What is printed once, and the exit status that goes with it.
+#[derive(Debug)]
+pub struct Failed {
+    status: u8,
+    error: anyhow::Error,
+}
+
+impl Failed {
+    pub fn new(status: u8, error: anyhow::Error) -> Failed {
+        Failed { status, error }
+    }
+
+    /// The command line is wrong.
+    pub fn usage(what: impl Into<String>) -> Failed {
+        Failed::new(64, anyhow::Error::msg(format!("{}; see dsync --help", what.into())))
+    }
+
+    fn within(self, place: String) -> Failed {
+        Failed { status: self.status, error: self.error.context(place) }
+    }
+}
+
+macro_rules! failed_from {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Failed {
+            fn from(error: $error) -> Failed {
+                Failed { status: error.status(), error: error.into() }
+            }
+        }
+    )*};
+}
+failed_from!(ConfError, UserError, SessionError, StorageError);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for; all else is a wrong command line.
+            let status = if error.use_stderr() { 64 } else { 0 };
+            if error.print().is_err() {
+                return ExitCode::from(75);
+            }
+            return ExitCode::from(status);
+        }
+    };
+    start_log(cli.debug);
+    match run(&cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(Failed { status, error }) => {
+            eprintln!("dsync: {}", chain(&error));
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<u8, Failed> {
+    let (backup, one_way, common) = match &cli.command {
+        Command::HashPassword => return hash().map(|()| 0),
+        Command::Sync { one_way, common } => (false, *one_way, common),
+        Command::Backup { common } => (true, false, common),
+    };
+    let settings = Settings::load(cli.config.as_deref(), &cli.overrides)?;
+    tracing::debug!("configuration: {}", jobs::config_name(&settings).display());
+    let session = Session {
+        settings: &settings,
+        common,
+        direction: jobs::direction(backup, one_way, common.reverse),
+        verbose: cli.verbose,
+        stop: stop_on_signals()?,
+    };
+    let done = session.run()?;
+    for problem in &done.report.problems {
+        eprintln!("dsync: {}: {problem}", done.user);
+    }
+    if cli.verbose {
+        report::lines(&done).iter().for_each(|line| eprintln!("{line}"));
+    } else if done.report.status() == 2 {
+        done.report.notes.iter().for_each(|note| eprintln!("dsync: {}: {note}", done.user));
+    }
+    if common.json {
+        print_line(&report::json(&done))?;
+    }
+    Ok(done.report.status())
+}
+
+/// Reads a password from stdin, so that it stands in no process list and no history.
+fn hash() -> Result<(), Failed> {
+    let mut password = String::new();
+    let read = std::io::stdin().lock().read_line(&mut password);
+    read.map_err(|error| {
+        Failed::new(75, anyhow::Error::from(error).context("cannot read the password from stdin"))
+    })?;
+    let password = password.trim_end_matches(['\n', '\r']);
+    if password.is_empty() {
+        return Err(Failed::usage("no password on stdin"));
+    }
+    print_line(&hash_password(password)?)
+}
+
+fn print_line(text: &str) -> Result<(), Failed> {
+    let told = writeln!(std::io::stdout(), "{text}");
+    told.map_err(|error| Failed::new(75, anyhow::Error::from(error).context("cannot write to stdout")))
+}
+
+/// Ctrl-C, TERM and HUP bring the session to its next safe point; a second one ends it at once, which loses nothing either.
+fn stop_on_signals() -> Result<watch::Receiver<bool>, Failed> {
+    let (sender, receiver) = watch::channel(false);
+    let failed = |error| Failed::new(75, anyhow::Error::from(error).context("cannot wait for signals"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        kinds.into_iter().map(signal).collect::<Result<Vec<_>, _>>().map_err(failed)?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            for _ in 0..2 {
+                let [a, b, c] = signals.as_mut_slice() else { return };
+                tokio::select! { _ = a.recv() => {}, _ = b.recv() => {}, _ = c.recv() => {} }
+                if sender.send_replace(true) {
+                    std::process::exit(75);
+                }
+            }
+        });
+    });
+    Ok(receiver)
+}
+
+fn start_log(debug: bool) {
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// The error and its causes in one line. Some errors tell their cause themselves: it is said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = cause.to_string();
+        if text.ends_with(&said) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&said);
+    }
+    text
+}

@@ -1,0 +1,225 @@
+//! From options to a session: whose mail, where it is, how to reach the other end.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
+use dsync_session::dial::{self, Trust, Way};
+use dsync_session::proto::preface::Auth;
+use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::storage::{Fsync, Location, Storage};
+use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
+use tokio::sync::watch;
+
+use crate::Failed;
+use crate::args::{Common, Compress};
+use crate::destination::Destination;
+use crate::progress::Display;
+
+/// How a session is to be run.
+pub struct Session<'a> {
+    pub settings: &'a Settings,
+    pub common: &'a Common,
+    pub direction: Direction,
+    pub verbose: bool,
+    pub stop: watch::Receiver<bool>,
+}
+
+/// A report, and how long it took.
+pub struct Done {
+    pub user: String,
+    pub report: Report,
+    pub elapsed: Duration,
+}
+
+/// Which way the changes go, as the options say.
+pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
+    let into = if reverse { Terminus::Initiator } else { Terminus::Responder };
+    match (backup, one_way) {
+        (true, _) => Direction::Mirror { into },
+        (false, true) => Direction::OneWay { into },
+        // As in the manual page, -R has no effect on a two-way sync.
+        (false, false) => Direction::TwoWay,
+    }
+}
+
+impl Session<'_> {
+    /// Runs the session.
+    pub fn run(&self) -> Result<Done, Failed> {
+        let begun = Instant::now();
+        let user = self.user()?;
+        let outcome = self.run_for(&user);
+        let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
+        Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
+    }
+
+    fn user(&self) -> Result<User, Failed> {
+        match &self.common.user {
+            Some(name) => {
+                check_user(name)?;
+                Ok(lookup(self.settings, name)?)
+            }
+            None => Ok(invoking_user()),
+        }
+    }
+
+    fn run_for(&self, user: &User) -> Result<Report, Failed> {
+        let destination = Destination::parse(&self.common.destination, self.settings, &user.name)?;
+        let storage = self.source(user)?;
+        let options = Options {
+            full: self.common.full,
+            mailboxes: self.common.mailbox.clone(),
+            exclude: self.common.exclude.clone(),
+            lock_wait_secs: self.common.lock_wait.unwrap_or(30),
+            force: self.common.force,
+        };
+        let mut brain = Brain::initiator(storage, Job { direction: self.direction, options });
+        let mut display = Display::new(self.verbose);
+        let outcome = match destination {
+            Destination::Local(text) => self.run_local(&mut brain, &text, user, &mut display),
+            other => self.run_remote(&mut brain, other, user, &mut display),
+        };
+        display.end();
+        outcome
+    }
+
+    fn fsync(&self) -> Result<Fsync, Failed> {
+        Ok(match self.settings.mail_fsync()? {
+            dsync_accounts::Fsync::Always => Fsync::Always,
+            dsync_accounts::Fsync::Optimized => Fsync::Optimized,
+            dsync_accounts::Fsync::Never => Fsync::Never,
+        })
+    }
+
+    /// The mail here.
+    fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
+        let text = match &self.common.source {
+            Some(text) => Some(text.clone()),
+            None => self.settings.mail_location(user)?,
+        };
+        let location = match (text, &user.home) {
+            (Some(text), home) => Location::parse(&text, home.as_deref())?,
+            (None, Some(home)) => Location::detect(home).ok_or_else(|| {
+                let what = format!(
+                    "no mail found in {}: say where it is with --source maildir:/path",
+                    home.display()
+                );
+                Failed::new(78, anyhow::Error::msg(what))
+            })?,
+            (None, None) => {
+                let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
+                return Err(Failed::new(78, anyhow::Error::msg(what)));
+            }
+        };
+        Ok(location.open(self.fsync()?)?)
+    }
+
+    fn run_local(
+        &self,
+        brain: &mut Brain,
+        text: &str,
+        user: &User,
+        display: &mut Display,
+    ) -> Result<Report, Failed> {
+        let location = Location::parse(text, user.home.as_deref())?;
+        let mut other = Brain::responder(location.open(self.fsync()?)?, Duration::from_secs(30));
+        let outcome = local::run(brain, &mut other, &mut |brain| {
+            display.look(brain);
+            !*self.stop.borrow()
+        });
+        Ok(outcome?.0)
+    }
+
+    fn run_remote(
+        &self,
+        brain: &mut Brain,
+        destination: Destination,
+        user: &User,
+        display: &mut Display,
+    ) -> Result<Report, Failed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
+        runtime.block_on(async {
+            let mut way = self.dial(destination).await?;
+            let compress = match self.common.compress {
+                Compress::Auto => !way.local,
+                Compress::Yes => true,
+                Compress::No => false,
+            };
+            let auth = self.auth(&way)?;
+            let greeted = greet::client(&mut *way.stream, auth, &user.name, compress).await;
+            let (compress, early) = match greeted {
+                Ok(greeted) => greeted,
+                Err(error) => return Err(child_failed(&mut way, error).await.into()),
+            };
+            let options = link::Options {
+                silence: Duration::from_secs(self.common.timeout.into()),
+                compress,
+                stop: self.stop.clone(),
+            };
+            let report =
+                link::run(brain, &mut *way.stream, early, options, &mut |brain| display.look(brain)).await;
+            match report {
+                Ok(report) => Ok(report),
+                Err(error) => Err(child_failed(&mut way, error).await.into()),
+            }
+        })
+    }
+
+    async fn dial(&self, destination: Destination) -> Result<Way, Failed> {
+        match destination {
+            Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
+            Destination::Tcp { host, port, tls: true } => {
+                let certificate = self.settings.ssl_client_cert()?.zip(self.settings.ssl_client_key()?);
+                let trust = Trust { ca: self.settings.ssl_client_ca()?, certificate };
+                let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+                Ok(dial::tls(&host, port, &trust, provider).await?)
+            }
+            Destination::Command(words) => Ok(dial::command(&words)?),
+            Destination::Local(_) => Err(Failed::usage("a local destination needs no connection")),
+        }
+    }
+
+    fn auth(&self, way: &Way) -> Result<Auth, Failed> {
+        let Some(password) = self.settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
+            return Ok(Auth::None);
+        };
+        let text = password.expose();
+        if text.starts_with('{') && text.contains('}') && !text.starts_with("{PLAIN}") {
+            let what = "doveadm_password is a hash; the client needs the password itself";
+            return Err(Failed::new(78, anyhow::Error::msg(what)));
+        }
+        if !way.private && !self.common.insecure {
+            let what = "refusing to send the password over a connection that others can read: use tcps:, or --insecure";
+            return Err(Failed::new(77, anyhow::Error::msg(what)));
+        }
+        let password = text.strip_prefix("{PLAIN}").unwrap_or(text).to_owned();
+        let user = self.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
+        Ok(Auth::Plain { user, password })
+    }
+}
+
+/// A program that ended says more than the pipe that it left behind.
+async fn child_failed(way: &mut Way, error: SessionError) -> SessionError {
+    let SessionError::Link { text, .. } = &error else { return error };
+    let Some(child) = &mut way.child else { return error };
+    let ended = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
+    match ended {
+        Ok(Ok(status)) if !status.success() => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            // ssh itself ends with 255.
+            let passed_on = code.filter(|code| (64..=78).contains(code)).unwrap_or(75);
+            SessionError::Link {
+                status: passed_on,
+                text: format!("{text} (the remote command ended with {status})"),
+            }
+        }
+        _ => error,
+    }
+}
+
+/// The default place of the configuration, for messages.
+pub fn config_name(settings: &Settings) -> PathBuf {
+    settings.file().map_or_else(|| PathBuf::from("(defaults)"), PathBuf::from)
+}
