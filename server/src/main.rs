@@ -1,2 +1,111 @@
+//! The program `dsync-server`: listens with TLS, or speaks on stdin and stdout.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod limits;
+mod listen;
+mod serve;
+mod tls;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser};
+use dsync_accounts::{Settings, check_user};
+use dsync_session::dial::own_stdio;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use serve::{Peer, Service};
+
+/// Answers dsync: listens on the settings listen and doveadm_port, or speaks on stdin and stdout.
+#[derive(Debug, Parser)]
+#[command(name = "dsync-server", version)]
+struct Cli {
+    /// Speak on stdin and stdout, as ssh starts it; needs -u
+    #[arg(long, requires = "user")]
+    stdio: bool,
+    /// The one user whose mail may be had; implies --stdio
+    #[arg(short, value_name = "USER")]
+    user: Option<String>,
+    /// Configuration file, in Dovecot's syntax [default: /etc/dsync/dsync.conf, else /etc/dovecot/dovecot.conf]
+    #[arg(short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Override a setting; may be given more than once
+    #[arg(short = 'o', value_name = "SETTING=VALUE", action = ArgAction::Append)]
+    overrides: Vec<String>,
+    /// Say all that is going on
+    #[arg(short = 'D')]
+    debug: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let status = if error.use_stderr() { 64 } else { 0 };
+            return ExitCode::from(if error.print().is_ok() { status } else { 75 });
+        }
+    };
+    let level = match (cli.debug, cli.user.is_some()) {
+        (true, _) => tracing::Level::DEBUG,
+        // Over ssh, stderr is the user's terminal.
+        (false, true) => tracing::Level::WARN,
+        (false, false) => tracing::Level::INFO,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    let settings = match Settings::load(cli.config.as_deref(), &cli.overrides) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let status = error.status();
+            eprintln!("dsync-server: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(status);
+        }
+    };
+    let outcome = match &cli.user {
+        Some(user) => stdio(&settings, user),
+        None => listen::run(settings).map(|()| 0),
+    };
+    match outcome {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("dsync-server: {error:#}");
+            let taken = error.chain().any(|cause| {
+                cause
+                    .downcast_ref::<std::io::Error>()
+                    .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)
+            });
+            ExitCode::from(if taken { 75 } else { 78 })
+        }
+    }
+}
+
+/// Serves the one session on stdin and stdout.
+fn stdio(settings: &Settings, user: &str) -> anyhow::Result<u8> {
+    check_user(user)?;
+    let (sender, stop) = watch::channel(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = runtime.block_on(async {
+        let (mut term, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        let mut way = own_stdio();
+        let peer = Peer {
+            name: "stdio".into(),
+            certificate: Vec::new(),
+            trusted_user: Some(user.to_owned()),
+            exposed: false,
+            local: false,
+        };
+        let service = Service { settings, stop };
+        let serving = service.serve(&mut *way.stream, bytes::BytesMut::new(), &peer, None);
+        tokio::pin!(serving);
+        loop {
+            tokio::select! {
+                status = &mut serving => return anyhow::Ok(status),
+                _ = term.recv() => { sender.send_replace(true); }
+                _ = hangup.recv() => { sender.send_replace(true); }
+            }
+        }
+    })?;
+    // The thread that waits for stdin would keep the runtime.
+    runtime.shutdown_background();
+    Ok(status)
+}
