@@ -3,4 +3,5 @@
 
 pub mod maildirs;
 pub mod oracle;
+pub mod programs;
 pub mod world;

@@ -1,0 +1,306 @@
+//! `dsync` and `dsync-server` over TLS, TCP and stdio; wrong passwords, strange peers, limits, signals, kills.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use dsync_tests::maildirs::Account;
+use dsync_tests::programs::{Place, certificates, free_port, programs};
+
+fn account(place: &Place, messages: u32) -> Account {
+    let account = Account::new(place.path("mail"));
+    for n in 0..messages {
+        let folder = ["", "Lists.Rust", "Entw&APw-rfe"][n as usize % 3];
+        let body =
+            format!("Subject: message {n}\nMessage-ID: <{n}@test>\n\n{}\n", "text ".repeat(n as usize % 500));
+        let flags = ["", ":2,S", ":2,FS"][n as usize % 3];
+        account.deliver(folder, &format!("17000{n:05}.M{n}P1.test{flags}"), body.as_bytes());
+    }
+    account
+}
+
+fn source(account: &Account) -> String {
+    format!("maildir:{}", account.root.display())
+}
+
+#[test]
+fn a_backup_over_tls_and_back_shows_no_difference() {
+    let place = Place::new("");
+    let server = place.serve();
+    let mail = account(&place, 60);
+    let (status, text) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
+    assert_eq!((status, text.as_str()), (0, ""));
+    let line = server.wait_for("sync user=alice");
+    assert!(
+        line.contains("mailboxes=3") && line.contains("received=60") && line.contains("status=0"),
+        "{line}"
+    );
+    assert_eq!(mail.view(), Account::new(place.path("server/alice")).view());
+    let third = Account::new(place.path("third"));
+    let (status, text) =
+        place.run(&["backup", "-R", "--compress", "yes", "--source", &source(&third), &place.tls()]);
+    assert_eq!((status, text.as_str()), (0, ""));
+    assert_eq!(mail.view(), third.view());
+    // Plain TCP on loopback, two ways, with changes on both ends.
+    mail.deliver("", "1800000001.M1P1.test", b"new here");
+    Account::new(place.path("server/alice")).deliver("", "1800000002.M1P1.test", b"new there");
+    let tcp = format!("tcp:127.0.0.1:{}", place.port);
+    let (status, text) = place.run(&["sync", "--source", &source(&mail), &tcp]);
+    assert_eq!((status, text.as_str()), (0, ""));
+    let view = mail.view();
+    assert_eq!(view, Account::new(place.path("server/alice")).view());
+    assert!(view["INBOX"].join("").contains("new there"));
+}
+
+#[test]
+fn stdio_serves_the_one_user_it_was_started_for() {
+    let place = Place::new("");
+    let mail = account(&place, 20);
+    let server = programs().join("dsync-server").display().to_string();
+    let conf = place.path("server.conf").display().to_string();
+    let words = |user: &'static str| {
+        ["backup", "--source"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([
+                source(&mail),
+                server.clone(),
+                "-c".into(),
+                conf.clone(),
+                "--stdio".into(),
+                format!("-u{user}"),
+            ])
+            .collect::<Vec<_>>()
+    };
+    let run = |words: Vec<String>| place.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(run(words("alice")), (0, String::new()));
+    assert_eq!(mail.view(), Account::new(place.path("server/alice")).view());
+    let (status, text) = run(words("bob"));
+    assert!(status == 77 && text.contains("started for another user"), "{status} {text}");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line_with_its_status() {
+    let place = Place::new("userdb {\n  driver = passwd-file\n  args = %PLACE%/users\n}\n");
+    let users = place.path("users");
+    std::fs::write(&users, "alice:{PLAIN}x:::::\n").expect("written");
+    let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
+    std::fs::write(
+        place.path("server.conf"),
+        conf.replace("%PLACE%", &place.dir.path().display().to_string()),
+    )
+    .expect("written");
+    let _server = place.serve();
+    let mail = source(&account(&place, 3));
+    let other_ca = rcgen::generate_simple_self_signed(["other".to_owned()]).expect("made").cert.pem();
+    std::fs::write(place.path("other.pem"), other_ca).expect("written");
+    let (tls, closed) = (place.tls(), format!("tcps:localhost:{}", free_port()));
+    let wrong_ca = format!("ssl_client_ca_file={}", place.path("other.pem").display());
+    let numbers = format!("tcps:127.0.0.2:{}", place.port);
+    let cases: &[(&[&str], i32, &str)] = &[
+        (
+            &["-o", "doveadm_password=wrong", "sync", "--source", &mail, &tls],
+            77,
+            "wrong user name or password",
+        ),
+        (&["-o", "doveadm_password=", "sync", "--source", &mail, &tls], 77, "a password is needed"),
+        (&["sync", "-u", "nobody-here", "--source", &mail, &tls], 67, "nobody-here"),
+        (&["sync", "-u", "../alice", "--source", &mail, &tls], 67, "../alice"),
+        (&["-o", &wrong_ca, "sync", "--source", &mail, &tls], 77, "UnknownIssuer"),
+        (&["sync", "--source", &mail, &closed], 75, "Connection refused"),
+        (&["sync", "--source", &mail, &numbers], 75, "Connection refused"),
+        (&["sync", "--source", &mail, "tcps:no-such-host.invalid"], 75, "cannot find the host"),
+        (&["sync", "--source", &mail, "tcp:-oProxyCommand=x"], 64, "no host"),
+        (&["sync", "--source", &mail, "mbox:/x"], 78, "not supported yet"),
+        (&["sync", "--source", &mail, "/no/such/program", "x"], 75, "cannot run"),
+        (&["sync", "--source", &mail, "false", "x"], 75, "remote command ended"),
+        (&["sync", "--source", &mail, &mail], 75, "same store"),
+        (
+            &["-o", "doveadm_password={ARGON2ID}$argon2id$x", "sync", "--source", &mail, &tls],
+            78,
+            "needs the password itself",
+        ),
+        (&["sync"], 64, "DESTINATION"),
+        (&["sink", "x"], 64, "sink"),
+    ];
+    for (arguments, expected, says) in cases {
+        let (status, text) = place.run(arguments);
+        assert!(status == *expected && text.contains(says), "{arguments:?}: {status} {text}");
+        assert!(!text.contains("a secret for tests"), "{text}");
+        assert!(*expected == 64 || text.trim_end().lines().count() == 1, "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn strange_peers_are_turned_away_and_the_server_lives() {
+    let place = Place::new("");
+    let server = place.serve();
+    let mail = account(&place, 3);
+    let long = vec![b'x'; 1 << 20];
+    let mut huge = b"dsync\x00\x01\n".to_vec();
+    huge.extend_from_slice(b"\xff\xff\xff\xff\xff\xff");
+    let strange: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"VERSION\tdoveadm-server\t1\t2\n",
+        b"\x16\x03\x01\xff\xff garbage that is no TLS at all",
+        b"dsync\x00\x01\n\x00",
+        b"",
+        b"\x00\x01\x02",
+        &huge,
+        &long,
+    ];
+    for bytes in strange {
+        let mut stream = TcpStream::connect(("127.0.0.1", place.port)).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        // The server may hang up while we still talk.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        if bytes.starts_with(b"GET") {
+            assert!(answer.starts_with(b"HTTP/1.0 400"), "{answer:?}");
+        }
+    }
+    let (status, text) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
+    assert_eq!((status, text.as_str()), (0, ""));
+    server.wait_for("status=0");
+}
+
+#[test]
+fn a_peer_that_is_not_dsync_is_named() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+    let port = listener.local_addr().expect("known").port();
+    let place = Place::new("");
+    let mail = source(&account(&place, 1));
+    for (answer, says) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "HTTP"),
+        (b"VERSION\tx\t1\n", "Dovecot"),
+        (b"220 smtp\r\n", "not dsync"),
+    ] {
+        let listener = listener.try_clone().expect("cloned");
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepts");
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer);
+        });
+        let (status, text) = place.run(&["sync", "--source", &mail, &format!("tcp:127.0.0.1:{port}")]);
+        assert!(status == 76 && text.contains(says), "{status} {text}");
+        thread.join().expect("ends");
+    }
+}
+
+#[test]
+fn a_client_certificate_opens_its_users_mail_only() {
+    let certs = certificates();
+    let place = Place::new(&format!("ssl_ca = <{}/ca.pem", certs.display()));
+    let _server = place.serve();
+    let mail = account(&place, 3);
+    let (cert, key) = (
+        format!("ssl_client_cert=<{}/client.pem", certs.display()),
+        format!("ssl_client_key=<{}/client.key", certs.display()),
+    );
+    let run = |user: &str| {
+        place.run(&[
+            "-o",
+            "doveadm_password=",
+            "-o",
+            &cert,
+            "-o",
+            &key,
+            "backup",
+            "-u",
+            user,
+            "--source",
+            &source(&mail),
+            &place.tls(),
+        ])
+    };
+    assert_eq!(run("alice"), (0, String::new()));
+    let (status, text) = run("bob");
+    assert!(status == 77 && text.contains("certificate is not for this user"), "{status} {text}");
+}
+
+#[test]
+fn hashed_passwords_are_checked() {
+    let mut child = Command::new(programs().join("dsync"))
+        .arg("hash-password")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    child.stdin.take().expect("piped").write_all(b"a secret for tests\n").expect("written");
+    let output = child.wait_with_output().expect("ends");
+    let hash = String::from_utf8(output.stdout).expect("text");
+    assert!(hash.starts_with("{ARGON2ID}$argon2id$"), "{hash}");
+    let place = Place::new(&format!("doveadm_password = {hash}"));
+    let _server = place.serve();
+    let mail = account(&place, 3);
+    assert_eq!(place.run(&["backup", "--source", &source(&mail), &place.tls()]), (0, String::new()));
+    let (status, _) =
+        place.run(&["-o", "doveadm_password=no", "backup", "--source", &source(&mail), &place.tls()]);
+    assert_eq!(status, 77);
+}
+
+#[test]
+fn a_taken_port_names_its_holder() {
+    let place = Place::new("");
+    let _server = place.serve();
+    let output = Command::new(programs().join("dsync-server"))
+        .arg("-c")
+        .arg(place.path("server.conf"))
+        .output()
+        .expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(75) && text.contains("held by dsync-server, pid"),
+        "{:?} {text}",
+        output.status
+    );
+}
+
+#[test]
+fn term_ends_an_idle_server_at_once() {
+    let place = Place::new("");
+    let mut server = place.serve();
+    server.signal("TERM");
+    server.wait_for("stopping");
+    assert!(server.child.wait().expect("ends").success());
+}
+
+/// Each end killed at spread instants of a first sync over TLS; the rerun finishes, and every message is there once.
+#[test]
+fn kills_lose_nothing_and_double_nothing() {
+    let place = Place::new("");
+    let mail = account(&place, 2000);
+    let expected = {
+        let _server = place.serve();
+        let begun = std::time::Instant::now();
+        assert_eq!(place.run(&["backup", "--source", &source(&mail), &place.tls()]).0, 0);
+        std::fs::remove_dir_all(place.path("server")).expect("removed");
+        begun.elapsed()
+    };
+    for round in 0..30u32 {
+        let mut server = place.serve();
+        let mut client = place
+            .dsync(&["backup", "--source", &source(&mail), &place.tls()])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("starts");
+        std::thread::sleep(expected * round / 30);
+        let victim = if round % 2 == 0 { &mut client } else { &mut server.child };
+        victim.kill().expect("killed");
+        victim.wait().expect("ends");
+        let _ = client.wait();
+        drop(server);
+        let server = place.serve();
+        let (status, text) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
+        assert_eq!((status, text.as_str()), (0, ""), "round {round}");
+        drop(server);
+        let copy = Account::new(place.path("server/alice"));
+        assert_eq!(mail.view(), copy.view(), "round {round}");
+        let (again, _) = place.run(&["sync", "--source", &source(&mail), &source(&copy)]);
+        assert_eq!(again, 0);
+        std::fs::remove_dir_all(place.path("server")).expect("removed");
+    }
+}
