@@ -52,7 +52,12 @@ fn main() -> ExitCode {
         (false, true) => tracing::Level::WARN,
         (false, false) => tracing::Level::INFO,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
     let settings = match Settings::load(cli.config.as_deref(), &cli.overrides) {
         Ok(settings) => settings,
         Err(error) => {

@@ -4,4 +4,5 @@
 pub mod maildirs;
 pub mod oracle;
 pub mod programs;
+pub mod sample;
 pub mod world;
