@@ -13,7 +13,10 @@ pub fn programs() -> PathBuf {
     BUILT
         .get_or_init(|| {
             let here = std::env::current_exe().expect("known");
-            let directory = here.parent().and_then(Path::parent).expect("target/<profile>/deps").to_owned();
+            let directory = here.parent().expect("a directory");
+            let in_deps = directory.ends_with("deps");
+            let directory =
+                if in_deps { directory.parent().expect("target/<profile>") } else { directory }.to_owned();
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
             let release = directory.ends_with("release");
             let mut build = Command::new(env!("CARGO"));
