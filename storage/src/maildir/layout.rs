@@ -167,17 +167,15 @@ impl Layout {
         Ok(())
     }
 
-    /// Gives whether something was found below.
     fn list_deep(
         &self,
         directory: &Path,
         above: &mut Vec<String>,
         found: &mut Vec<Found>,
         problems: &mut Vec<MailboxProblem>,
-    ) -> Result<bool> {
-        let mut any = false;
+    ) -> Result<()> {
         if above.len() >= DEPTH_MAX {
-            return Ok(false);
+            return Ok(());
         }
         for entry in fs::read_dir(directory).map_err(StorageError::io(directory))? {
             let entry = entry.map_err(StorageError::io(directory))?;
@@ -203,20 +201,16 @@ impl Layout {
             };
             above.push(part);
             let mailbox = path.join("cur").is_dir();
-            let below = self.list_deep(&path, above, found, problems)?;
+            self.list_deep(&path, above, found, problems)?;
             match MailboxName::new(above) {
-                Ok(name) if !name.is_inbox() => {
-                    if mailbox || below {
-                        found.push(Found { name, mailbox });
-                        any = true;
-                    }
-                }
+                // A directory without mail is a name too: `\Noselect`.
+                Ok(name) if !name.is_inbox() => found.push(Found { name, mailbox }),
                 Ok(_) => {}
                 Err(_) => problems.push(unreadable(&path, bytes)),
             }
             above.pop();
         }
-        Ok(any)
+        Ok(())
     }
 
     /// A directory, or a link to one of the same owner; other links are an error, never taken for a deleted mailbox.
