@@ -4,6 +4,8 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod disk;
 mod error;
 pub mod location;

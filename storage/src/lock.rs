@@ -77,7 +77,8 @@ fn is_stale(path: &Path, holder: &str) -> bool {
     gone || age > STALE
 }
 
-fn process_exists(pid: &str) -> bool {
+/// Says whether a process of this number runs on this host.
+pub fn process_exists(pid: &str) -> bool {
     pid.parse::<u32>().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 

@@ -14,7 +14,7 @@ use dsync_model::{
 
 use super::Shared;
 use super::filename::{self, Keywords};
-use super::scan::{FileName, LOCK_WAIT, Places, Scan, fresh_base, guid};
+use super::scan::{FileName, LOCK_WAIT, Places, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
 use crate::lock::DotLock;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -76,7 +76,7 @@ impl MaildirMailbox {
         self.abandon_save();
         let directory = self.places.mail.join("tmp");
         disk::make_directory(&directory)?;
-        let path = directory.join(format!("{}.dsync", fresh_base()));
+        let path = directory.join(format!("{}{TMP_SUFFIX}", fresh_base()));
         let file = disk::create(&path, disk::file_mode(&self.places.mail))?;
         Ok((Pending { message, path, size: 0 }, file))
     }

@@ -35,6 +35,8 @@ use uidlist::UidList;
 /// Messages whose listings are kept between `tree` and `open`.
 const CACHED_MAX: usize = 300_000;
 const NOTE_PREFIX: &str = ".dsync-";
+/// Deleted mailboxes are renamed to this first; Dovecot, too, passes over names that begin so.
+const TRASH: &str = "..DOVECOT-TRASHED-dsync-";
 
 /// What all mailboxes of an account share.
 struct Shared {
@@ -66,6 +68,7 @@ impl Maildir {
 
     fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
         let places = self.shared.places(name)?;
+        self.shared.sweep(&places)?;
         let mut scan = self.shared.scan(&places)?;
         let mut status = scan.status()?;
         if self.names.contains_key(&status.guid) {
@@ -158,6 +161,32 @@ impl Shared {
         Ok(())
     }
 
+    /// Removes what our own processes left in `tmp` when they died.
+    fn sweep(&self, places: &Places) -> Result<()> {
+        let tmp = places.mail.join("tmp");
+        let ours = format!(".{}{}", crate::lock::host_name(), scan::TMP_SUFFIX);
+        for entry in fs::read_dir(&tmp).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let pid =
+                name.strip_suffix(&ours).and_then(|name| Some(name.rsplit_once('P')?.1.split_once('Q')?.0));
+            if pid.is_some_and(|pid| !crate::lock::process_exists(pid)) {
+                disk::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes mailboxes that were deleted, where the process died before it had removed all of their files.
+    fn empty_trash(&self) -> Result<()> {
+        let root = &self.layout.root;
+        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TRASH) {
+                disk::remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     fn write_keywords(&self, places: &Places, keywords: &Keywords) -> Result<()> {
         // Dovecot compares the mtime in seconds: it must move.
         let path = places.control.join("dovecot-keywords");
@@ -191,7 +220,7 @@ impl Shared {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let root = &self.layout.root;
-        let trash = root.join(format!("..DOVECOT-TRASHED-dsync-{}", MailboxGuid(rand::rng().random())));
+        let trash = root.join(format!("{TRASH}{}", MailboxGuid(rand::rng().random())));
         match self.layout.kind {
             Kind::MaildirPlusPlus => {
                 disk::rename(&places.mail, &trash)?;
@@ -301,6 +330,7 @@ impl Storage for Maildir {
         let inbox = MailboxName::inbox();
         let places = self.shared.places(&inbox)?;
         self.shared.make_mailbox(&inbox, &places)?;
+        self.shared.empty_trash()?;
         let (found, mut problems) = self.shared.layout.list()?;
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox)?);

@@ -50,6 +50,8 @@ pub struct Scan {
     stamps: [Stamp; 4],
 }
 
+/// What our files in `tmp` end with.
+pub const TMP_SUFFIX: &str = ".dsync";
 /// How long to wait for the uidlist's lock.
 pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 

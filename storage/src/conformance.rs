@@ -1,0 +1,278 @@
+//! The suite that every storage passes. Panics say which rule a storage breaks.
+#![allow(clippy::missing_panics_doc, reason = "the whole module is a test")]
+
+use std::io::Read;
+
+use dsync_model::{
+    Digest, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid,
+    ModSeq, NewMessage, Since, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+};
+
+use crate::{Committed, Goal, Mailbox, Storage};
+
+/// Runs the suite; `open` opens the same account again each time.
+pub fn check(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    identity_survives(open);
+    notes_are_kept(open);
+    mailboxes_come_and_go(open);
+    messages_are_kept(open);
+    nothing_happens_without_commit(open);
+    uids_are_never_given_twice(open);
+}
+
+fn uid(n: u32) -> Uid {
+    Uid::new(n).expect("not 0")
+}
+
+fn name(text: &str) -> MailboxName {
+    MailboxName::parse(text, '/').expect("valid")
+}
+
+fn validity(n: u32) -> UidValidity {
+    UidValidity::new(n).expect("not 0")
+}
+
+fn flags(system: Flags, keywords: &[&str]) -> FlagSet {
+    FlagSet { system, keywords: keywords.iter().map(|k| Keyword::new(k).expect("valid")).collect() }
+}
+
+fn message(n: u32, guid: &str, flags: FlagSet) -> NewMessage {
+    NewMessage {
+        uid: uid(n),
+        guid: MessageGuid::new(guid).expect("valid"),
+        flags,
+        modseq: ModSeq::NONE,
+        received: Some(Timestamp(1_700_000_000 + i64::from(n))),
+        saved: None,
+        pop3_uidl: None,
+        pop3_order: None,
+        size: None,
+    }
+}
+
+fn save(mailbox: &mut dyn Mailbox, message: NewMessage, body: &[u8]) {
+    mailbox.begin_save(message).expect("begins");
+    body.chunks(3).for_each(|piece| mailbox.write(piece).expect("takes a piece"));
+    mailbox.end_save().expect("ends");
+}
+
+fn commit(mailbox: &mut dyn Mailbox, uid_next_min: u32) -> Committed {
+    let goal = Goal { uid_next_min: uid(uid_next_min), modseq_min: ModSeq::NONE, uid_validity: None };
+    mailbox.commit(goal).expect("commits")
+}
+
+type Listed = (u32, String, FlagSet);
+
+fn list(mailbox: &mut dyn Mailbox) -> Vec<Listed> {
+    let changes = mailbox.changes(Since::All).expect("lists").list;
+    let line = |change: MessageChange| match change {
+        MessageChange::Save { uid, guid, flags, .. } => (uid.get(), guid.to_string(), flags.current),
+        other => panic!("without a base only saves are listed: {other:?}"),
+    };
+    changes.into_iter().map(line).collect()
+}
+
+fn body(mailbox: &mut dyn Mailbox, n: u32, guid: Option<&str>) -> Option<Vec<u8>> {
+    let guid = guid.map(|text| MessageGuid::new(text).expect("valid"));
+    let mut found = mailbox.body(uid(n), guid.as_ref()).expect("looks")?;
+    let mut bytes = Vec::new();
+    found.reader.read_to_end(&mut bytes).expect("reads");
+    Some(bytes)
+}
+
+const BOX: MailboxGuid = MailboxGuid([0xb0; 16]);
+
+fn with_box(open: &mut dyn FnMut() -> Box<dyn Storage>, at: &str) -> (Box<dyn Storage>, MailboxName) {
+    let mut storage = open();
+    storage.tree().expect("lists");
+    let name = name(at);
+    let create =
+        TreeChange::Create { name: name.clone(), guid: BOX, uid_validity: validity(77), uid_next: Uid::MIN };
+    assert!(storage.change_tree(&create).expect("creates"));
+    storage.tree().expect("lists");
+    (storage, name)
+}
+
+fn without_box(mut storage: Box<dyn Storage>, name: MailboxName) {
+    let (tree, _) = storage.tree().expect("lists");
+    let uid_next = tree[&name].mailbox.as_ref().expect("a mailbox").uid_next;
+    assert!(storage.change_tree(&TreeChange::Delete { name, guid: BOX, uid_next }).expect("deletes"));
+}
+
+fn identity_survives(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (one, two) = (open().store_id().expect("has an id"), open().store_id().expect("has an id"));
+    assert_eq!(one, two, "a store keeps its id");
+    let inbox = |storage: &mut Box<dyn Storage>| {
+        let (tree, problems) = storage.tree().expect("lists");
+        assert!(problems.is_empty(), "{problems:?}");
+        tree[&MailboxName::inbox()].mailbox.clone().expect("INBOX is always there")
+    };
+    assert_eq!(inbox(&mut open()), inbox(&mut open()), "INBOX keeps GUID and UIDVALIDITY");
+}
+
+fn notes_are_kept(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    open().write_note("conformance-1", b"one").expect("writes");
+    open().write_note("conformance-1", b"two").expect("writes over it");
+    assert!(open().notes().expect("lists").contains(&"conformance-1".to_owned()));
+    assert_eq!(open().read_note("conformance-1", 10).expect("reads").as_deref(), Some(&b"two"[..]));
+    assert!(open().read_note("conformance-1", 2).is_err(), "a note over the limit is an error");
+    open().remove_note("conformance-1").expect("removes");
+    open().remove_note("conformance-1").expect("removing nothing is fine");
+    assert_eq!(open().read_note("conformance-1", 10).expect("reads"), None);
+}
+
+fn mailboxes_come_and_go(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (mut storage, old) = with_box(open, "Box/Ünder & ~so");
+    let again = TreeChange::Create {
+        name: old.clone(),
+        guid: MailboxGuid([1; 16]),
+        uid_validity: validity(1),
+        uid_next: Uid::MIN,
+    };
+    assert!(storage.change_tree(&again).is_err(), "a mailbox that exists is not created");
+    let new = name("Box 2");
+    let rename = TreeChange::Rename { guid: BOX, from: old.clone(), to: new.clone() };
+    assert!(storage.change_tree(&rename).expect("renames"));
+    let subscribe = TreeChange::Subscribe { names: [new.clone(), name("Gone")].into() };
+    assert!(storage.change_tree(&subscribe).expect("subscribes"));
+    let (tree, _) = open().tree().expect("lists");
+    assert!(tree.get(&old).is_none_or(|node| node.mailbox.is_none()), "the old name is free");
+    let node = &tree[&new];
+    let status = node.mailbox.as_ref().expect("a mailbox");
+    assert_eq!(
+        (status.guid, status.uid_validity, status.messages, node.subscribed),
+        (BOX, validity(77), 0, true)
+    );
+    assert!(tree[&name("Gone")].subscribed && tree[&name("Gone")].mailbox.is_none());
+    let unsubscribe = TreeChange::Unsubscribe { names: [new.clone(), name("Gone")].into() };
+    assert!(storage.change_tree(&unsubscribe).expect("unsubscribes"));
+    let other = MailboxGuid([0xb1; 16]);
+    let identify = TreeChange::Identify { name: new.clone(), guid: other, uid_validity: validity(78) };
+    assert!(storage.change_tree(&identify).expect("identifies"));
+    let (tree, _) = storage.tree().expect("lists");
+    let status = tree[&new].mailbox.as_ref().expect("a mailbox");
+    assert_eq!((status.guid, status.uid_validity), (other, validity(78)));
+    let moved_on = TreeChange::Delete { name: new.clone(), guid: other, uid_next: uid(9) };
+    assert!(
+        !storage.change_tree(&moved_on).expect("answers"),
+        "a mailbox whose UIDNEXT moved is not deleted"
+    );
+    let delete = TreeChange::Delete { name: new.clone(), guid: other, uid_next: Uid::MIN };
+    assert!(storage.change_tree(&delete).expect("deletes"));
+    let (tree, _) = open().tree().expect("lists");
+    assert!(tree.get(&new).is_none_or(|node| node.mailbox.is_none()), "deleted is gone");
+}
+
+fn messages_are_kept(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (mut storage, name) = with_box(open, "Messages");
+    let mut mailbox = storage.open(BOX).expect("opens");
+    mailbox.changes(Since::All).expect("lists");
+    let seen = flags(Flags::SEEN, &["$Label1", "Work"]);
+    save(&mut *mailbox, message(5, "five.guid", seen.clone()), b"Subject: five\r\n\r\nnul \0 and \xff.");
+    save(&mut *mailbox, message(2, "0123456789abcdef0123456789abcdef", FlagSet::default()), b"");
+    assert_eq!(commit(&mut *mailbox, 9), Committed { not_kept: vec![], saved: 2, bytes: 29 });
+    save(&mut *mailbox, message(11, "five.guid", FlagSet::default()), b"the same GUID again");
+    commit(&mut *mailbox, 9);
+    let mut mailbox = open_box(open);
+    let status = mailbox.status().expect("tells");
+    assert_eq!((status.uid_next, status.messages), (uid(12), 3));
+    let expected = vec![
+        (2, "0123456789abcdef0123456789abcdef".to_owned(), FlagSet::default()),
+        (5, "five.guid".to_owned(), seen),
+        (11, "five.guid".to_owned(), FlagSet::default()),
+    ];
+    let listed = list(&mut *mailbox);
+    assert_eq!(listed, expected);
+    let mut digest = Digest::default();
+    for (n, guid, flags) in &listed {
+        digest.add(uid(*n), &MessageGuid::new(guid).expect("valid"), flags);
+    }
+    assert_eq!(status.digest, digest, "the digest is that of the list");
+    let part: UidSet = [2u32, 11, 99].into_iter().collect();
+    let mut of_part = Digest::default();
+    for (n, guid, flags) in listed.iter().filter(|(n, ..)| *n != 5) {
+        of_part.add(uid(*n), &MessageGuid::new(guid).expect("valid"), flags);
+    }
+    assert_eq!(mailbox.digest_of(&part).expect("tells"), of_part);
+    assert_eq!(
+        body(&mut *mailbox, 5, Some("five.guid")).as_deref(),
+        Some(&b"Subject: five\r\n\r\nnul \0 and \xff."[..])
+    );
+    assert_eq!(body(&mut *mailbox, 2, None).as_deref(), Some(&b""[..]));
+    assert_eq!(body(&mut *mailbox, 3, None), None);
+    assert_eq!(body(&mut *mailbox, 3, Some("nobody")), None);
+    assert!(body(&mut *mailbox, 99, Some("five.guid")).is_some(), "any message of that GUID will do");
+    let found = mailbox.body(uid(5), None).expect("looks").expect("is there");
+    assert_eq!(found.received, Some(Timestamp(1_700_000_005)));
+    let actions = [
+        MessageAction::Renumber { from: uid(5), to: uid(20) },
+        MessageAction::Flags {
+            uid: uid(20),
+            add: flags(Flags::FLAGGED, &["New"]),
+            remove: flags(Flags::SEEN, &["work"]),
+            modseq_min: ModSeq::NONE,
+        },
+        MessageAction::Expunge { uid: uid(2), guid: Some(MessageGuid::new("another").expect("valid")) },
+        MessageAction::Expunge { uid: uid(11), guid: None },
+        MessageAction::Flags {
+            uid: uid(77),
+            add: FlagSet::default(),
+            remove: FlagSet::default(),
+            modseq_min: ModSeq::NONE,
+        },
+    ];
+    mailbox.apply(&actions).expect("takes note");
+    assert_eq!(commit(&mut *mailbox, 1).not_kept, [uid(77)]);
+    let listed = list(&mut *open_box(open));
+    let after = flags(Flags::FLAGGED, &["$Label1", "New"]);
+    assert_eq!(listed, [expected[0].clone(), (20, "five.guid".into(), after)]);
+    assert_eq!(body(&mut *open_box(open), 20, None).map(|b| b.len()), Some(29), "renumbering keeps the body");
+    let goal = Goal { uid_next_min: uid(50), modseq_min: ModSeq::NONE, uid_validity: Some(validity(99)) };
+    open_box(open).commit(goal).expect("commits");
+    let status = open_box(open).status().expect("tells");
+    assert_eq!((status.uid_next, status.uid_validity, status.messages), (uid(50), validity(99), 2));
+    drop(mailbox);
+    without_box(open(), name);
+}
+
+fn open_box(open: &mut dyn FnMut() -> Box<dyn Storage>) -> Box<dyn Mailbox> {
+    let mut storage = open();
+    storage.tree().expect("lists");
+    storage.open(BOX).expect("opens")
+}
+
+fn nothing_happens_without_commit(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (mut storage, name) = with_box(open, "Uncommitted");
+    let mut mailbox = storage.open(BOX).expect("opens");
+    let before = mailbox.status().expect("tells");
+    save(&mut *mailbox, message(1, "one", FlagSet::default()), b"one");
+    mailbox.begin_save(message(2, "two", FlagSet::default())).expect("begins");
+    mailbox.write(b"half").expect("takes a piece");
+    mailbox.apply(&[MessageAction::Expunge { uid: uid(1), guid: None }]).expect("takes note");
+    drop(mailbox);
+    assert_eq!(open_box(open).status().expect("tells"), before);
+    without_box(open(), name);
+}
+
+fn uids_are_never_given_twice(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (mut storage, name) = with_box(open, "Races");
+    let mut ours = storage.open(BOX).expect("opens");
+    ours.changes(Since::All).expect("lists");
+    // Somebody else saves under the UID that we were about to take, and removes the message again.
+    let mut other = open_box(open);
+    other.changes(Since::All).expect("lists");
+    save(&mut *other, message(1, "theirs", FlagSet::default()), b"theirs");
+    commit(&mut *other, 1);
+    other.apply(&[MessageAction::Expunge { uid: uid(1), guid: None }]).expect("takes note");
+    commit(&mut *other, 1);
+    save(&mut *ours, message(1, "ours", FlagSet::default()), b"ours");
+    let committed = commit(&mut *ours, 1);
+    assert_eq!(committed.not_kept, [uid(1)], "the UID was given away");
+    assert_eq!(
+        list(&mut *open_box(open)),
+        [(2, "ours".to_owned(), FlagSet::default())],
+        "the message is saved all the same"
+    );
+    drop((ours, other));
+    without_box(open(), name);
+}
