@@ -304,3 +304,102 @@ fn kills_lose_nothing_and_double_nothing() {
         std::fs::remove_dir_all(place.path("server")).expect("removed");
     }
 }
+
+#[test]
+fn a_flood_is_held_off_and_the_server_lives() {
+    let place = Place::new("dsync_max_connections_per_ip = 5");
+    let server = place.serve();
+    let mail = account(&place, 3);
+    let flood: Vec<TcpStream> =
+        (0..40).map(|_| TcpStream::connect(("127.0.0.1", place.port)).expect("connects")).collect();
+    server.wait_for("dsync_max_connections_per_ip is reached");
+    let (status, _) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
+    assert!(status == 75 || status == 76, "{status}");
+    drop(flood);
+    let mut last = (1, String::new());
+    for _ in 0..50 {
+        // The server notices in its own time that they are gone.
+        last = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
+        if last.0 == 0 {
+            break;
+        }
+    }
+    assert_eq!(last, (0, String::new()));
+}
+
+#[test]
+fn an_expired_certificate_is_refused() {
+    let place = Place::new("");
+    let ca_key = rcgen::KeyPair::generate().expect("made");
+    let mut ca = rcgen::CertificateParams::new(Vec::<String>::new()).expect("made");
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_cert = ca.self_signed(&ca_key).expect("made");
+    let key = rcgen::KeyPair::generate().expect("made");
+    let mut leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("made");
+    leaf.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    leaf.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let leaf = leaf.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).expect("made");
+    for (name, text) in
+        [("ca.pem", ca_cert.pem()), ("server.pem", leaf.pem()), ("server.key", key.serialize_pem())]
+    {
+        std::fs::write(place.path(name), text).expect("written");
+    }
+    let dir = place.dir.path().display();
+    let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
+    let conf = format!("{conf}ssl_cert = <{dir}/server.pem\nssl_key = <{dir}/server.key\n");
+    std::fs::write(place.path("server.conf"), conf).expect("written");
+    let _server = place.serve();
+    let mail = account(&place, 1);
+    let ca = format!("ssl_client_ca_file={dir}/ca.pem");
+    let (status, text) = place.run(&["-o", &ca, "backup", "--source", &source(&mail), &place.tls()]);
+    assert!(status == 77 && text.to_lowercase().contains("expired"), "{status} {text}");
+}
+
+/// Signals bring both programs to a safe point: a clear line, a status, and the next run goes on.
+#[test]
+fn signals_end_a_sync_at_a_safe_point() {
+    for victim in ["server", "client"] {
+        let place = Place::new("");
+        let mail = account(&place, 3000);
+        let server = place.serve();
+        let client = place
+            .dsync(&["backup", "--source", &source(&mail), &place.tls()])
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let copy = place.path("server/alice/tmp");
+        // As soon as messages arrive, the middle is reached.
+        let mut arriving = false;
+        for _ in 0..5000 {
+            arriving = std::fs::read_dir(&copy).is_ok_and(|mut entries| entries.next().is_some());
+            if arriving {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(arriving, "nothing ever arrives");
+        if victim == "server" {
+            server.signal("TERM");
+        } else {
+            assert!(
+                Command::new("kill")
+                    .args(["-INT", &client.id().to_string()])
+                    .status()
+                    .expect("runs")
+                    .success()
+            );
+        }
+        let output = client.wait_with_output().expect("ends");
+        let text = String::from_utf8_lossy(&output.stderr);
+        let stopped = output.status.code() == Some(75) && text.contains("stopped");
+        assert!(output.status.success() || stopped, "{victim}: {:?} {text}", output.status);
+        drop(server);
+        let _server = place.serve();
+        assert_eq!(
+            place.run(&["backup", "--source", &source(&mail), &place.tls()]),
+            (0, String::new()),
+            "{victim}"
+        );
+        assert_eq!(mail.view(), Account::new(place.path("server/alice")).view());
+    }
+}

@@ -18,7 +18,7 @@ const MAILBOXES_IN_FLIGHT: usize = 256;
 const COMMIT_MESSAGES: u64 = 2_000;
 const COMMIT_BYTES: u64 = 256 << 20;
 /// Most entries that a peer may list in one mailbox.
-const CHANGES_MAX: usize = 20_000_000;
+const CHANGES_MAX: u64 = 20_000_000;
 
 /// One mailbox of the session.
 pub(super) struct Open {
@@ -393,14 +393,23 @@ impl Brain {
                 open.theirs = Some((status, Vec::new()));
             }
             Message::Changes(changes) => {
-                let (_, list) = open.theirs.as_mut().filter(|_| !open.theirs_done).ok_or_else(wrong)?;
-                if list.len() + changes.len() > CHANGES_MAX {
-                    return Err(SessionError::Peer(format!("lists more than {CHANGES_MAX} messages")));
+                let (status, list) = open.theirs.as_mut().filter(|_| !open.theirs_done).ok_or_else(wrong)?;
+                // What is there, what the base knows and is gone, and what a log may still tell of.
+                let base = open.base.as_ref().map_or(0, |base| base.uids.len());
+                let plausible = u64::from(status.messages) + base + CREDIT;
+                if (list.len() + changes.len()) as u64 > plausible.min(CHANGES_MAX) {
+                    return Err(SessionError::Peer(format!(
+                        "lists more than the {} messages it has",
+                        status.messages
+                    )));
                 }
                 list.extend(changes);
             }
             Message::End(List::Changes) if open.theirs.is_some() => open.theirs_done = true,
             Message::Requests(requests) if !open.asked_done => {
+                if (open.asked.len() + requests.len()) as u64 > CHANGES_MAX {
+                    return Err(SessionError::Peer("asks for more messages than any mailbox holds".into()));
+                }
                 self.progress.asked += requests.len() as u64;
                 open.asked.extend(requests);
             }

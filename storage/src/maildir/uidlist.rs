@@ -285,4 +285,39 @@ mod tests {
             assert!(list.rewrite || text.starts_with("3 V1"), "{text}");
         }
     }
+
+    #[test]
+    fn any_bytes_give_a_list_that_holds_its_rules() {
+        let good = b"3 V1795443142 N22 G51b50630c449046b5d10000087ad316d X7\n2 G1 :a,S=288\n19 W212 S212 Pu O3 :b\n20 :c:2,S\n";
+        let mut seed = 7u64;
+        let mut next = move || {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed
+        };
+        for _ in 0..50_000 {
+            let mut bytes = good.to_vec();
+            for _ in 0..1 + next() % 5 {
+                let at = (next() % bytes.len() as u64) as usize;
+                match next() % 4 {
+                    0 => bytes[at] = next() as u8,
+                    1 => bytes.truncate(at + 1),
+                    2 => bytes.insert(at, b"\n :0:/9\xff\0"[(next() % 9) as usize]),
+                    _ => bytes.extend_from_within(at..),
+                }
+            }
+            let mut list = UidList::parse(&bytes);
+            assert!(list.records.windows(2).all(|pair| pair[0].uid < pair[1].uid));
+            let bases: BTreeSet<&[u8]> = list.records.iter().map(|record| &*record.base).collect();
+            assert_eq!(bases.len(), list.records.len());
+            // What we write, we read.
+            list.keep_next();
+            let again = UidList::parse(&list.to_bytes());
+            assert_eq!(
+                (&again.records, again.uid_next(), again.guid),
+                (&list.records, list.uid_next(), list.guid)
+            );
+        }
+    }
 }

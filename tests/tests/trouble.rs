@@ -1,0 +1,204 @@
+//! Full disks, files that cannot be read or that vanish, two at once, links and strange names: one clear line, nothing lost.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use dsync_session::proto::{Direction, Options};
+use dsync_session::{Brain, Input, Job, Output};
+use dsync_tests::maildirs::{Account, BACKUP, sync};
+use dsync_tests::programs::{Place, programs};
+
+fn mail(place: &Place, messages: u32) -> Account {
+    let account = Account::new(place.path("mail"));
+    for n in 0..messages {
+        account.deliver(
+            "",
+            &format!("17000{n:05}.M{n}P1.test"),
+            format!("Subject: {n}\n\n{}", "x".repeat(5000)).as_bytes(),
+        );
+    }
+    account
+}
+
+fn source(account: &Account) -> String {
+    format!("maildir:{}", account.root.display())
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// A small file system of its own, where that can be had.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(path: &Path, bytes: u32) -> Option<Small> {
+        fs::create_dir_all(path).expect("made");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "dsync-test"])
+            .arg(path)
+            .status();
+        mounted.is_ok_and(|status| status.success()).then(|| Small(path.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // A test that fails may still hold files there; the system takes them with the mount.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_next_run_goes_on() {
+    let place = Place::new("");
+    let account = mail(&place, 300);
+    let full = place.path("small");
+    let Some(small) = Small::mount(&full, 400_000) else {
+        eprintln!("skipped: no file system can be mounted here");
+        return;
+    };
+    let copy = Account::new(full.join("copy"));
+    let (status, text) = place.run(&["backup", "--source", &source(&account), &source(&copy)]);
+    assert!(
+        status == 75 && text.contains("No space left on device") && text.contains("small/copy"),
+        "{status} {text}"
+    );
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        copy.leftovers().iter().all(|path| !path.to_string_lossy().contains("/tmp/")),
+        "{:?}",
+        copy.leftovers()
+    );
+    let grown = Command::new("mount").args(["-o", "remount,size=40000000"]).arg(&full).status();
+    assert!(grown.is_ok_and(|status| status.success()));
+    assert_eq!(place.run(&["backup", "--source", &source(&account), &source(&copy)]), (0, String::new()));
+    assert_eq!(account.view(), copy.view());
+    drop(small);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_the_others_arrive() {
+    let place = Place::new("");
+    let account = mail(&place, 10);
+    let bad = account.find("", "1700000003");
+    fs::set_permissions(&bad, fs::Permissions::from_mode(0o0)).expect("set");
+    let dsync = place.path("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    let mut command = if is_root() {
+        // Root reads everything.
+        fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        assert!(
+            Command::new("chown")
+                .args(["-R", "nobody"])
+                .arg(place.dir.path())
+                .status()
+                .is_ok_and(|status| status.success())
+        );
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "--"]).arg(&dsync);
+        command
+    } else {
+        Command::new(&dsync)
+    };
+    let copy = Account::new(place.path("copy"));
+    let run = command
+        .args(["-c", "/dev/null", "backup", "--source", &source(&account), &source(&copy)])
+        .env("HOME", place.dir.path())
+        .env("USER", "alice");
+    let output = run.current_dir("/").output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(77) && text.contains("1700000003") && text.contains("Permission denied"),
+        "{:?} {text}",
+        output.status
+    );
+    assert_eq!(copy.view()["INBOX"].len(), 10, "a line for the mailbox, and nine messages");
+}
+
+#[test]
+fn a_file_that_vanishes_while_it_is_read_is_settled_in_the_same_run() {
+    let place = Place::new("");
+    let (account, copy) = (mail(&place, 20), Account::new(place.path("copy")));
+    let job = Job { direction: BACKUP, options: Options::default() };
+    let mut brains = [Brain::initiator(account.open(), job), Brain::responder(copy.open(), Duration::ZERO)];
+    let mut bodies = 0;
+    let mut reports = [None, None];
+    while reports.iter().any(Option::is_none) {
+        for from in 0..2 {
+            if reports[from].is_some() {
+                continue;
+            }
+            let input = match brains[from].poll().expect("works") {
+                Output::Message(channel, message) => Input::Message(channel, message),
+                Output::Body(channel, body) => {
+                    bodies += 1;
+                    if bodies == 3 {
+                        fs::remove_file(account.find("", "1700000010")).expect("vanishes");
+                        let seen = account.find("", "1700000011");
+                        fs::rename(&seen, account.folder("").join("cur/1700000011.M11P1.test:2,S"))
+                            .expect("is read meanwhile");
+                    }
+                    Input::WholeBody(channel, body)
+                }
+                Output::Working | Output::Idle => continue,
+                Output::Done(report) => {
+                    reports[from] = Some(report);
+                    continue;
+                }
+            };
+            brains[1 - from].handle(input).expect("takes it");
+        }
+    }
+    let [Some(one), Some(two)] = &reports else { panic!("both end") };
+    assert_eq!((one.status(), two.status()), (0, 0), "{one:?} {two:?}");
+    drop(brains);
+    assert_eq!(account.view(), copy.view());
+    assert_eq!(account.view()["INBOX"].len(), 20);
+}
+
+#[test]
+fn two_at_once_wait_for_one_another() {
+    let place = Place::new("");
+    let (account, copy) = (mail(&place, 50), Account::new(place.path("copy")));
+    let mut storage = account.open();
+    let held = storage.lock(Duration::ZERO).expect("locks");
+    let (status, text) = place.run(&["backup", "-l", "1", "--source", &source(&account), &source(&copy)]);
+    assert!(status == 75 && text.contains("locked by pid") && text.contains("over 1 s"), "{status} {text}");
+    drop((held, storage));
+    let together: Vec<_> = (0..4)
+        .map(|_| {
+            place.dsync(&["sync", "--source", &source(&account), &source(&copy)]).spawn().expect("starts")
+        })
+        .collect();
+    for mut child in together {
+        assert!(child.wait().expect("ends").success());
+    }
+    assert_eq!(account.view(), copy.view());
+    assert_eq!(copy.view()["INBOX"].len(), 51);
+}
+
+#[test]
+fn links_and_strange_directories_are_left_alone_and_named() {
+    let place = Place::new("");
+    let (account, copy) = (mail(&place, 3), Account::new(place.path("copy")));
+    let (elsewhere, secret) = (place.path("elsewhere"), place.path("secret"));
+    Account::new(&elsewhere).deliver("", "1700000001.M1P1.linked", b"linked");
+    fs::write(&secret, "not for mail").expect("written");
+    symlink(&elsewhere, account.folder("Linked")).expect("linked");
+    symlink("/nowhere", account.folder("Broken")).expect("linked");
+    symlink(&secret, account.root.join("new/1700000009.M9P1.link")).expect("linked");
+    fs::create_dir_all(account.root.join(".Bad&name/cur")).expect("made");
+    let (report, _) = sync(&account, &copy, Direction::TwoWay).expect("syncs");
+    let problems = report.problems.join("\n");
+    for says in ["Broken", "Bad&name", "1700000009"] {
+        assert!(problems.contains(says), "{says}: {problems}");
+    }
+    assert_ne!(report.status(), 0);
+    let view = copy.view();
+    assert_eq!(view["Linked"].len(), 2, "a link to a directory of the same owner is a mailbox");
+    assert!(!format!("{view:?}").contains("not for mail"), "no file outside is sent");
+}
