@@ -112,7 +112,21 @@ impl Session<'_> {
                 return Err(Failed::new(78, anyhow::Error::msg(what)));
             }
         };
+        self.check_source(&location, Terminus::Initiator)?;
         Ok(location.open(self.fsync()?)?)
+    }
+
+    /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
+    fn check_source(&self, location: &Location, end: Terminus) -> Result<(), Failed> {
+        let into = match self.direction {
+            Direction::TwoWay => return Ok(()),
+            Direction::OneWay { into } | Direction::Mirror { into } => into,
+        };
+        if into == end || location.root().is_dir() {
+            return Ok(());
+        }
+        let what = format!("{}: the source does not exist", location.root().display());
+        Err(Failed::new(78, anyhow::Error::msg(what)))
     }
 
     fn run_local(
@@ -123,6 +137,7 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let location = Location::parse(text, user.home.as_deref())?;
+        self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(location.open(self.fsync()?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {
             display.look(brain);
