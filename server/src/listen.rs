@@ -42,6 +42,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        // Before the log says that we listen: who reads it may stop us at once.
+        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut doors = Vec::new();
         for listener in listeners {
             let address = listener.local_addr()?;
@@ -49,7 +51,6 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
             let door = Door { settings: settings.clone(), tls: tls.clone(), doorman: doorman.clone(), stop: stopped.clone() };
             doors.push(tokio::spawn(door.stand(tokio::net::TcpListener::from_std(listener)?)));
         }
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
         doors.iter().for_each(tokio::task::JoinHandle::abort);
         tracing::info!("stopping; {} connections are open", doorman.open());
