@@ -178,8 +178,29 @@ pub fn replace(path: &Path, temporary: &Path, content: &[u8], policy: Fsync) -> 
     sync_directory(directory, policy)
 }
 
+/// Gives a file a second name.
+pub fn hard_link(from: &Path, to: &Path) -> Result<()> {
+    step(to)?;
+    fs::hard_link(from, to).map_err(StorageError::io(to))
+}
+
+/// Cuts off what follows the first `length` bytes.
+pub fn truncate(file: &File, length: u64, path: &Path) -> Result<()> {
+    step(path)?;
+    file.set_len(length).map_err(StorageError::io(path))
+}
+
+/// Makes the content of one open file durable.
+pub fn sync_file(file: &File, path: &Path, policy: Fsync) -> Result<()> {
+    if policy == Fsync::Never {
+        return Ok(());
+    }
+    step(path)?;
+    file.sync_data().map_err(StorageError::io(path))
+}
+
 /// Writes all of `content` in one call where the system allows it.
-pub fn write(file: &mut File, content: &[u8], path: &Path) -> Result<()> {
+pub fn write(mut file: impl Write, content: &[u8], path: &Path) -> Result<()> {
     step(path)?;
     file.write_all(content).map_err(StorageError::io(path))
 }
