@@ -174,7 +174,7 @@ fn apply(
     from: usize,
 ) -> std::result::Result<usize, &'static str> {
     let mut records = Records::new(bytes, from);
-    while let Some(record) = records.next() {
+    for record in records.by_ref() {
         state.apply(minor, &record)?;
     }
     Ok(records.position())
