@@ -6,6 +6,7 @@
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dbox;
 pub mod disk;
 mod error;
 pub mod location;
