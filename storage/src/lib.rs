@@ -4,6 +4,7 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod dbox;
