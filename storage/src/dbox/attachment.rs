@@ -347,6 +347,44 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_message_with_attachments_is_opened_whole() {
+        use std::io::Write;
+
+        use crate::dbox::{DboxFile, Metadata, file, open_mail};
+
+        let dir = tempfile::tempdir().expect("made");
+        std::fs::write(dir.path().join("f"), b"outside").expect("written");
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(b"head\n\ntail\n").expect("written");
+        let stub = encoder.finish().expect("written");
+        let whole = b"head\n\noutsidetail\n";
+        let write = |physical_size| {
+            let metadata = Metadata {
+                physical_size,
+                attachments: parse(b"6 7 - f").expect("valid"),
+                ..Metadata::default()
+            };
+            let header = file::file_header_bytes(dsync_model::Timestamp(1));
+            let message = [&file::message_header_bytes(stub.len() as u64), &*stub, &metadata.to_bytes()];
+            std::fs::write(dir.path().join("m.1"), [&header, &*message.concat()].concat()).expect("written");
+            DboxFile::open(dir.path().join("m.1")).expect("opens")
+        };
+        let files = AttachmentDir::mdbox(dir.path());
+        let mut read = Vec::new();
+        let file = write(Some(whole.len() as u64));
+        let mail = file.messages().next().expect("one").expect("whole");
+        open_mail(&file, &mail, Some(&files)).expect("opens").reader.read_to_end(&mut read).expect("reads");
+        assert_eq!(read, whole);
+        assert!(open_mail(&file, &mail, None).is_err_and(|error| error.status() == 65));
+        for wrong in [-1, 1] {
+            let file = write(Some((whole.len() as u64).saturating_add_signed(wrong)));
+            let mail = file.messages().next().expect("one").expect("whole");
+            let mut reader = open_mail(&file, &mail, Some(&files)).expect("opens").reader;
+            assert_eq!(reader.read_to_end(&mut read).expect_err("wrong").kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
     fn long_files_are_encoded_without_a_seam() {
         let dir = tempfile::tempdir().expect("made");
         let files = AttachmentDir::mdbox(dir.path());
