@@ -4,8 +4,10 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dbox;
 pub mod disk;
 mod error;
 pub mod index;

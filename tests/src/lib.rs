@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dovecot;
+pub mod formats;
 pub mod maildirs;
 pub mod oracle;
 pub mod programs;
