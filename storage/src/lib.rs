@@ -8,6 +8,7 @@
 pub mod conformance;
 pub mod disk;
 mod error;
+pub mod layout;
 pub mod location;
 mod lock;
 pub mod maildir;

@@ -14,8 +14,9 @@ use dsync_model::{
 
 use super::Shared;
 use super::filename::{self, Keywords};
-use super::scan::{FileName, LOCK_WAIT, Places, Scan, TMP_SUFFIX, fresh_base, guid};
+use super::scan::{FileName, LOCK_WAIT, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
+use crate::layout::Places;
 use crate::lock::DotLock;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
 

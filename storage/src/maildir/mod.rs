@@ -3,7 +3,6 @@
 //! Without the index (see docs/architecture.md) it knows no modseqs and no history of its own: the merge works from the base.
 
 mod filename;
-pub mod layout;
 mod mailbox;
 mod scan;
 mod subscriptions;
@@ -22,14 +21,14 @@ use dsync_model::{
 };
 use rand::RngExt;
 
+use crate::layout::{Kind, Layout, Places};
 use crate::lock::{DotLock, FileLock};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
 use filename::Keywords;
-use layout::{Kind, Layout};
 use mailbox::MaildirMailbox;
-use scan::{LOCK_WAIT, Places, Scan};
+use scan::{LOCK_WAIT, Scan};
 use uidlist::UidList;
 
 /// Messages whose listings are kept between `tree` and `open`.
@@ -54,9 +53,15 @@ pub struct Maildir {
 impl Maildir {
     /// Opens an account; its root is made if it is missing.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Maildir> {
-        for root in [Some(&layout.root), layout.control.as_ref(), layout.index.as_ref()].into_iter().flatten()
-        {
-            disk::make_directory(root)?;
+        if layout.kind == Kind::Index {
+            let what =
+                format!("maildir:{}: LAYOUT=index is not supported for Maildir", layout.root.display());
+            return Err(StorageError::Location(what));
+        }
+        disk::make_directory(&layout.root)?;
+        disk::make_directory(&layout.control_root())?;
+        if let Some(index) = layout.index_root() {
+            disk::make_directory(&index)?;
         }
         let shared = Arc::new(Shared { layout, fsync });
         Ok(Maildir { shared, names: BTreeMap::new(), scans: BTreeMap::new() })
@@ -67,7 +72,7 @@ impl Maildir {
     }
 
     fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
-        let places = self.shared.places(name)?;
+        let places = self.shared.layout.places(name)?;
         self.shared.sweep(&places)?;
         let mut scan = self.shared.scan(&places)?;
         let mut status = scan.status()?;
@@ -97,14 +102,6 @@ impl Maildir {
 }
 
 impl Shared {
-    fn places(&self, name: &MailboxName) -> Result<Places> {
-        Ok(Places {
-            mail: self.layout.mail(name)?,
-            control: self.layout.control(name)?,
-            index: self.layout.index(name)?,
-        })
-    }
-
     fn scan(&self, places: &Places) -> Result<Scan> {
         Scan::take(places, self.fsync, &mut || {
             Ok((MailboxGuid(rand::rng().random()), self.new_uid_validity()?))
@@ -113,7 +110,7 @@ impl Shared {
 
     /// The next UIDVALIDITY of the account (reference 3.3).
     fn new_uid_validity(&self) -> Result<UidValidity> {
-        let root = self.layout.control_root();
+        let root = &self.layout.control_root();
         let file = root.join("dovecot-uidvalidity");
         let lock = FileLock::take(&root.join(format!("{NOTE_PREFIX}uidvalidity")), LOCK_WAIT)?;
         let named = fs::read_dir(root).map_err(StorageError::io(root))?.filter_map(|entry| {
@@ -202,8 +199,11 @@ impl Shared {
 
     /// A message below UIDNEXT cannot be told to Dovecot's index: it is built anew.
     fn drop_index(&self, places: &Places) -> Result<()> {
-        for name in ["dovecot.index", "dovecot.index.log", "dovecot.index.log.2", "dovecot.index.cache"] {
-            let path = places.index.join(name);
+        let index =
+            ["dovecot.index", "dovecot.index.log", "dovecot.index.log.2"].map(|name| (&places.index, name));
+        for (directory, name) in index.into_iter().chain([(&places.cache, "dovecot.index.cache")]) {
+            let Some(directory) = directory else { continue };
+            let path = directory.join(name);
             if path.exists() {
                 disk::remove(&path)?;
             }
@@ -221,24 +221,23 @@ impl Shared {
         }
         let root = &self.layout.root;
         let trash = root.join(format!("{TRASH}{}", MailboxGuid(rand::rng().random())));
-        match self.layout.kind {
-            Kind::MaildirPlusPlus => {
-                disk::rename(&places.mail, &trash)?;
-                disk::sync_directory(root, self.fsync)?;
-                disk::remove_tree(&trash)?;
-            }
-            Kind::Fs => {
-                disk::make_directory(&trash)?;
-                self.move_mail(&places.mail, &trash)?;
-                disk::sync_directory(root, self.fsync)?;
-                disk::remove_tree(&trash)?;
-                disk::remove_empty(&places.mail)?;
-            }
+        if self.is_whole(&places.mail) {
+            disk::rename(&places.mail, &trash)?;
+        } else {
+            disk::make_directory(&trash)?;
+            self.move_mail(&places.mail, &trash)?;
         }
-        for beside in [&places.control, &places.index] {
+        disk::sync_directory(root, self.fsync)?;
+        disk::remove_tree(&trash)?;
+        if self.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.layout.directory(name)?)?;
+        }
+        for beside in
+            [Some(&places.control), places.index.as_ref(), places.cache.as_ref()].into_iter().flatten()
+        {
             if *beside != places.mail && beside.exists() {
                 for entry in fs::read_dir(beside).map_err(StorageError::io(beside))?.flatten() {
-                    if entry.file_name().to_string_lossy().starts_with("dovecot") {
+                    if belongs_beside_mail(&entry) {
                         disk::remove(&entry.path())?;
                     }
                 }
@@ -248,12 +247,19 @@ impl Shared {
         Ok(true)
     }
 
+    /// Says whether a directory holds nothing but one mailbox; else those of its children may be in it.
+    fn is_whole(&self, directory: &Path) -> bool {
+        let dirname = self.layout.dirname.as_deref().filter(|_| self.layout.kind == Kind::Fs);
+        self.layout.kind == Kind::MaildirPlusPlus
+            || dirname.is_some_and(|name| directory.file_name() == Some(name.as_ref()))
+    }
+
     /// Moves what belongs to the mailbox itself, and leaves the mailboxes below it.
     fn move_mail(&self, from: &Path, to: &Path) -> Result<()> {
         for entry in fs::read_dir(from).map_err(StorageError::io(from))?.flatten() {
             let name = entry.file_name();
             let ours = matches!(name.to_str(), Some("cur" | "new" | "tmp" | "maildirfolder"))
-                || name.to_string_lossy().starts_with("dovecot");
+                || belongs_beside_mail(&entry);
             if ours && !name.to_string_lossy().ends_with(".lock") {
                 disk::rename(&entry.path(), &to.join(&name))?;
             }
@@ -262,28 +268,40 @@ impl Shared {
     }
 
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let (old, new) = (self.places(from)?, self.places(to)?);
+        let (old, new) = (self.layout.places(from)?, self.layout.places(to)?);
         if new.mail.join("cur").exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
-        let moves = [(&old.mail, &new.mail), (&old.control, &new.control), (&old.index, &new.index)];
+        let mut moves = vec![(&old.mail, &new.mail), (&old.control, &new.control)];
+        moves.extend(old.index.as_ref().zip(new.index.as_ref()));
+        moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
         for (i, (from, to)) in moves.iter().enumerate() {
             let done = moves[..i].iter().any(|(earlier, _)| earlier == from);
             if done || !from.exists() {
                 continue;
             }
-            match self.layout.kind {
-                Kind::MaildirPlusPlus => disk::rename(from, to)?,
-                Kind::Fs => {
-                    disk::make_directory(to)?;
-                    // `cur` makes it a mailbox: last, so that a crash leaves no second one.
-                    self.move_mail(from, to)?;
-                    disk::remove_empty(from)?;
-                }
+            if self.is_whole(from) {
+                disk::make_directory(to.parent().unwrap_or(&self.layout.root))?;
+                disk::rename(from, to)?;
+            } else {
+                disk::make_directory(to)?;
+                // `cur` makes it a mailbox: last, so that a crash leaves no second one.
+                self.move_mail(from, to)?;
+                disk::remove_empty(from)?;
             }
+        }
+        if self.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.layout.directory(from)?)?;
         }
         disk::sync_directory(&self.layout.root, self.fsync)
     }
+}
+
+/// Says whether it is a file of Dovecot's that belongs to the mailbox in whose directory it lies.
+fn belongs_beside_mail(entry: &fs::DirEntry) -> bool {
+    // A directory of such a name is a mailbox of LAYOUT=fs.
+    entry.file_name().to_string_lossy().starts_with("dovecot")
+        && !entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 impl Storage for Maildir {
@@ -328,7 +346,7 @@ impl Storage for Maildir {
         self.names.clear();
         self.scans.clear();
         let inbox = MailboxName::inbox();
-        let places = self.shared.places(&inbox)?;
+        let places = self.shared.layout.places(&inbox)?;
         self.shared.make_mailbox(&inbox, &places)?;
         self.shared.empty_trash()?;
         let (found, mut problems) = self.shared.layout.list()?;
@@ -356,7 +374,7 @@ impl Storage for Maildir {
         let shared = self.shared.clone();
         match change {
             TreeChange::Create { name, guid, uid_validity, uid_next } => {
-                let places = shared.places(name)?;
+                let places = shared.layout.places(name)?;
                 if places.mail.join("cur").exists() {
                     return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
                 }
@@ -373,7 +391,7 @@ impl Storage for Maildir {
             }
             TreeChange::CreateDirectory { name } => {
                 if shared.layout.kind == Kind::Fs {
-                    disk::make_directory(&shared.layout.mail(name)?)?;
+                    disk::make_directory(&shared.layout.directory(name)?)?;
                 }
             }
             TreeChange::Rename { guid, from, to } => {
@@ -385,12 +403,12 @@ impl Storage for Maildir {
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                shared.identify(&shared.places(name)?, *guid, *uid_validity)?;
+                shared.identify(&shared.layout.places(name)?, *guid, *uid_validity)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::Delete { name, guid, uid_next } => {
-                let places = shared.places(name)?;
+                let places = shared.layout.places(name)?;
                 if !places.mail.join("cur").exists() {
                     return Ok(true);
                 }
@@ -398,7 +416,7 @@ impl Storage for Maildir {
             }
             TreeChange::DeleteDirectory { name } => {
                 if shared.layout.kind == Kind::Fs {
-                    disk::remove_empty(&shared.layout.mail(name)?)?;
+                    disk::remove_empty(&shared.layout.directory(name)?)?;
                 }
             }
             TreeChange::Subscribe { names } => {
@@ -412,7 +430,7 @@ impl Storage for Maildir {
     }
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let places = self.shared.places(self.name_of(mailbox)?)?;
+        let places = self.shared.layout.places(self.name_of(mailbox)?)?;
         let scan = match self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places)) {
             Some(scan) => scan,
             None => self.shared.scan(&places)?,
@@ -424,7 +442,7 @@ impl Storage for Maildir {
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
-        let root = self.shared.layout.control_root();
+        let root = &self.shared.layout.control_root();
         let mut names = Vec::new();
         for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
             let name = entry.file_name().into_string().unwrap_or_default();
