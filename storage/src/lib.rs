@@ -4,6 +4,7 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+pub mod account;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod disk;
@@ -14,6 +15,7 @@ mod lock;
 pub mod maildir;
 pub mod memory;
 mod mutf7;
+mod subscriptions;
 
 use std::io;
 use std::path::Path;

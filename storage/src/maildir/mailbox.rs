@@ -442,7 +442,7 @@ impl Mailbox for MaildirMailbox {
         if self.is_idle(goal) {
             return Ok(committed);
         }
-        let policy = self.shared.fsync;
+        let policy = self.shared.account.fsync;
         let files: Vec<PathBuf> = self.pending.iter().map(|pending| pending.path.clone()).collect();
         disk::sync_files(&files, policy)?;
         let lock = DotLock::take(&uidlist::path(&self.places.control), LOCK_WAIT)?;

@@ -5,14 +5,11 @@
 mod filename;
 mod mailbox;
 mod scan;
-mod subscriptions;
 mod uidlist;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +18,9 @@ use dsync_model::{
 };
 use rand::RngExt;
 
+use crate::account::Account;
 use crate::layout::{Kind, Layout, Places};
-use crate::lock::{DotLock, FileLock};
+use crate::lock::DotLock;
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -33,14 +31,10 @@ use uidlist::UidList;
 
 /// Messages whose listings are kept between `tree` and `open`.
 const CACHED_MAX: usize = 300_000;
-const NOTE_PREFIX: &str = ".dsync-";
-/// Deleted mailboxes are renamed to this first; Dovecot, too, passes over names that begin so.
-const TRASH: &str = "..DOVECOT-TRASHED-dsync-";
 
 /// What all mailboxes of an account share.
 struct Shared {
-    layout: Layout,
-    fsync: Fsync,
+    account: Account,
 }
 
 /// An account of Maildirs.
@@ -58,12 +52,7 @@ impl Maildir {
                 format!("maildir:{}: LAYOUT=index is not supported for Maildir", layout.root.display());
             return Err(StorageError::Location(what));
         }
-        disk::make_directory(&layout.root)?;
-        disk::make_directory(&layout.control_root())?;
-        if let Some(index) = layout.index_root() {
-            disk::make_directory(&index)?;
-        }
-        let shared = Arc::new(Shared { layout, fsync });
+        let shared = Arc::new(Shared { account: Account::open(layout, fsync)? });
         Ok(Maildir { shared, names: BTreeMap::new(), scans: BTreeMap::new() })
     }
 
@@ -72,7 +61,7 @@ impl Maildir {
     }
 
     fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
-        let places = self.shared.layout.places(name)?;
+        let places = self.shared.account.layout.places(name)?;
         self.shared.sweep(&places)?;
         let mut scan = self.shared.scan(&places)?;
         let mut status = scan.status()?;
@@ -92,47 +81,13 @@ impl Maildir {
         }
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
-
-    fn note_path(&self, name: &str) -> Result<PathBuf> {
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Err(StorageError::Impossible(format!("{name:?} is no name for a note")));
-        }
-        Ok(self.shared.layout.control_root().join(format!("{NOTE_PREFIX}{name}")))
-    }
 }
 
 impl Shared {
     fn scan(&self, places: &Places) -> Result<Scan> {
-        Scan::take(places, self.fsync, &mut || {
-            Ok((MailboxGuid(rand::rng().random()), self.new_uid_validity()?))
+        Scan::take(places, self.account.fsync, &mut || {
+            Ok((MailboxGuid(rand::rng().random()), self.account.new_uid_validity()?))
         })
-    }
-
-    /// The next UIDVALIDITY of the account (reference 3.3).
-    fn new_uid_validity(&self) -> Result<UidValidity> {
-        let root = &self.layout.control_root();
-        let file = root.join("dovecot-uidvalidity");
-        let lock = FileLock::take(&root.join(format!("{NOTE_PREFIX}uidvalidity")), LOCK_WAIT)?;
-        let named = fs::read_dir(root).map_err(StorageError::io(root))?.filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            let value = u32::from_str_radix(name.strip_prefix("dovecot-uidvalidity.")?, 16).ok()?;
-            Some((value, name))
-        });
-        let old = named.max();
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(1, |now| now.as_secs() as u32);
-        let value = old.as_ref().map_or(now, |(old, _)| now.max(old.saturating_add(1)));
-        let marker = root.join(format!("dovecot-uidvalidity.{value:08x}"));
-        match &old {
-            Some((old, name)) if *old != value => disk::rename(&root.join(name), &marker)?,
-            Some(_) => {}
-            None => drop(disk::create(&marker, 0o444)?),
-        }
-        let temporary = root.join(format!("{NOTE_PREFIX}uidvalidity.tmp"));
-        disk::replace(&file, &temporary, format!("{value:08x}").as_bytes(), self.fsync)?;
-        drop(lock);
-        UidValidity::new(value).ok_or_else(|| StorageError::Impossible("UIDVALIDITY is exhausted".into()))
     }
 
     fn make_mailbox(&self, name: &MailboxName, places: &Places) -> Result<()> {
@@ -141,7 +96,7 @@ impl Shared {
         }
         disk::make_directory(&places.control)?;
         let marker = places.mail.join("maildirfolder");
-        if self.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
+        if self.account.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
             drop(disk::create(&marker, disk::file_mode(&places.mail))?);
         }
         Ok(())
@@ -153,7 +108,7 @@ impl Shared {
         list.guid = Some(guid);
         list.uid_validity = Some(uid_validity);
         list.rewrite = true;
-        list.write(&places.control, 0, self.fsync)?;
+        list.write(&places.control, 0, self.account.fsync)?;
         drop(lock);
         Ok(())
     }
@@ -173,22 +128,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes mailboxes that were deleted, where the process died before it had removed all of their files.
-    fn empty_trash(&self) -> Result<()> {
-        let root = &self.layout.root;
-        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TRASH) {
-                disk::remove_tree(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     fn write_keywords(&self, places: &Places, keywords: &Keywords) -> Result<()> {
         // Dovecot compares the mtime in seconds: it must move.
         let path = places.control.join("dovecot-keywords");
         let before = fs::metadata(&path).ok().and_then(|meta| meta.modified().ok());
-        disk::replace(&path, &places.control.join("dovecot-keywords.tmp"), &keywords.to_bytes(), self.fsync)?;
+        disk::replace(
+            &path,
+            &places.control.join("dovecot-keywords.tmp"),
+            &keywords.to_bytes(),
+            self.account.fsync,
+        )?;
         if let Some(before) = before {
             let later = std::time::SystemTime::now().max(before + Duration::from_secs(1));
             let file = fs::OpenOptions::new().write(true).open(&path).map_err(StorageError::io(&path))?;
@@ -219,18 +168,18 @@ impl Shared {
         if name.is_inbox() {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
-        let root = &self.layout.root;
-        let trash = root.join(format!("{TRASH}{}", MailboxGuid(rand::rng().random())));
+        let root = &self.account.layout.root;
+        let trash = self.account.new_trash();
         if self.is_whole(&places.mail) {
             disk::rename(&places.mail, &trash)?;
         } else {
             disk::make_directory(&trash)?;
             self.move_mail(&places.mail, &trash)?;
         }
-        disk::sync_directory(root, self.fsync)?;
+        disk::sync_directory(root, self.account.fsync)?;
         disk::remove_tree(&trash)?;
-        if self.layout.kind == Kind::Fs {
-            disk::remove_empty(&self.layout.directory(name)?)?;
+        if self.account.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.account.layout.directory(name)?)?;
         }
         for beside in
             [Some(&places.control), places.index.as_ref(), places.cache.as_ref()].into_iter().flatten()
@@ -249,8 +198,8 @@ impl Shared {
 
     /// Says whether a directory holds nothing but one mailbox; else those of its children may be in it.
     fn is_whole(&self, directory: &Path) -> bool {
-        let dirname = self.layout.dirname.as_deref().filter(|_| self.layout.kind == Kind::Fs);
-        self.layout.kind == Kind::MaildirPlusPlus
+        let dirname = self.account.layout.dirname.as_deref().filter(|_| self.account.layout.kind == Kind::Fs);
+        self.account.layout.kind == Kind::MaildirPlusPlus
             || dirname.is_some_and(|name| directory.file_name() == Some(name.as_ref()))
     }
 
@@ -268,7 +217,7 @@ impl Shared {
     }
 
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let (old, new) = (self.layout.places(from)?, self.layout.places(to)?);
+        let (old, new) = (self.account.layout.places(from)?, self.account.layout.places(to)?);
         if new.mail.join("cur").exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
@@ -281,7 +230,7 @@ impl Shared {
                 continue;
             }
             if self.is_whole(from) {
-                disk::make_directory(to.parent().unwrap_or(&self.layout.root))?;
+                disk::make_directory(to.parent().unwrap_or(&self.account.layout.root))?;
                 disk::rename(from, to)?;
             } else {
                 disk::make_directory(to)?;
@@ -290,10 +239,10 @@ impl Shared {
                 disk::remove_empty(from)?;
             }
         }
-        if self.layout.kind == Kind::Fs {
-            disk::remove_empty(&self.layout.directory(from)?)?;
+        if self.account.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.account.layout.directory(from)?)?;
         }
-        disk::sync_directory(&self.layout.root, self.fsync)
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)
     }
 }
 
@@ -306,50 +255,30 @@ fn belongs_beside_mail(entry: &fs::DirEntry) -> bool {
 
 impl Storage for Maildir {
     fn location(&self) -> String {
-        format!("maildir:{}", self.shared.layout.root.display())
+        self.shared.account.location()
     }
 
     fn capabilities(&self) -> Capabilities {
-        let directories = self.shared.layout.kind == Kind::Fs;
+        let directories = self.shared.account.layout.kind == Kind::Fs;
         Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
-        let root = &self.shared.layout.root;
-        let path = self.note_path("store")?;
-        let meta = fs::metadata(root).map_err(StorageError::io(root))?;
-        let here = format!("{} {}", meta.dev(), meta.ino());
-        let known = self.read_note("store", 200)?.and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(id) = known.as_deref().and_then(|text| {
-            let (id, place) = text.trim_end().split_once(' ')?;
-            StoreId::parse(id).filter(|_| place == here)
-        }) {
-            return Ok(id);
-        }
-        let id = StoreId(rand::rng().random());
-        disk::replace(
-            &path,
-            &path.with_extension("tmp"),
-            format!("{id} {here}\n").as_bytes(),
-            self.shared.fsync,
-        )?;
-        Ok(id)
+        self.shared.account.store_id()
     }
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
-        let root = self.shared.layout.control_root();
-        let root = root.canonicalize().map_err(StorageError::io(root))?;
-        Ok(StoreLock(Box::new(FileLock::take(&root.join(format!("{NOTE_PREFIX}lock")), wait)?)))
+        self.shared.account.lock(wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
         self.scans.clear();
         let inbox = MailboxName::inbox();
-        let places = self.shared.layout.places(&inbox)?;
+        let places = self.shared.account.layout.places(&inbox)?;
         self.shared.make_mailbox(&inbox, &places)?;
-        self.shared.empty_trash()?;
-        let (found, mut problems) = self.shared.layout.list()?;
+        self.shared.account.empty_trash()?;
+        let (found, mut problems) = self.shared.account.layout.list()?;
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox)?);
         for found in found {
@@ -364,7 +293,7 @@ impl Storage for Maildir {
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
-        for name in subscriptions::read(&self.shared.layout)? {
+        for name in self.shared.account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }
         Ok((tree, problems))
@@ -374,7 +303,7 @@ impl Storage for Maildir {
         let shared = self.shared.clone();
         match change {
             TreeChange::Create { name, guid, uid_validity, uid_next } => {
-                let places = shared.layout.places(name)?;
+                let places = shared.account.layout.places(name)?;
                 if places.mail.join("cur").exists() {
                     return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
                 }
@@ -384,14 +313,14 @@ impl Storage for Maildir {
                 shared.identify(&places, *guid, *uid_validity)?;
                 let mut list = UidList::read(&places.control)?;
                 list.raise_next(*uid_next);
-                list.write(&places.control, 0, shared.fsync)?;
+                list.write(&places.control, 0, shared.account.fsync)?;
                 shared.make_mailbox(name, &places)?;
-                disk::sync_directory(&shared.layout.root, shared.fsync)?;
+                disk::sync_directory(&shared.account.layout.root, shared.account.fsync)?;
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::CreateDirectory { name } => {
-                if shared.layout.kind == Kind::Fs {
-                    disk::make_directory(&shared.layout.directory(name)?)?;
+                if shared.account.layout.kind == Kind::Fs {
+                    disk::make_directory(&shared.account.layout.directory(name)?)?;
                 }
             }
             TreeChange::Rename { guid, from, to } => {
@@ -403,34 +332,34 @@ impl Storage for Maildir {
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                shared.identify(&shared.layout.places(name)?, *guid, *uid_validity)?;
+                shared.identify(&shared.account.layout.places(name)?, *guid, *uid_validity)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::Delete { name, guid, uid_next } => {
-                let places = shared.layout.places(name)?;
+                let places = shared.account.layout.places(name)?;
                 if !places.mail.join("cur").exists() {
                     return Ok(true);
                 }
                 return shared.delete(name, &places, *guid, *uid_next);
             }
             TreeChange::DeleteDirectory { name } => {
-                if shared.layout.kind == Kind::Fs {
-                    disk::remove_empty(&shared.layout.directory(name)?)?;
+                if shared.account.layout.kind == Kind::Fs {
+                    disk::remove_empty(&shared.account.layout.directory(name)?)?;
                 }
             }
             TreeChange::Subscribe { names } => {
-                subscriptions::change(&shared.layout, names, &BTreeSet::new(), shared.fsync)?;
+                shared.account.subscribe(names)?;
             }
             TreeChange::Unsubscribe { names } => {
-                subscriptions::change(&shared.layout, &BTreeSet::new(), names, shared.fsync)?;
+                shared.account.unsubscribe(names)?;
             }
         }
         Ok(true)
     }
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let places = self.shared.layout.places(self.name_of(mailbox)?)?;
+        let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
         let scan = match self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places)) {
             Some(scan) => scan,
             None => self.shared.scan(&places)?,
@@ -442,43 +371,18 @@ impl Storage for Maildir {
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
-        let root = &self.shared.layout.control_root();
-        let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            if let Some(name) = name.strip_prefix(NOTE_PREFIX)
-                && !name.ends_with(".tmp")
-            {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        self.shared.account.notes()
     }
 
     fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
-        let path = self.note_path(name)?;
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StorageError::io(&path)(error)),
-        };
-        let mut bytes = Vec::new();
-        let read =
-            file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(StorageError::io(&path))?;
-        if read > bytes_max {
-            return Err(StorageError::Corrupt { path, line: 0, what: "file is larger than it can be" });
-        }
-        Ok(Some(bytes))
+        self.shared.account.read_note(name, bytes_max)
     }
 
     fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.note_path(name)?;
-        disk::replace(&path, &path.with_extension("tmp"), content, self.shared.fsync)
+        self.shared.account.write_note(name, content)
     }
 
     fn remove_note(&mut self, name: &str) -> Result<()> {
-        disk::remove(&self.note_path(name)?)
+        self.shared.account.remove_note(name)
     }
 }
