@@ -14,6 +14,7 @@ use rand::RngExt;
 
 use crate::layout::Layout;
 use crate::lock::FileLock;
+use crate::mailbox_log::{self, Change, NameHash};
 use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
 
 /// Begins the names of the files that only dsync knows.
@@ -119,14 +120,46 @@ impl Account {
         subscriptions::read(&self.layout)
     }
 
-    /// Subscribes names.
+    /// Subscribes names, and logs it.
     pub fn subscribe(&self, names: &BTreeSet<MailboxName>) -> Result<()> {
-        subscriptions::change(&self.layout, names, &BTreeSet::new(), self.fsync)
+        subscriptions::change(&self.layout, names, &BTreeSet::new(), self.fsync)?;
+        names.iter().for_each(|name| self.log(Change::Subscribe(self.name_hash(name))));
+        Ok(())
     }
 
-    /// Unsubscribes names.
+    /// Unsubscribes names, and logs it.
     pub fn unsubscribe(&self, names: &BTreeSet<MailboxName>) -> Result<()> {
-        subscriptions::change(&self.layout, &BTreeSet::new(), names, self.fsync)
+        subscriptions::change(&self.layout, &BTreeSet::new(), names, self.fsync)?;
+        names.iter().for_each(|name| self.log(Change::Unsubscribe(self.name_hash(name))));
+        Ok(())
+    }
+
+    /// Logs for Dovecot's dsync that a mailbox was deleted, and with it its name.
+    pub fn log_deleted(&self, name: &MailboxName, guid: MailboxGuid) {
+        self.log(Change::DeleteMailbox(guid));
+        self.log_directory_deleted(name);
+    }
+
+    /// Logs that a name without mail was deleted. Making one is not logged: Dovecot's reader drops such records.
+    pub fn log_directory_deleted(&self, name: &MailboxName) {
+        self.log(Change::DeleteDirectory(self.name_hash(name)));
+    }
+
+    /// Logs that a mailbox has another name now.
+    pub fn log_renamed(&self, to: &MailboxName) {
+        self.log(Change::Rename(self.name_hash(to)));
+    }
+
+    fn name_hash(&self, name: &MailboxName) -> NameHash {
+        NameHash::of(name, self.layout.separator.unwrap_or(self.layout.stored_separator()))
+    }
+
+    /// The change is made already, and stays right without its record: that only Dovecot's dsync may undo it is no error.
+    fn log(&self, change: Change) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as u32);
+        if let Err(error) = mailbox_log::append(&self.layout, mailbox_log::Record { change, at }) {
+            tracing::warn!("{error}: {change:?} cannot be logged");
+        }
     }
 
     /// A path of its own, in the root, for what is about to be removed: no mailbox, for nobody.

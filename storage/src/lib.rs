@@ -12,6 +12,7 @@ mod error;
 pub mod layout;
 pub mod location;
 mod lock;
+pub mod mailbox_log;
 pub mod maildir;
 pub mod memory;
 mod mutf7;

@@ -84,8 +84,8 @@ pub struct Layout {
     pub list_index: String,
     /// For short-lived locks of Dovecot.
     pub volatile: Option<PathBuf>,
-    /// Between the parts of a name that Dovecot writes into its logs: the namespace's separator.
-    pub separator: char,
+    /// The namespace's hierarchy separator, where the configuration sets one: Dovecot's log spells names with it.
+    pub separator: Option<char>,
 }
 
 /// Where one mailbox lies.
@@ -129,7 +129,7 @@ impl Layout {
             subscriptions: subscriptions.into(),
             list_index: "dovecot.list.index".into(),
             volatile: None,
-            separator: '/',
+            separator: None,
         }
     }
 

@@ -328,6 +328,7 @@ impl Storage for Maildir {
                     return Err(StorageError::NoMailbox(from.to_string()));
                 }
                 shared.rename(from, to)?;
+                shared.account.log_renamed(to);
                 self.scans.remove(guid);
                 self.names.insert(*guid, to.clone());
             }
@@ -341,11 +342,18 @@ impl Storage for Maildir {
                 if !places.mail.join("cur").exists() {
                     return Ok(true);
                 }
-                return shared.delete(name, &places, *guid, *uid_next);
+                if !shared.delete(name, &places, *guid, *uid_next)? {
+                    return Ok(false);
+                }
+                shared.account.log_deleted(name, *guid);
             }
             TreeChange::DeleteDirectory { name } => {
                 if shared.account.layout.kind == Kind::Fs {
-                    disk::remove_empty(&shared.account.layout.directory(name)?)?;
+                    let directory = shared.account.layout.directory(name)?;
+                    disk::remove_empty(&directory)?;
+                    if !directory.exists() {
+                        shared.account.log_directory_deleted(name);
+                    }
                 }
             }
             TreeChange::Subscribe { names } => {
