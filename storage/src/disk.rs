@@ -219,3 +219,19 @@ pub fn append_at(path: &Path, length: u64, content: &[u8], policy: Fsync) -> Res
     }
     Ok(())
 }
+
+/// Appends a record to a file of records of that size in one write; a missing file is made. What stands behind the last whole
+/// record, from a write that was cut short, is cut off.
+pub fn append_record(path: &Path, record: &[u8]) -> Result<()> {
+    step(path)?;
+    let mode = file_mode(path.parent().unwrap_or(Path::new(".")));
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    let file = OpenOptions::new().append(true).create(true).mode(mode).custom_flags(flags).open(path);
+    let mut file = file.map_err(StorageError::io(path))?;
+    let length = file.metadata().map_err(StorageError::io(path))?.len();
+    let torn = length % record.len() as u64;
+    if torn > 0 {
+        file.set_len(length - torn).map_err(StorageError::io(path))?;
+    }
+    write(&mut file, record, path)
+}

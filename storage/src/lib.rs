@@ -4,6 +4,7 @@
 //! in `conformance`; [`memory`] is the reference.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -11,11 +12,14 @@ pub mod dbox;
 pub mod disk;
 mod error;
 pub mod index;
+pub mod layout;
 pub mod location;
 mod lock;
+pub mod mailbox_log;
 pub mod maildir;
 pub mod memory;
 mod mutf7;
+mod subscriptions;
 
 use std::io;
 use std::path::Path;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
-use crate::maildir::layout::{Kind, Layout};
 use crate::{Fsync, Result, Storage, StorageError};
 
 /// A parsed location.
@@ -37,23 +37,15 @@ impl Location {
             return Err(wrong("has no path".into()));
         }
         let path = |path: &str| absolute(path, home).map_err(|what| wrong(what.into()));
-        let mut layout = Layout {
-            kind: Kind::MaildirPlusPlus,
-            root: path(&root)?,
-            control: None,
-            index: None,
-            inbox: None,
-            utf8: false,
-            subscriptions: "subscriptions".into(),
-        };
+        let mut layout = Layout::new(Format::Maildir, path(&root)?);
         for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
             match piece.split_once('=').unwrap_or((piece, "")) {
                 ("UTF-8", "") => layout.utf8 = true,
-                ("INDEX", "MEMORY") => {}
+                ("INDEX", "MEMORY") => layout.index = Index::Memory,
                 ("LAYOUT", "maildir++" | "Maildir++") => layout.kind = Kind::MaildirPlusPlus,
                 ("LAYOUT", "fs") => layout.kind = Kind::Fs,
                 ("LAYOUT", other) => return Err(wrong(format!("the layout {other} is not supported yet"))),
-                ("INDEX", value) => layout.index = Some(path(value)?),
+                ("INDEX", value) => layout.index = Index::At(path(value)?),
                 ("CONTROL", value) => layout.control = Some(path(value)?),
                 ("INBOX", value) => layout.inbox = Some(path(value)?),
                 ("SUBSCRIPTIONS", value) if !value.is_empty() && !value.contains('/') => {

@@ -4,6 +4,7 @@
 //! Reading takes no lock; see [`writer`] for changes and [`history`] for what became of messages. What the extensions of a
 //! format mean is not known here.
 
+pub mod edit;
 pub mod format;
 pub mod history;
 mod records;
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub use state::{Extension, State};
 pub use transaction::{Transaction, ranges};
 pub use writer::Writer;
+
+pub use edit::{Appended, Edit, Flagged};
 
 use crate::{Result, StorageError};
 use format::{LogHeader, Records};

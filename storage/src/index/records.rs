@@ -248,15 +248,7 @@ impl State {
         if self.extensions.len() >= EXTENSIONS_MAX {
             return Err("there are more extensions than any index has");
         }
-        self.extensions.push(Extension {
-            name: name.to_owned(),
-            reset_id,
-            header: Vec::new(),
-            header_bytes: 0,
-            record_bytes: 0,
-            align: 1,
-            data: Vec::new(),
-        });
+        self.extensions.push(Extension { reset_id, ..Extension::new(name, 0, 0, 1) });
         Ok(self.extensions.len() - 1)
     }
 

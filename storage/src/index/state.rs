@@ -58,6 +58,19 @@ pub struct Extension {
 }
 
 impl Extension {
+    /// An extension without data yet.
+    pub fn new(name: &str, header_bytes: usize, record_bytes: usize, align: u16) -> Extension {
+        Extension {
+            name: name.to_owned(),
+            reset_id: 0,
+            header: Vec::new(),
+            header_bytes,
+            record_bytes,
+            align,
+            data: Vec::new(),
+        }
+    }
+
     /// Data of the mail in this row; empty if nothing was ever set.
     pub fn row(&self, row: usize) -> &[u8] {
         let range = row * self.record_bytes..(row + 1) * self.record_bytes;

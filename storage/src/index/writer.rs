@@ -137,8 +137,37 @@ impl Writer<'_> {
         self.rotate_to(state, policy)
     }
 
-    /// Begins a new log upon a state that differs from the present one in more than a log can tell.
-    pub fn rotate_to(&mut self, state: State, policy: Fsync) -> Result<()> {
+    /// Begins a new index in place of this one: for what no log can tell. `content` is all that it is to hold. Sessions that have the old one open are told
+    /// that it is gone.
+    pub fn rebuild(&mut self, content: Transaction, policy: Fsync) -> Result<()> {
+        let index = &mut *self.index;
+        let paths = index.paths.clone();
+        let header = LogHeader {
+            sequence: index.header.sequence + 1,
+            initial_modseq: 1,
+            ..LogHeader::first(now().max(index.header.index_id.saturating_add(1)))
+        };
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend_from_slice(&content.into_bytes());
+        let fresh = new_log(&paths);
+        disk::remove(&fresh)?;
+        let mut file = disk::create(&fresh, disk::file_mode(&paths.directory))?;
+        disk::write(&mut file, &bytes, &fresh)?;
+        disk::sync_file(&file, &fresh, policy)?;
+        let lock = OfdLock::take(&file, &fresh, Duration::ZERO)?;
+        disk::rename(&fresh, &paths.log())?;
+        disk::remove(&paths.snapshot())?;
+        disk::remove(&paths.log2())?;
+        disk::remove(&paths.beside(".cache"))?;
+        disk::sync_directory(&paths.directory, policy)?;
+        let what = "index vanished while it was built anew";
+        let again = Index::open(paths.clone())?;
+        *index = again.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })?;
+        self.lock = lock;
+        Ok(())
+    }
+
+    fn rotate_to(&mut self, state: State, policy: Fsync) -> Result<()> {
         let index = &mut *self.index;
         let paths = index.paths.clone();
         let header = LogHeader {

@@ -14,8 +14,9 @@ use dsync_model::{
 
 use super::Shared;
 use super::filename::{self, Keywords};
-use super::scan::{FileName, LOCK_WAIT, Places, Scan, TMP_SUFFIX, fresh_base, guid};
+use super::scan::{FileName, LOCK_WAIT, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
+use crate::layout::Places;
 use crate::lock::DotLock;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
 
@@ -441,7 +442,7 @@ impl Mailbox for MaildirMailbox {
         if self.is_idle(goal) {
             return Ok(committed);
         }
-        let policy = self.shared.fsync;
+        let policy = self.shared.account.fsync;
         let files: Vec<PathBuf> = self.pending.iter().map(|pending| pending.path.clone()).collect();
         disk::sync_files(&files, policy)?;
         let lock = DotLock::take(&uidlist::path(&self.places.control), LOCK_WAIT)?;

@@ -12,16 +12,9 @@ use dsync_model::{
 
 use super::filename::{self, Keywords};
 use super::uidlist::{self, Record, Stamp, UidList};
+use crate::layout::Places;
 use crate::lock::DotLock;
 use crate::{Fsync, Result, StorageError, disk};
-
-/// Where one mailbox lies.
-#[derive(Clone, Debug)]
-pub struct Places {
-    pub mail: PathBuf,
-    pub control: PathBuf,
-    pub index: PathBuf,
-}
 
 /// What stands in `cur` and `new` under one base name.
 #[derive(Clone, Debug)]
