@@ -178,6 +178,15 @@ pub fn replace(path: &Path, temporary: &Path, content: &[u8], policy: Fsync) -> 
     sync_directory(directory, policy)
 }
 
+/// Copies a file, content and dates, to a path that must not exist.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let source = File::open(from).map_err(StorageError::io(from))?;
+    let mut target = create(to, file_mode(to.parent().unwrap_or(Path::new("."))))?;
+    clone_file(&source, &mut target, to)?;
+    let modified = source.metadata().and_then(|meta| meta.modified()).map_err(StorageError::io(from))?;
+    target.set_modified(modified).and_then(|()| target.sync_data()).map_err(StorageError::io(to))
+}
+
 /// Gives a file a second name.
 pub fn hard_link(from: &Path, to: &Path) -> Result<()> {
     step(to)?;

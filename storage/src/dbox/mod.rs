@@ -4,7 +4,13 @@
 
 pub mod attachment;
 pub mod file;
+mod mailbox;
 pub mod metadata;
+mod saving;
+mod sdbox;
+mod storage;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::compressed::{self, Opened};
 use crate::{Result, StorageError};
@@ -12,6 +18,13 @@ use crate::{Result, StorageError};
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
 pub use metadata::Metadata;
+pub use storage::Sdbox;
+
+/// A number that this process gives once, for names of temporary files.
+fn serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// Opens a message as it was when it was saved: decompressed, with its attachments back in their places.
 ///
