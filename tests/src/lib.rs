@@ -4,6 +4,7 @@
 pub mod dovecot;
 pub mod formats;
 pub mod maildirs;
+pub mod mutate;
 pub mod oracle;
 pub mod programs;
 pub mod sample;

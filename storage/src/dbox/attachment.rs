@@ -141,9 +141,9 @@ fn parse_options(mut options: &[u8]) -> Option<(Option<u32>, bool)> {
     Some((line, crlf))
 }
 
-/// Says whether a path cannot lead out of the directory that it is joined to.
+/// Says whether a path cannot lead out of the directory that it is joined to, nor out of its line.
 fn stays_below(path: &str) -> bool {
-    !path.contains('\0') && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    !path.contains(char::is_control) && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn open(attachment: &Attachment, path: &Path) -> Result<File> {
@@ -422,6 +422,7 @@ mod tests {
             "0 1 - a//b",
             "0 1 - a/./b",
             "0 1 - ",
+            "0 1 - a\rb",
         ] {
             assert!(parse(bad.as_bytes()).is_err(), "{bad:?}");
         }

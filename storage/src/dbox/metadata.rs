@@ -43,10 +43,12 @@ impl Metadata {
                 b'Z' => set(&mut metadata.physical_size, hex(value)),
                 b'R' => set(&mut metadata.received, hex(value).map(|seconds| Timestamp(seconds as i64))),
                 b'V' => set(&mut metadata.virtual_size, hex(value)),
-                b'P' => set(&mut metadata.pop3_uidl, text(value).map(Box::from)),
+                b'P' => {
+                    set(&mut metadata.pop3_uidl, text(value).filter(|_| fits_a_line(value)).map(Box::from))
+                }
                 b'O' => set(&mut metadata.pop3_order, decimal(value).and_then(|order| order.try_into().ok())),
                 b'G' => set(&mut metadata.guid, text(value).and_then(MessageGuid::new)),
-                b'B' => set(&mut metadata.mailbox, Some(value.into())),
+                b'B' => set(&mut metadata.mailbox, fits_a_line(value).then(|| value.into())),
                 // Without them the body would be another: what cannot be read is an error.
                 b'X' if !has_attachments => {
                     metadata.attachments = attachment::parse(value)?;
@@ -68,7 +70,7 @@ impl Metadata {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut block = MAGIC.to_vec();
         let mut line = |key: char, value: &[u8]| {
-            if !value.iter().any(|b| matches!(b, b'\n' | b'\r' | 0)) {
+            if fits_a_line(value) {
                 block.extend_from_slice(key.encode_utf8(&mut [0; 4]).as_bytes());
                 block.extend_from_slice(value);
                 block.push(b'\n');
@@ -138,6 +140,11 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
 /// The empty line; version 1 of the format filled the block up with spaces.
 fn is_last(line: &[u8]) -> bool {
     matches!(line.first(), None | Some(b' '))
+}
+
+/// Says whether Dovecot would read a value as we write it.
+fn fits_a_line(value: &[u8]) -> bool {
+    !value.iter().any(|b| matches!(b, b'\n' | b'\r' | 0))
 }
 
 /// Sets what is not set. `false`: nothing was done.
