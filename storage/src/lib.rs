@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod attributes;
 pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;

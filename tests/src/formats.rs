@@ -99,7 +99,7 @@ impl Fixture {
     pub fn open(&self) -> Box<dyn Storage> {
         let location = self.expected.mail_location.split(" (").next().unwrap_or_default();
         let location = Location::parse(location, Some(self.home())).expect("a valid location");
-        location.open(Fsync::Never).expect("opens")
+        location.with_attachments(Some(self.home().join("att"))).open(Fsync::Never).expect("opens")
     }
 
     /// Every file below the home directory, with what would show that it was touched.

@@ -53,6 +53,17 @@ fn maildir_with_its_parts_in_several_directories() {
     check("maildir-dirs", |_| {}, maildir_writes);
 }
 
+/// Our own notes; reading writes nothing else.
+fn notes_only(path: &Path) -> bool {
+    path.file_name().unwrap_or_default().to_string_lossy().starts_with(".dsync-")
+}
+
+#[test]
+fn sdbox() {
+    check("sdbox", |_| {}, notes_only);
+    check("sdbox-att", |_| {}, notes_only);
+}
+
 /// Compares a message in a dbox file, which is all but what the index holds, and writes its frame again.
 fn check_mail(file: &DboxFile, mail: &StoredMail, attachments: &AttachmentDir, wanted: &ExpectedMail) {
     let mut text = Vec::new();

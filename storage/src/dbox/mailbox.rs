@@ -397,10 +397,19 @@ fn add_history(changes: &mut Vec<MessageChange>, index: &Index) -> Result<()> {
         delta.removed = delta.removed.minus(&delta.current);
         *flags = delta;
     }
-    let gone = history.expunged.iter().filter_map(|(uid, (_, guid))| {
-        let guid = MessageGuid::new(&MailboxGuid((*guid)?).to_string())?;
-        Some(MessageChange::Expunge { uid: Uid::new(*uid)?, guid: Some(guid) })
+    // A message that only got another UID was not expunged.
+    let here = changes.iter().filter_map(|change| match change {
+        MessageChange::Save { guid, .. } => Some(guid.bits()),
+        _ => None,
     });
+    let here: BTreeSet<[u8; 16]> = here.collect();
+    let gone = history.expunged.iter().filter(|(_, (_, guid))| guid.is_none_or(|guid| !here.contains(&guid)));
+    let gone: Vec<MessageChange> = gone
+        .filter_map(|(uid, (_, guid))| {
+            let guid = MessageGuid::new(&MailboxGuid((*guid)?).to_string())?;
+            Some(MessageChange::Expunge { uid: Uid::new(*uid)?, guid: Some(guid) })
+        })
+        .collect();
     changes.extend(gone);
     changes.sort_by_key(MessageChange::uid);
     Ok(())
