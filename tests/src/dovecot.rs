@@ -92,7 +92,16 @@ impl Dovecot {
 
     /// All that Dovecot reports of an account that must be equal on two sides.
     pub fn view(&self, location: &str) -> String {
-        let fields = "uidvalidity uidnext messages unseen vsize guid";
+        self.view_of(location, "", "")
+    }
+
+    /// The same with HIGHESTMODSEQ and all MODSEQs.
+    pub fn view_with_modseqs(&self, location: &str) -> String {
+        self.view_of(location, " highestmodseq", " modseq")
+    }
+
+    fn view_of(&self, location: &str, of_mailbox: &str, of_message: &str) -> String {
+        let fields = &format!("uidvalidity uidnext messages unseen vsize guid{of_mailbox}");
         let status = self.doveadm(location, &["-f", "tab", "mailbox", "status", fields, "*"]);
         let mut lines: Vec<&str> = status.lines().collect();
         lines.sort_unstable();
@@ -100,9 +109,9 @@ impl Dovecot {
         // The heading names the columns, the first of which is the mailbox.
         for name in lines.iter().filter_map(|line| line.split('\t').next()).filter(|name| *name != "mailbox")
         {
-            let fields = "uid guid flags date.received size.physical size.virtual text";
+            let fields = format!("uid guid flags date.received size.physical size.virtual text{of_message}");
             view.push('\n');
-            view.push_str(&self.doveadm(location, &["-f", "json", "fetch", fields, "mailbox", name, "all"]));
+            view.push_str(&self.doveadm(location, &["-f", "json", "fetch", &fields, "mailbox", name, "all"]));
         }
         let subscribed = self.doveadm(location, &["mailbox", "list", "-s"]);
         let mut subscribed: Vec<&str> = subscribed.lines().collect();

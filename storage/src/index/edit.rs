@@ -57,6 +57,7 @@ impl Edit {
         let changes = !self.appended.is_empty() || !self.flagged.is_empty();
         if state.extension(MODSEQ).is_none() && (changes || goal.modseq_min > ModSeq::NONE) {
             log.introduce(None, &modseq_extension());
+            log.ext_header(0, &MODSEQ_HEADER);
         }
         log.append(
             &self.appended.iter().map(|mail| (mail.uid, mail.flags.system.bits())).collect::<Vec<_>>(),
@@ -162,6 +163,7 @@ impl Edit {
         log.header(24, &validity.to_le_bytes());
         log.header(48, &state.header.first_recent_uid.to_le_bytes());
         log.introduce(None, &modseq_extension());
+        log.ext_header(0, &MODSEQ_HEADER);
         log.append(&rows.iter().map(|(uid, (flags, ..))| (*uid, flags.system.bits())).collect::<Vec<_>>());
         for extension in
             kept.into_iter().chain(extensions.iter().filter(|e| state.extension(&e.name).is_none()))
@@ -195,8 +197,11 @@ impl Edit {
     }
 }
 
-/// A UID that no message ever has: a modseq given to it raises HIGHESTMODSEQ alone.
-const NOBODY: u32 = u32::MAX;
+/// No UID: a modseq given to it raises HIGHESTMODSEQ alone. Dovecot writes it so too.
+const NOBODY: u32 = 0;
+
+/// Highest modseq 1, counted nowhere yet. Without it Dovecot 2.3.19 crashes on the next keyword record.
+const MODSEQ_HEADER: [u8; 16] = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 fn modseq_extension() -> Extension {
     Extension::new(MODSEQ, 16, 8, 8)
