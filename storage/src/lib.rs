@@ -1,7 +1,8 @@
 //! Does: reads and writes mail storages. Blocking; decides nothing; knows no protocol.
 //!
 //! [`Storage`] is one account, [`Mailbox`] one open mailbox of it. Every implementation passes the suite
-//! in `conformance`; [`memory`] is the reference.
+//! in `conformance`; [`memory`] is the reference. Formats with files share [`location`] (what the user says), [`layout`] (where
+//! things lie) and [`account`] (what is kept once); each keeps its messages in a module of its own.
 #![forbid(unsafe_code)]
 
 pub mod account;

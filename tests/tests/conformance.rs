@@ -22,6 +22,9 @@ fn maildir_in_every_layout() {
         ":UTF-8",
         ":CONTROL=%/control:INDEX=%/index",
         ":LAYOUT=fs:UTF-8:CONTROL=%/control:INBOX=%/inbox",
+        ":LAYOUT=fs:DIRNAME=m:MAILBOXDIR=boxes:INDEX=%/index:CONTROL=%/control",
+        ":LAYOUT=fs:FULLDIRNAME=m:INDEX=%/index:INDEXCACHE=%/cache",
+        ":INDEX=MEMORY:SUBSCRIPTIONS=subs",
     ] {
         let dir = tempfile::tempdir().expect("made");
         let mut account = Account::new(dir.path().join("mail"));

@@ -122,7 +122,10 @@ impl Layout {
                 self.list_deep(&path, listing)?;
             }
             // A directory without mail is a name too, `\Noselect`; but not each one that other programs hide.
-            let named = !hidden || listing.found.len() > before;
+            let named = !hidden || listing.found[before..].iter().any(|found| found.mailbox);
+            if !named {
+                listing.found.truncate(before);
+            }
             match MailboxName::new(&listing.above) {
                 Ok(name) if name.is_inbox() => {}
                 Ok(name) if self.stored(&name).is_ok() => {

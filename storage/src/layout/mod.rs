@@ -4,6 +4,8 @@
 
 mod list;
 mod names;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
