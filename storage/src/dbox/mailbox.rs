@@ -252,7 +252,9 @@ impl SdboxMailbox {
         if !pending.is_empty() || !links.is_empty() {
             disk::sync_directory(&self.files.places.mail, policy)?;
         }
-        if edit.fits(&state) {
+        if let Some(state) = edit.imported(&state, goal, &[]) {
+            writer.import(state, policy)?;
+        } else if edit.fits(&state) {
             writer.append(edit.transaction(&state, goal, &[]), policy)?;
             writer.tidy(policy)?;
         } else {

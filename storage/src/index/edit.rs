@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dsync_model::{FlagSet, Flags, Keyword, ModSeq, Uid};
 
+use super::format::{MINOR, Records};
 use super::state::{KEYWORDS, MODSEQ};
 use super::{Extension, State, Transaction, ranges};
 use crate::Goal;
@@ -89,6 +90,27 @@ impl Edit {
             log.modseqs(&[(NOBODY, goal.modseq_min.get())]);
         }
         log
+    }
+
+    /// The state of a mailbox that was never used after its first messages have come, with exactly their modseqs; `None` where a log can
+    /// say so too. A log only counts up, by one for each keyword: what comes from elsewhere may have counted less.
+    pub fn imported(&self, state: &State, goal: Goal, extensions: &[Extension]) -> Option<State> {
+        let unused = state.uids.is_empty() && state.header.next_uid == 1 && self.flagged.is_empty();
+        let highest = self.appended.iter().map(|mail| mail.modseq.get()).max()?.max(goal.modseq_min.get());
+        let mut state = Some(state.clone()).filter(|_| unused && highest > 0)?;
+        let bytes = self.transaction(&state, goal, extensions).into_bytes();
+        Records::new(&bytes, 0).try_for_each(|record| state.apply(MINOR, &record)).ok()?;
+        let wanted = |mail: &Appended| mail.modseq.get().max(1);
+        if state.modseq == highest
+            && self.appended.iter().zip(0..).all(|(mail, row)| state.modseq_of(row) == wanted(mail))
+        {
+            return None;
+        }
+        let modseqs: Vec<u8> = self.appended.iter().flat_map(|mail| wanted(mail).to_le_bytes()).collect();
+        let id = state.extension_id(MODSEQ)?;
+        state.extensions[id].data = modseqs;
+        state.modseq = highest;
+        Some(state)
     }
 
     fn format_data(&self, state: &State, extensions: &[Extension], log: &mut Transaction) {

@@ -11,7 +11,8 @@ const LOG_HEADER_BYTES_MIN: usize = 24;
 pub const RECORD_HEADER_BYTES: usize = 8;
 
 const MAJOR: u8 = 1;
-const MINOR: u8 = 3;
+/// Minor version of the logs that we write.
+pub const MINOR: u8 = 3;
 const LITTLE_ENDIAN: u8 = 1;
 
 /// The record describes what has already happened in the mailbox; without it, it is a request.
