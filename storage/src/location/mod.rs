@@ -401,12 +401,6 @@ mod tests {
             assert_eq!(error.status(), 78, "{bad}: {error}");
         }
         assert!(Location::parse("maildir:~/x", None).is_err());
-        for format in ["mbox", "sdbox", "mdbox"] {
-            let location = Location::parse(&format!("{format}:/x"), None).unwrap();
-            let error = location.open(Fsync::Never).err().unwrap();
-            assert_eq!(error.status(), 78);
-            assert!(error.to_string().contains("not supported yet"), "{error}");
-        }
     }
 
     #[test]
