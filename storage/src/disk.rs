@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags};
@@ -212,6 +212,12 @@ pub fn sync_file(file: &File, path: &Path, policy: Fsync) -> Result<()> {
 pub fn write(mut file: impl Write, content: &[u8], path: &Path) -> Result<()> {
     step(path)?;
     file.write_all(content).map_err(StorageError::io(path))
+}
+
+/// Writes all of `content` at this offset of a file that is not open for appending.
+pub fn write_at(file: &File, content: &[u8], offset: u64, path: &Path) -> Result<()> {
+    step(path)?;
+    file.write_all_at(content, offset).map_err(StorageError::io(path))
 }
 
 /// Appends to a file in one write, after cutting off what follows the first `length` bytes.
