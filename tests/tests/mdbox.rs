@@ -357,7 +357,7 @@ fn crashes(rotate_bytes: u64) {
         assert_eq!(subjects(&account.view()), done);
         disk::crash_after(None) - before
     };
-    assert!(steps > 20, "{steps}");
+    assert!(steps > 12, "{steps}");
     for step in 0..steps {
         let account = begin();
         disk::crash_after(Some(step));
