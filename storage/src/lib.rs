@@ -21,6 +21,7 @@ pub mod mailbox_log;
 pub mod maildir;
 pub mod memory;
 mod mutf7;
+mod status_cache;
 mod subscriptions;
 
 use std::io;

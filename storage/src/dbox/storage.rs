@@ -15,6 +15,7 @@ use super::sdbox::Files;
 use crate::account::Account;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Layout, Places};
+use crate::status_cache::{Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -51,9 +52,17 @@ impl Sdbox {
         Ok(Sdbox { shared: Arc::new(Shared { account, attachments }), names: BTreeMap::new() })
     }
 
-    fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
+    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.layout.places(name)?;
-        Files::sweep(&places.mail)?;
+        let log = Shared::paths(&places).log();
+        let before = Fingerprint::of([log.as_path()]);
+        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
+        if let Some(status) = known {
+            self.names.insert(status.guid, name.clone());
+            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+        }
+        let mail = places.mail.clone();
+        Files::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
         if self.names.contains_key(&guid) {
             // A copied directory: two mailboxes must not share a GUID.
@@ -65,6 +74,7 @@ impl Sdbox {
         let mut mailbox = self.shared.mailbox(places, guid, index);
         let list = mailbox.list()?;
         let status = mailbox.status_of(&list)?;
+        cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
@@ -238,20 +248,22 @@ impl Storage for Sdbox {
         disk::make_directory(&account.layout.places(&inbox)?.mail)?;
         let (found, mut problems) = account.layout.list()?;
         let subscribed = account.subscribed()?;
+        let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox)?);
+        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
                 continue;
             }
-            match self.list_one(&found.name) {
+            match self.list_one(&found.name, &mut cache) {
                 Ok(node) => {
                     tree.insert(found.name, node);
                 }
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
+        cache.write(&self.shared.account);
         for name in subscribed {
             tree.entry(name).or_default().subscribed = true;
         }

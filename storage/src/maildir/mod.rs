@@ -23,6 +23,7 @@ use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
 use crate::lock::DotLock;
+use crate::status_cache::StatusCache;
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -62,9 +63,15 @@ impl Maildir {
         self.names.get(&guid).ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
     }
 
-    fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
+    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.layout.places(name)?;
         self.shared.sweep(&places)?;
+        let before = scan::fingerprint(&places);
+        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
+        if let Some(status) = known {
+            self.names.insert(status.guid, name.clone());
+            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+        }
         let (mut scan, mut index) = self.shared.read(&places)?;
         let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
         let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
@@ -78,6 +85,7 @@ impl Maildir {
             list = indexed::list(&scan, index.as_ref().map(Index::state));
             status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         }
+        cache.put(&places.mail, before.filter(|_| scan::fingerprint(&places) == before), &status);
         self.names.insert(status.guid, name.clone());
         let cached: usize = self.scans.values().map(|scan| scan.files.len()).sum();
         if cached + scan.files.len() <= CACHED_MAX {
@@ -280,20 +288,22 @@ impl Storage for Maildir {
         self.shared.make_mailbox(&inbox, &places)?;
         self.shared.account.empty_trash()?;
         let (found, mut problems) = self.shared.account.layout.list()?;
+        let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox)?);
+        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
                 continue;
             }
-            match self.list_one(&found.name) {
+            match self.list_one(&found.name, &mut cache) {
                 Ok(node) => {
                     tree.insert(found.name, node);
                 }
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
+        cache.write(&self.shared.account);
         for name in self.shared.account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }

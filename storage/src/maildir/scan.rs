@@ -12,6 +12,7 @@ use super::filename::{self, Keywords};
 use super::uidlist::{self, Record, Stamp, UidList};
 use crate::layout::Places;
 use crate::lock::DotLock;
+use crate::status_cache::Fingerprint;
 use crate::{Fsync, Result, StorageError, disk};
 
 /// What stands in `cur` and `new` under one base name.
@@ -212,6 +213,18 @@ pub fn guid(record: &Record) -> MessageGuid {
 pub fn size(record: &Record) -> Option<u64> {
     let field = record.field(b'S').and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
     field.or_else(|| filename::size(&record.base))
+}
+
+/// What the mailbox looks like from outside; `None` if it changed only just now.
+pub fn fingerprint(places: &Places) -> Option<Fingerprint> {
+    let log = places.index.as_ref().map(|index| index.join("dovecot.index.log"));
+    let files = [
+        places.mail.join("cur"),
+        places.mail.join("new"),
+        uidlist::path(&places.control),
+        places.control.join("dovecot-keywords"),
+    ];
+    Fingerprint::of(files.iter().map(|file| file.as_path()).chain(log.as_deref()))
 }
 
 fn stamps(places: &Places) -> [Stamp; 4] {
