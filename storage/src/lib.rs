@@ -11,6 +11,7 @@ mod error;
 pub mod location;
 mod lock;
 pub mod maildir;
+pub mod mbox;
 pub mod memory;
 mod mutf7;
 
