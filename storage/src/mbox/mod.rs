@@ -4,3 +4,13 @@
 //! index, and the mailbox as a [`Storage`](crate::Storage) has it, are built on top.
 
 pub mod from_line;
+pub mod headers;
+pub mod message;
+pub mod scan;
+mod window;
+
+pub use message::VirtualMessage;
+pub use scan::{Entry, Known, MboxFile};
+
+#[cfg(test)]
+mod fixture_tests;
