@@ -46,6 +46,10 @@ pub struct Field<'a> {
 
 /// Splits a header, without its empty line, into fields. Lines that are no header are fields, too.
 pub fn fields(mut header: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    // Half of an empty line, at the end of the file.
+    if let [.., b'\n', b'\r'] | [b'\r'] = header {
+        header = &header[..header.len() - 1];
+    }
     std::iter::from_fn(move || {
         if header.is_empty() {
             return None;
@@ -97,12 +101,19 @@ fn number<N: std::str::FromStr>(word: &[u8]) -> Option<N> {
     std::str::from_utf8(word).ok().filter(|_| digits)?.parse().ok()
 }
 
-/// A line without LF or CR LF.
+/// A line without LF or CR LF. A last line without LF may still have its CR.
 pub fn without_end(line: &[u8]) -> &[u8] {
-    match line.strip_suffix(b"\n") {
-        Some(line) => line.strip_suffix(b"\r").unwrap_or(line),
-        None => line,
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Adds a line and its end, so that no CR of the line is taken for a part of the end.
+pub fn push_line(text: &mut Vec<u8>, line: &[u8], end: &str) {
+    text.extend_from_slice(line);
+    if line.ends_with(b"\r") && end == "\n" {
+        text.push(b'\r');
     }
+    text.extend_from_slice(end.as_bytes());
 }
 
 /// The value of `X-IMAPbase` and `X-IMAP`.
@@ -270,11 +281,16 @@ impl Guid {
 /// What clients see of a header, with LF ends, without the empty line.
 pub fn visible(header: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(header.len());
-    for line in fields(header).filter(|field| field.meta.is_none()).flat_map(|field| field.lines()) {
+    for line in visible_lines(header) {
         text.extend_from_slice(line);
         text.push(b'\n');
     }
     text
+}
+
+/// The lines that clients see of a header, without their ends.
+pub fn visible_lines(header: &[u8]) -> impl Iterator<Item = &[u8]> {
+    fields(header).filter(|field| field.meta.is_none()).flat_map(|field| field.lines())
 }
 
 /// What the metadata headers of a message are to say.
@@ -325,9 +341,10 @@ impl Wanted<'_> {
         for field in fields(header) {
             match field.meta {
                 None => {
-                    writer.text.extend_from_slice(field.bytes);
-                    if !field.bytes.ends_with(b"\n") {
-                        writer.text.extend_from_slice(end.as_bytes());
+                    if field.bytes.ends_with(b"\n") {
+                        writer.text.extend_from_slice(field.bytes);
+                    } else {
+                        push_line(&mut writer.text, without_end(field.bytes), end);
                     }
                 }
                 Some(meta) => {

@@ -100,4 +100,38 @@ impl<'f> Window<'f> {
         }
         Ok(count)
     }
+
+    /// Counts the line ends with CR.
+    pub fn count_crlf(&mut self, range: Range<u64>) -> Result<u64> {
+        let mut bytes = 0;
+        self.each_without_cr(range.clone(), &mut |piece| {
+            bytes += piece.len() as u64;
+            Ok(())
+        })?;
+        Ok(range.end - range.start - bytes)
+    }
+
+    /// Gives out a range piece by piece, without the CR of CR LF.
+    pub fn each_without_cr(
+        &mut self,
+        range: Range<u64>,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut offset = range.start;
+        while offset < range.end {
+            let bytes = self.at(offset, 2)?;
+            let mut length = (range.end - offset).min(bytes.len() as u64) as usize;
+            if length > 1 && bytes[length - 1] == b'\r' && offset + (length as u64) < range.end {
+                length -= 1;
+            }
+            let mut rest = &bytes[..length];
+            while let Some(end) = memchr::memmem::find(rest, b"\r\n") {
+                take(&rest[..end])?;
+                rest = &rest[end + 1..];
+            }
+            take(rest)?;
+            offset += length as u64;
+        }
+        Ok(())
+    }
 }
