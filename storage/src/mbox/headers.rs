@@ -159,8 +159,8 @@ pub struct Header {
     pub uid_behind_base: bool,
     pub flags: Flags,
     pub is_old: bool,
-    /// Words of `X-Keywords`.
-    pub keywords: Vec<Box<[u8]>>,
+    /// Words of each `X-Keywords`.
+    pub keywords: Vec<Vec<Box<[u8]>>>,
     pub body_bytes: Option<u64>,
     /// A metadata header is there twice, or cannot be understood.
     pub is_muddled: bool,
@@ -192,9 +192,9 @@ impl Header {
         for field in fields(header) {
             match field.meta {
                 Some(meta) => {
-                    let again = seen.contains(&meta);
+                    let understood = read.take(meta, &field);
+                    read.is_muddled |= !understood || seen.contains(&meta);
                     seen.push(meta);
-                    read.is_muddled |= again || !read.take(meta, &field);
                 }
                 None => {
                     guid.add(&field);
@@ -223,7 +223,9 @@ impl Header {
             }
             Meta::Uid => {
                 let uid = field.number().filter(|uid| *uid > 0);
-                if self.uid.is_none() && uid.is_some() {
+                // What stands in front of the base does not count in the message that has one.
+                let in_front = !self.uid_behind_base && self.base.is_some();
+                if uid.is_some() && (self.uid.is_none() || in_front) {
                     self.uid = uid;
                     self.uid_behind_base = self.base.is_some();
                 }
@@ -234,7 +236,7 @@ impl Header {
                 self.is_old |= field.words().any(|word| word.contains(&b'O'));
             }
             Meta::XStatus => self.flags = self.flags.union(letters(&X_STATUS)),
-            Meta::Keywords => self.keywords.extend(field.words().map(Into::into)),
+            Meta::Keywords => self.keywords.push(field.words().map(Into::into).collect()),
             Meta::Length => {
                 let bytes = field.number();
                 self.body_bytes = self.body_bytes.or(bytes);
@@ -348,7 +350,9 @@ impl Wanted<'_> {
                     }
                 }
                 Some(meta) => {
-                    if meta == Meta::Uid {
+                    // Dovecot knows no keyword, and believes no UID, before it has read the base.
+                    let after_base = meta == Meta::Uid || (meta == Meta::Keywords && room == Room::Free);
+                    if after_base {
                         writer.put(self, Meta::Base, room, end);
                     }
                     writer.put(self, meta, room, end);
@@ -435,7 +439,7 @@ mod tests {
         assert_eq!(base.text(), "12 0000000034 work Todo");
         assert_eq!((read.uid, read.uid_behind_base, read.is_old), (Some(5), true, true));
         assert_eq!(read.flags, Flags::SEEN.union(Flags::FLAGGED).union(Flags::ANSWERED));
-        assert_eq!(read.keywords, [Box::from(*b"work"), Box::from(*b"todo")]);
+        assert_eq!(read.keywords, [[Box::from(*b"work"), Box::from(*b"todo")]]);
         assert_eq!((read.body_bytes, read.is_muddled), (Some(77), false));
         assert_eq!(visible(header), b"Subject: a\n b\n");
         assert_eq!((read.visible_bytes, read.visible_lines), (14, 2));

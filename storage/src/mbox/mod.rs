@@ -9,6 +9,7 @@ pub mod headers;
 pub mod locks;
 pub mod message;
 mod output;
+mod replace;
 pub mod rewrite;
 pub mod scan;
 mod window;

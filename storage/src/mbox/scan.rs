@@ -2,7 +2,8 @@
 //! known of it.
 //!
 //! A message ends before a LF that a From_ line follows, or at the end of the file; that LF separates and belongs
-//! to no message. `Content-Length` is believed where it leads to such a place.
+//! to no message. `Content-Length` is believed where it leads to such a LF; the bare end of the file does not do for
+//! Dovecot either.
 
 use std::fs::File;
 use std::ops::Range;
@@ -274,13 +275,14 @@ impl Scanner<'_> {
         entry.is_stale |= header.uid.is_some() && entry.uid.is_none();
         self.numbered = entry.uid.is_some();
         self.found.last_uid = self.found.last_uid.max(entry.uid.map_or(0, Uid::get));
-        let keywords: Option<Vec<Keyword>> = header
-            .keywords
-            .iter()
-            .map(|name| self.keyword(Keyword::new(std::str::from_utf8(name).ok()?)?))
-            .collect();
-        entry.is_stale |= keywords.is_none();
-        entry.flags.keywords.extend(keywords.unwrap_or_default());
+        for words in &header.keywords {
+            let keyword = |word| self.keyword(Keyword::new(std::str::from_utf8(word).ok()?)?);
+            // A word that nobody knows shows that the message brought the header along.
+            match words.iter().map(|word| keyword(word)).collect::<Option<Vec<Keyword>>>() {
+                Some(keywords) => entry.flags.keywords.extend(keywords),
+                None => entry.is_stale = true,
+            }
+        }
         false
     }
 
@@ -377,7 +379,6 @@ impl Scanner<'_> {
     fn separator(&mut self, end: u64) -> Result<Option<(u64, u64)>> {
         let bytes = self.window.peek(end, 2)?;
         let length = match bytes.as_slice() {
-            [] => return Ok(Some((end, end))),
             [b'\n', ..] => 1,
             b"\r\n" => 2,
             _ => return Ok(None),

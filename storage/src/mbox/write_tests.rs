@@ -227,6 +227,21 @@ fn uids_are_believed_only_in_order_and_behind_a_base() {
 }
 
 #[test]
+fn a_rewrite_puts_the_base_in_front_of_keywords() {
+    // Without an index Dovecot drops keywords that come before the list of them. We read them, and mend that.
+    let header = "X-Keywords: work\nX-Keywords: unknown\nX-UID: 1\nX-IMAPbase: 9 0000000005 work\nX-UID: 2\n";
+    let bench = Bench::new(format!("{FROM}{header}\nx\n\n"));
+    let seen = (Some(2), flags(Flags::NONE, &["work"]), b"\nx\n".to_vec());
+    let expected = [seen];
+    assert_eq!(bench.view(), expected);
+    bench.rewrite().unwrap();
+    assert_eq!(bench.view(), expected);
+    let content = bench.content();
+    assert!(content.find("X-IMAPbase") < content.find("X-Keywords"), "{content}");
+    assert!(!content.contains("unknown"));
+}
+
+#[test]
 fn separators_are_what_dovecot_takes_for_them() {
     let view = |text: &str| -> Vec<String> {
         Bench::new(text).view().into_iter().map(|seen| String::from_utf8(seen.2).unwrap()).collect()
