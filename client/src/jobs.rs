@@ -99,8 +99,8 @@ impl Session<'_> {
             None => self.settings.mail_location(user)?,
         };
         let location = match (text, &user.home) {
-            (Some(text), home) => Location::parse(&text, home.as_deref())?,
-            (None, Some(home)) => Location::detect(home).ok_or_else(|| {
+            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
+            (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
                 let what = format!(
                     "no mail found in {}: say where it is with --source maildir:/path",
                     home.display()
@@ -113,6 +113,7 @@ impl Session<'_> {
             }
         };
         self.check_source(&location, Terminus::Initiator)?;
+        let location = location.with_separator(self.settings.separator());
         Ok(location.open(self.fsync()?)?)
     }
 
@@ -136,7 +137,8 @@ impl Session<'_> {
         user: &User,
         display: &mut Display,
     ) -> Result<Report, Failed> {
-        let location = Location::parse(text, user.home.as_deref())?;
+        let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
+            .with_separator(self.settings.separator());
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(location.open(self.fsync()?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {

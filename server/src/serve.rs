@@ -158,11 +158,10 @@ impl Service<'_> {
     fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
         let location = self.settings.mail_location(user).map_err(|error| (78, chain(&error)))?;
         let location = match (location, &user.home) {
-            (Some(text), home) => {
-                Location::parse(&text, home.as_deref()).map_err(|error| (error.status(), chain(&error)))?
-            }
-            (None, Some(home)) => Location::detect(home)
-                .ok_or_else(|| (78, "mail_location is not set, and the home holds no Maildir".to_owned()))?,
+            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))
+                .map_err(|error| (error.status(), chain(&error)))?,
+            (None, Some(home)) => Location::detect(home, Some(&user.name))
+                .ok_or_else(|| (78, "mail_location is not set, and the home holds no mail".to_owned()))?,
             (None, None) => return Err((78, "mail_location is not set, and the user has no home".into())),
         };
         let fsync = match self.settings.mail_fsync().map_err(|error| (78, chain(&error)))? {
@@ -170,6 +169,7 @@ impl Service<'_> {
             dsync_accounts::Fsync::Optimized => Fsync::Optimized,
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
+        let location = location.with_separator(self.settings.separator());
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

@@ -188,8 +188,38 @@ pub fn replace(path: &Path, temporary: &Path, content: &[u8], policy: Fsync) -> 
     sync_directory(directory, policy)
 }
 
+/// Copies a file, content and dates, to a path that must not exist.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    let source = File::open(from).map_err(StorageError::io(from))?;
+    let mut target = create(to, file_mode(to.parent().unwrap_or(Path::new("."))))?;
+    clone_file(&source, &mut target, to)?;
+    let modified = source.metadata().and_then(|meta| meta.modified()).map_err(StorageError::io(from))?;
+    target.set_modified(modified).and_then(|()| target.sync_data()).map_err(StorageError::io(to))
+}
+
+/// Gives a file a second name.
+pub fn hard_link(from: &Path, to: &Path) -> Result<()> {
+    step(to)?;
+    fs::hard_link(from, to).map_err(StorageError::io(to))
+}
+
+/// Cuts off what follows the first `length` bytes.
+pub fn truncate(file: &File, length: u64, path: &Path) -> Result<()> {
+    step(path)?;
+    file.set_len(length).map_err(StorageError::io(path))
+}
+
+/// Makes the content of one open file durable.
+pub fn sync_file(file: &File, path: &Path, policy: Fsync) -> Result<()> {
+    if policy == Fsync::Never {
+        return Ok(());
+    }
+    step(path)?;
+    file.sync_data().map_err(StorageError::io(path))
+}
+
 /// Writes all of `content` in one call where the system allows it.
-pub fn write(file: &mut File, content: &[u8], path: &Path) -> Result<()> {
+pub fn write(mut file: impl Write, content: &[u8], path: &Path) -> Result<()> {
     step(path)?;
     file.write_all(content).map_err(StorageError::io(path))
 }
@@ -209,25 +239,26 @@ pub fn append_at(path: &Path, length: u64, content: &[u8], policy: Fsync) -> Res
     Ok(())
 }
 
+/// Appends a record to a file of records of that size in one write; a missing file is made. What stands behind the last whole
+/// record, from a write that was cut short, is cut off.
+pub fn append_record(path: &Path, record: &[u8]) -> Result<()> {
+    step(path)?;
+    let mode = file_mode(path.parent().unwrap_or(Path::new(".")));
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    let file = OpenOptions::new().append(true).create(true).mode(mode).custom_flags(flags).open(path);
+    let mut file = file.map_err(StorageError::io(path))?;
+    let length = file.metadata().map_err(StorageError::io(path))?.len();
+    let torn = length % record.len() as u64;
+    if torn > 0 {
+        file.set_len(length - torn).map_err(StorageError::io(path))?;
+    }
+    write(&mut file, record, path)
+}
+
 /// Writes `content` at `offset`, over what is there or behind the end.
 pub fn write_at(file: &File, offset: u64, content: &[u8], path: &Path) -> Result<()> {
     step(path)?;
     file.write_all_at(content, offset).map_err(StorageError::io(path))
-}
-
-/// Cuts a file off.
-pub fn truncate(file: &File, length: u64, path: &Path) -> Result<()> {
-    step(path)?;
-    file.set_len(length).map_err(StorageError::io(path))
-}
-
-/// Makes the content of an open file durable.
-pub fn sync_file(file: &File, path: &Path, policy: Fsync) -> Result<()> {
-    if policy == Fsync::Never {
-        return Ok(());
-    }
-    step(path)?;
-    file.sync_data().map_err(StorageError::io(path))
 }
 
 /// Copies a range of one file into another, within the kernel where it can.

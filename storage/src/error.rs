@@ -10,6 +10,12 @@ pub enum StorageError {
     /// A file holds what its format does not allow, and no repair is safe.
     #[error("{path}: line {line}: {what}")]
     Corrupt { path: PathBuf, line: u32, what: &'static str },
+    /// The same of a file that is no text: the offset in bytes says where.
+    #[error("{path}: at byte {offset}: {what}")]
+    Damaged { path: PathBuf, offset: u64, what: Box<str> },
+    /// Mail that is fine, and that only other software can read.
+    #[error("{path}: {what}")]
+    Unsupported { path: PathBuf, what: &'static str },
     /// Another process holds a lock. `holder` says who, as far as it can be told.
     #[error("{path}: locked by {holder} for over {} s", .waited.as_secs())]
     Locked { path: PathBuf, holder: String, waited: Duration },
@@ -39,13 +45,18 @@ impl StorageError {
     /// The exit status of sysexits.h that says who must act (architecture 3b).
     pub fn status(&self) -> u8 {
         match self {
-            StorageError::Corrupt { .. } | StorageError::Impossible(_) => 65,
+            StorageError::Corrupt { .. }
+            | StorageError::Damaged { .. }
+            | StorageError::Unsupported { .. }
+            | StorageError::Impossible(_) => 65,
             StorageError::NoMailbox(_) => 68,
             StorageError::Location(_) => 78,
             StorageError::Locked { .. } => 75,
             StorageError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => 77,
                 io::ErrorKind::QuotaExceeded => 73,
+                // Readers of damaged mail say so.
+                io::ErrorKind::InvalidData => 65,
                 _ => 75,
             },
         }

@@ -1,19 +1,28 @@
 //! Does: reads and writes mail storages. Blocking; decides nothing; knows no protocol.
 //!
 //! [`Storage`] is one account, [`Mailbox`] one open mailbox of it. Every implementation passes the suite
-//! in `conformance`; [`memory`] is the reference.
+//! in `conformance`; [`memory`] is the reference. Formats with files share [`location`] (what the user says), [`layout`] (where
+//! things lie) and [`account`] (what is kept once); each keeps its messages in a module of its own.
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod attributes;
+pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dbox;
 pub mod disk;
 mod error;
+pub mod index;
+pub mod layout;
 pub mod location;
 mod lock;
+pub mod mailbox_log;
 pub mod maildir;
 pub mod mbox;
 pub mod memory;
 mod mutf7;
+mod subscriptions;
 
 use std::io;
 use std::path::Path;

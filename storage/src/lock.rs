@@ -119,7 +119,7 @@ impl FileLock {
         let held = |paths: &mut BTreeSet<PathBuf>| paths.insert(path.to_owned());
         loop {
             if held(&mut HELD.lock().unwrap_or_else(PoisonError::into_inner)) {
-                match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+                match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(nix::libc::F_WRLCK))) {
                     Ok(_) => break,
                     Err(errno) => {
                         HELD.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
@@ -152,10 +152,63 @@ impl Drop for FileLock {
     }
 }
 
-/// An fcntl lock for writing on a whole file.
-pub fn whole_file() -> nix::libc::flock {
+/// An open-file-description lock on a whole file that is open already, as writers of Dovecot's logs take it: it excludes
+/// Dovecot's own locks, and outlives the closing of other descriptors of the file.
+#[derive(Debug)]
+pub struct OfdLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl OfdLock {
+    /// Locks the file, waiting at most `wait`. `path` is for people.
+    pub fn take(file: &File, path: &Path, wait: Duration) -> Result<OfdLock> {
+        let begun = Instant::now();
+        // The same description: the lock goes with an explicit unlock, not with this handle.
+        let file = file.try_clone().map_err(StorageError::io(path))?;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(nix::libc::F_WRLCK))) {
+                Ok(_) => return Ok(OfdLock { file, path: path.to_owned() }),
+                Err(Errno::EAGAIN | Errno::EACCES) => {}
+                Err(errno) => return Err(StorageError::io(path)(errno.into())),
+            }
+            if begun.elapsed() >= wait {
+                return Err(StorageError::Locked {
+                    path: path.to_owned(),
+                    holder: holder(&file),
+                    waited: wait,
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(POLL);
+        }
+    }
+}
+
+impl Drop for OfdLock {
+    fn drop(&mut self) {
+        if let Err(errno) = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&whole_file(nix::libc::F_UNLCK))) {
+            tracing::warn!("{}: lock cannot be released: {errno}", self.path.display());
+        }
+    }
+}
+
+/// Who holds the lock of a file, as far as the system tells: pid and program.
+pub fn holder(file: &File) -> String {
+    let mut lock = whole_file(nix::libc::F_WRLCK);
+    let told = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
+    if told.is_err() || lock.l_pid <= 0 {
+        return "another program".to_owned();
+    }
+    let program = fs::read_to_string(format!("/proc/{}/comm", lock.l_pid)).unwrap_or_default();
+    format!("pid {} ({}) on {}", lock.l_pid, program.trim(), host_name())
+}
+
+/// An fcntl lock of this kind on a whole file.
+pub fn whole_file(kind: i32) -> nix::libc::flock {
     nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as i16,
+        l_type: kind as i16,
         l_whence: nix::libc::SEEK_SET as i16,
         l_start: 0,
         l_len: 0,

@@ -92,17 +92,27 @@ impl Dovecot {
 
     /// All that Dovecot reports of an account that must be equal on two sides.
     pub fn view(&self, location: &str) -> String {
-        let fields = "uidvalidity uidnext messages unseen vsize guid";
-        let status = self.doveadm(location, &["-f", "tab", "mailbox", "status", fields, "*"]);
+        let fields = "uid guid flags date.received size.physical size.virtual text";
+        self.view_of(location, "uidvalidity uidnext messages unseen vsize guid", fields)
+    }
+
+    /// HIGHESTMODSEQ of each mailbox and MODSEQ of each message, with what identifies them.
+    pub fn modseqs(&self, location: &str) -> String {
+        self.view_of(location, "uidvalidity uidnext highestmodseq guid", "uid flags modseq")
+    }
+
+    fn view_of(&self, location: &str, of_mailbox: &str, of_message: &str) -> String {
+        let status = self.doveadm(location, &["-f", "tab", "mailbox", "status", of_mailbox, "*"]);
         let mut lines: Vec<&str> = status.lines().collect();
         lines.sort_unstable();
         let mut view = lines.join("\n");
         // The heading names the columns, the first of which is the mailbox.
         for name in lines.iter().filter_map(|line| line.split('\t').next()).filter(|name| *name != "mailbox")
         {
-            let fields = "uid guid flags date.received size.physical size.virtual text";
             view.push('\n');
-            view.push_str(&self.doveadm(location, &["-f", "json", "fetch", fields, "mailbox", name, "all"]));
+            view.push_str(
+                &self.doveadm(location, &["-f", "json", "fetch", of_message, "mailbox", name, "all"]),
+            );
         }
         let subscribed = self.doveadm(location, &["mailbox", "list", "-s"]);
         let mut subscribed: Vec<&str> = subscribed.lines().collect();
@@ -112,9 +122,17 @@ impl Dovecot {
     }
 }
 
-/// One line a message, without `\Recent`: it says who looked first, and never travels.
+/// One line a message, its flags sorted and without `\Recent`: it says who looked first, and never travels.
 pub fn comparable(view: &str) -> String {
-    view.replace("},{", "},\n{").replace(" \\\\Recent", "").replace("\\\\Recent", "")
+    let sorted = |line: &str| {
+        let Some((before, rest)) = line.split_once("\"flags\":\"") else { return line.to_owned() };
+        let Some((flags, after)) = rest.split_once('"') else { return line.to_owned() };
+        let mut flags: Vec<&str> =
+            flags.split_whitespace().filter(|flag| !flag.ends_with("Recent")).collect();
+        flags.sort_unstable();
+        format!("{before}\"flags\":\"{}\"{after}", flags.join(" "))
+    };
+    view.replace("},{", "},\n{").lines().map(sorted).collect::<Vec<_>>().join("\n")
 }
 
 /// Fails with the first line that differs.

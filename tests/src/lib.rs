@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod dovecot;
+pub mod formats;
 pub mod maildirs;
+pub mod mutate;
 pub mod oracle;
 pub mod programs;
 pub mod sample;

@@ -1,8 +1,10 @@
 //! Every storage passes the one suite.
 
 use dsync_model::{MailboxGuid, StoreId, UidValidity};
+use dsync_session::storage::dbox::Sdbox;
+use dsync_session::storage::layout::{Format, Layout};
 use dsync_session::storage::memory::MemoryStorage;
-use dsync_session::storage::{Storage, conformance};
+use dsync_session::storage::{Fsync, Storage, conformance};
 use dsync_tests::maildirs::Account;
 
 #[test]
@@ -20,6 +22,9 @@ fn maildir_in_every_layout() {
         ":UTF-8",
         ":CONTROL=%/control:INDEX=%/index",
         ":LAYOUT=fs:UTF-8:CONTROL=%/control:INBOX=%/inbox",
+        ":LAYOUT=fs:DIRNAME=m:MAILBOXDIR=boxes:INDEX=%/index:CONTROL=%/control",
+        ":LAYOUT=fs:FULLDIRNAME=m:INDEX=%/index:INDEXCACHE=%/cache",
+        ":INDEX=MEMORY:SUBSCRIPTIONS=subs",
     ] {
         let dir = tempfile::tempdir().expect("made");
         let mut account = Account::new(dir.path().join("mail"));
@@ -27,4 +32,20 @@ fn maildir_in_every_layout() {
         conformance::check(&mut || account.open());
         assert_eq!(account.leftovers(), Vec::<std::path::PathBuf>::new(), "{options}");
     }
+}
+
+#[test]
+fn sdbox() {
+    let dir = tempfile::tempdir().expect("made");
+    let mut layout = Layout::new(Format::Sdbox, dir.path().join("mail"));
+    conformance::check(&mut || {
+        Box::new(Sdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
+    });
+    layout.root = dir.path().join("other");
+    layout.index = dsync_session::storage::layout::Index::At(dir.path().join("index"));
+    layout.control = Some(dir.path().join("control"));
+    layout.alt = Some(dir.path().join("alt"));
+    conformance::check(&mut || {
+        Box::new(Sdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
+    });
 }

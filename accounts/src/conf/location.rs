@@ -13,11 +13,24 @@ use crate::{
 /// Settings of a namespace that give it mail of its own.
 const OWN_MAIL: [&str; 5] = ["location", "mail_location", "mail_driver", "mail_path", "mail_inbox_path"];
 
+/// The words of a location for settings of 2.4 that have a value.
+const PATHS: [(&str, &str); 9] = [
+    ("INDEX", "mail_index_path"),
+    ("INDEXCACHE", "mail_cache_path"),
+    ("CONTROL", "mail_control_path"),
+    ("ALT", "mail_alt_path"),
+    ("VOLATILEDIR", "mail_volatile_path"),
+    ("LAYOUT", "mailbox_list_layout"),
+    ("SUBSCRIPTIONS", "mailbox_subscriptions_filename"),
+    ("MAILBOXDIR", "mailbox_root_directory_name"),
+    ("LISTINDEX", "mailbox_list_index_prefix"),
+];
+
 impl Settings {
     /// The user's mail location, variables expanded; `None` if neither the user nor the settings say.
     ///
     /// The user's own `mail`, which the userdb has expanded, wins. A leading `~/` stays as it is. Dovecot's 2.4
-    /// settings come out in the 2.3 form, `driver:path:INBOX=...:INDEX=...:CONTROL=...:LAYOUT=...`.
+    /// settings come out in the 2.3 form, `driver:path:INBOX=...:INDEX=...` (storage formats reference, 12).
     pub fn mail_location(&self, user: &User) -> Result<Option<String>, ConfError> {
         for namespace in self.root().of_kind("namespace") {
             check_namespace(namespace)?;
@@ -47,24 +60,51 @@ impl Settings {
                 (None, None) => Ok(None),
             };
         };
-        let mut location = match driver {
-            Some((_, driver)) => format!("{driver}:{path}"),
-            None => path,
+        let driver = driver.map(|(_, driver)| driver);
+        let mut location = match &driver {
+            Some(driver) => format!("{driver}:{}", glued(&path)),
+            // Else the path would be taken for a driver's name.
+            None if !path.starts_with(['/', '~']) => format!("auto:{}", glued(&path)),
+            None => glued(&path),
         };
-        let parts = [
-            ("INBOX", "mail_inbox_path"),
-            ("INDEX", "mail_index_path"),
-            ("CONTROL", "mail_control_path"),
-            ("LAYOUT", "mailbox_list_layout"),
-        ];
-        for (name, setting) in parts {
-            let Some((place, value)) = get(setting)? else { continue };
-            if value.contains(':') {
-                return Err(invalid(place, setting, "dsync cannot use a path with \":\"".to_owned()));
+        let mut add = |key: &str, value: &str| location.push_str(&format!(":{key}={}", glued(value)));
+        if let Some((_, inbox)) = get("mail_inbox_path")? {
+            add("INBOX", &inbox_path(&path, &inbox));
+        }
+        for (key, setting) in PATHS {
+            if let Some((_, value)) = get(setting)? {
+                add(key, &value);
             }
-            location.push_str(&format!(":{name}={value}"));
+        }
+        let dbox = driver.is_some_and(|driver| matches!(&*driver, "sdbox" | "mdbox" | "dbox"));
+        let apart = get("mail_index_path")?.is_some() || get("mail_control_path")?.is_some();
+        let directory = get("mailbox_directory_name")?.map(|(_, name)| name);
+        // 2.4 puts the directory's name into index and control paths too, unless told to do as 2.3 did.
+        if let Some(name) = directory.or_else(|| (dbox && apart).then(|| "dbox-Mails".to_owned())) {
+            let legacy = self.yes("mailbox_directory_name_legacy")?.unwrap_or(false);
+            add(if legacy { "DIRNAME" } else { "FULLDIRNAME" }, &name);
+        }
+        if self.yes("mailbox_list_utf8")? == Some(true) {
+            location.push_str(":UTF-8");
+        }
+        if self.yes("mail_alt_check")? == Some(false) {
+            location.push_str(":ALTNOCHECK");
         }
         Ok(Some(location))
+    }
+}
+
+/// Writes a value so that its colons are not taken for the end of it.
+fn glued(value: &str) -> String {
+    value.replace(':', "::")
+}
+
+/// `mail_inbox_path` may be relative to `mail_path`: `.` is that itself.
+fn inbox_path(root: &str, inbox: &str) -> String {
+    match inbox {
+        "." => root.to_owned(),
+        _ if inbox.starts_with(['/', '~']) => inbox.to_owned(),
+        _ => format!("{}/{inbox}", root.trim_end_matches('/')),
     }
 }
 

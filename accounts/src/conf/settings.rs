@@ -187,7 +187,7 @@ impl Settings {
         }
     }
 
-    fn yes(&self, setting: &str) -> Result<Option<bool>, ConfError> {
+    pub(super) fn yes(&self, setting: &str) -> Result<Option<bool>, ConfError> {
         self.parsed(setting, "yes or no", parse_bool)
     }
 

@@ -149,7 +149,7 @@ fn mail_is_where_either_syntax_says() {
         (
             "mail_driver = mdbox\nmail_path = %{home}/m\nmail_index_path = /i/%{user}\nmailbox_list_layout = fs\n\
              mail_inbox_path = /in\nmail_control_path = /c",
-            "mdbox:/home/alice/m:INBOX=/in:INDEX=/i/alice@example.org:CONTROL=/c:LAYOUT=fs",
+            "mdbox:/home/alice/m:INBOX=/in:INDEX=/i/alice@example.org:CONTROL=/c:LAYOUT=fs:FULLDIRNAME=dbox-Mails",
         ),
         ("mail_path = /m", "/m"),
         ("mail_location = a\nprotocol doveadm {\n mail_location = b\n}", "b"),
@@ -161,6 +161,52 @@ fn mail_is_where_either_syntax_says() {
     let error = settings("mail_location = %h").mail_location(&User::named("bob")).unwrap_err();
     assert!(std::error::Error::source(&error).unwrap().to_string().contains("%h: user \"bob\" has no home"));
     assert!(settings("mail_driver = maildir").mail_location(&alice()).is_err());
+}
+
+#[test]
+fn each_setting_of_2_4_has_its_word_in_a_location() {
+    for (setting, want) in [
+        ("mail_inbox_path = .", ":INBOX=~/m"),
+        ("mail_inbox_path = in/box", ":INBOX=~/m/in/box"),
+        ("mail_inbox_path = ~/in", ":INBOX=~/in"),
+        ("mail_index_path = /i/%{user | domain}", ":INDEX=/i/example.org"),
+        ("mail_index_path = MEMORY", ":INDEX=MEMORY"),
+        ("mail_cache_path = /c", ":INDEXCACHE=/c"),
+        ("mail_control_path = /a:b", ":CONTROL=/a::b"),
+        ("mail_alt_path = ~/alt", ":ALT=~/alt"),
+        ("mail_alt_check = no", ":ALTNOCHECK"),
+        ("mail_alt_check = yes", ""),
+        ("mail_volatile_path = /run/x", ":VOLATILEDIR=/run/x"),
+        ("mailbox_list_layout = index", ":LAYOUT=index"),
+        ("mailbox_subscriptions_filename = s", ":SUBSCRIPTIONS=s"),
+        ("mailbox_directory_name = m", ":FULLDIRNAME=m"),
+        ("mailbox_directory_name = m\nmailbox_directory_name_legacy = yes", ":DIRNAME=m"),
+        ("mailbox_root_directory_name = boxes", ":MAILBOXDIR=boxes"),
+        ("mailbox_list_index_prefix = li", ":LISTINDEX=li"),
+        ("mailbox_list_utf8 = yes", ":UTF-8"),
+        ("mailbox_list_utf8 = no", ""),
+    ] {
+        let text = format!("mail_driver = maildir\nmail_path = ~/m\n{setting}");
+        let location = settings(&text).mail_location(&alice()).unwrap();
+        assert_eq!(location, Some(format!("maildir:~/m{want}")), "{setting}");
+    }
+    for (text, want) in [
+        ("mail_driver = sdbox\nmail_path = ~/m", "sdbox:~/m"),
+        (
+            "mail_driver = mdbox\nmail_path = ~/m\nmail_index_path = /i",
+            "mdbox:~/m:INDEX=/i:FULLDIRNAME=dbox-Mails",
+        ),
+        (
+            "mail_driver = sdbox\nmail_path = ~/m\nmail_control_path = /c\nmailbox_directory_name_legacy = yes",
+            "sdbox:~/m:CONTROL=/c:DIRNAME=dbox-Mails",
+        ),
+        ("mail_driver = auto\nmail_path = mail", "auto:mail"),
+        ("mail_path = /a:b\nmail_index_path = /c:", "/a::b:INDEX=/c::"),
+    ] {
+        assert_eq!(settings(text).mail_location(&alice()).unwrap().as_deref(), Some(want), "{text}");
+    }
+    let error = settings("mail_path = /m\nmailbox_list_utf8 = maybe").mail_location(&alice()).unwrap_err();
+    assert_eq!(error.status(), 78);
 }
 
 #[test]

@@ -1,19 +1,16 @@
 //! Maildir, as Dovecot keeps it: an account of Maildir++ or `LAYOUT=fs` folders.
 //!
-//! Without the index (see docs/architecture.md) it knows no modseqs and no history of its own: the merge works from the base.
+//! Modseqs, history and keywords beyond 26 are in the index, which `indexed` keeps in step with the files.
 
 mod filename;
-pub mod layout;
+mod indexed;
 mod mailbox;
 mod scan;
-mod subscriptions;
 mod uidlist;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,26 +19,24 @@ use dsync_model::{
 };
 use rand::RngExt;
 
-use crate::lock::{DotLock, FileLock};
+use crate::account::Account;
+use crate::index::Index;
+use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
+use crate::lock::DotLock;
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
 use filename::Keywords;
-use layout::{Kind, Layout};
 use mailbox::MaildirMailbox;
-use scan::{LOCK_WAIT, Places, Scan};
+use scan::{LOCK_WAIT, Scan};
 use uidlist::UidList;
 
 /// Messages whose listings are kept between `tree` and `open`.
 const CACHED_MAX: usize = 300_000;
-const NOTE_PREFIX: &str = ".dsync-";
-/// Deleted mailboxes are renamed to this first; Dovecot, too, passes over names that begin so.
-const TRASH: &str = "..DOVECOT-TRASHED-dsync-";
 
 /// What all mailboxes of an account share.
 struct Shared {
-    layout: Layout,
-    fsync: Fsync,
+    account: Account,
 }
 
 /// An account of Maildirs.
@@ -54,11 +49,12 @@ pub struct Maildir {
 impl Maildir {
     /// Opens an account; its root is made if it is missing.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Maildir> {
-        for root in [Some(&layout.root), layout.control.as_ref(), layout.index.as_ref()].into_iter().flatten()
-        {
-            disk::make_directory(root)?;
+        if layout.kind == Kind::Index {
+            let what =
+                format!("maildir:{}: LAYOUT=index is not supported for Maildir", layout.root.display());
+            return Err(StorageError::Location(what));
         }
-        let shared = Arc::new(Shared { layout, fsync });
+        let shared = Arc::new(Shared { account: Account::open(layout, fsync)? });
         Ok(Maildir { shared, names: BTreeMap::new(), scans: BTreeMap::new() })
     }
 
@@ -67,18 +63,20 @@ impl Maildir {
     }
 
     fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
-        let places = self.shared.places(name)?;
+        let places = self.shared.account.layout.places(name)?;
         self.shared.sweep(&places)?;
-        let mut scan = self.shared.scan(&places)?;
-        let mut status = scan.status()?;
+        let (mut scan, mut index) = self.shared.read(&places)?;
+        let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
+        let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         if self.names.contains_key(&status.guid) {
             // A copied directory: two mailboxes must not share a GUID.
             let guid = MailboxGuid(rand::rng().random());
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             let uid_validity = status.uid_validity;
             self.shared.identify(&places, guid, uid_validity)?;
-            scan = self.shared.scan(&places)?;
-            status = scan.status()?;
+            (scan, index) = self.shared.read(&places)?;
+            list = indexed::list(&scan, index.as_ref().map(Index::state));
+            status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         }
         self.names.insert(status.guid, name.clone());
         let cached: usize = self.scans.values().map(|scan| scan.files.len()).sum();
@@ -87,55 +85,20 @@ impl Maildir {
         }
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
-
-    fn note_path(&self, name: &str) -> Result<PathBuf> {
-        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
-            return Err(StorageError::Impossible(format!("{name:?} is no name for a note")));
-        }
-        Ok(self.shared.layout.control_root().join(format!("{NOTE_PREFIX}{name}")))
-    }
 }
 
 impl Shared {
-    fn places(&self, name: &MailboxName) -> Result<Places> {
-        Ok(Places {
-            mail: self.layout.mail(name)?,
-            control: self.layout.control(name)?,
-            index: self.layout.index(name)?,
-        })
-    }
-
     fn scan(&self, places: &Places) -> Result<Scan> {
-        Scan::take(places, self.fsync, &mut || {
-            Ok((MailboxGuid(rand::rng().random()), self.new_uid_validity()?))
+        Scan::take(places, self.account.fsync, &mut || {
+            Ok((MailboxGuid(rand::rng().random()), self.account.new_uid_validity()?))
         })
     }
 
-    /// The next UIDVALIDITY of the account (reference 3.3).
-    fn new_uid_validity(&self) -> Result<UidValidity> {
-        let root = self.layout.control_root();
-        let file = root.join("dovecot-uidvalidity");
-        let lock = FileLock::take(&root.join(format!("{NOTE_PREFIX}uidvalidity")), LOCK_WAIT)?;
-        let named = fs::read_dir(root).map_err(StorageError::io(root))?.filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            let value = u32::from_str_radix(name.strip_prefix("dovecot-uidvalidity.")?, 16).ok()?;
-            Some((value, name))
-        });
-        let old = named.max();
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(1, |now| now.as_secs() as u32);
-        let value = old.as_ref().map_or(now, |(old, _)| now.max(old.saturating_add(1)));
-        let marker = root.join(format!("dovecot-uidvalidity.{value:08x}"));
-        match &old {
-            Some((old, name)) if *old != value => disk::rename(&root.join(name), &marker)?,
-            Some(_) => {}
-            None => drop(disk::create(&marker, 0o444)?),
-        }
-        let temporary = root.join(format!("{NOTE_PREFIX}uidvalidity.tmp"));
-        disk::replace(&file, &temporary, format!("{value:08x}").as_bytes(), self.fsync)?;
-        drop(lock);
-        UidValidity::new(value).ok_or_else(|| StorageError::Impossible("UIDVALIDITY is exhausted".into()))
+    /// The mailbox and its index, in step.
+    fn read(&self, places: &Places) -> Result<(Scan, Option<Index>)> {
+        let mut scan = self.scan(places)?;
+        let index = indexed::open(places, &mut scan, self.account.fsync)?;
+        Ok((scan, index))
     }
 
     fn make_mailbox(&self, name: &MailboxName, places: &Places) -> Result<()> {
@@ -144,7 +107,7 @@ impl Shared {
         }
         disk::make_directory(&places.control)?;
         let marker = places.mail.join("maildirfolder");
-        if self.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
+        if self.account.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
             drop(disk::create(&marker, disk::file_mode(&places.mail))?);
         }
         Ok(())
@@ -156,7 +119,8 @@ impl Shared {
         list.guid = Some(guid);
         list.uid_validity = Some(uid_validity);
         list.rewrite = true;
-        list.write(&places.control, 0, self.fsync)?;
+        list.write(&places.control, 0, self.account.fsync)?;
+        indexed::set_validity(places, uid_validity, self.account.fsync)?;
         drop(lock);
         Ok(())
     }
@@ -176,37 +140,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes mailboxes that were deleted, where the process died before it had removed all of their files.
-    fn empty_trash(&self) -> Result<()> {
-        let root = &self.layout.root;
-        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TRASH) {
-                disk::remove_tree(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
     fn write_keywords(&self, places: &Places, keywords: &Keywords) -> Result<()> {
         // Dovecot compares the mtime in seconds: it must move.
         let path = places.control.join("dovecot-keywords");
         let before = fs::metadata(&path).ok().and_then(|meta| meta.modified().ok());
-        disk::replace(&path, &places.control.join("dovecot-keywords.tmp"), &keywords.to_bytes(), self.fsync)?;
+        disk::replace(
+            &path,
+            &places.control.join("dovecot-keywords.tmp"),
+            &keywords.to_bytes(),
+            self.account.fsync,
+        )?;
         if let Some(before) = before {
             let later = std::time::SystemTime::now().max(before + Duration::from_secs(1));
             let file = fs::OpenOptions::new().write(true).open(&path).map_err(StorageError::io(&path))?;
             file.set_modified(later).map_err(StorageError::io(&path))?;
-        }
-        Ok(())
-    }
-
-    /// A message below UIDNEXT cannot be told to Dovecot's index: it is built anew.
-    fn drop_index(&self, places: &Places) -> Result<()> {
-        for name in ["dovecot.index", "dovecot.index.log", "dovecot.index.log.2", "dovecot.index.cache"] {
-            let path = places.index.join(name);
-            if path.exists() {
-                disk::remove(&path)?;
-            }
         }
         Ok(())
     }
@@ -219,26 +166,25 @@ impl Shared {
         if name.is_inbox() {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
-        let root = &self.layout.root;
-        let trash = root.join(format!("{TRASH}{}", MailboxGuid(rand::rng().random())));
-        match self.layout.kind {
-            Kind::MaildirPlusPlus => {
-                disk::rename(&places.mail, &trash)?;
-                disk::sync_directory(root, self.fsync)?;
-                disk::remove_tree(&trash)?;
-            }
-            Kind::Fs => {
-                disk::make_directory(&trash)?;
-                self.move_mail(&places.mail, &trash)?;
-                disk::sync_directory(root, self.fsync)?;
-                disk::remove_tree(&trash)?;
-                disk::remove_empty(&places.mail)?;
-            }
+        let root = &self.account.layout.root;
+        let trash = self.account.new_trash();
+        if self.is_whole(&places.mail) {
+            disk::rename(&places.mail, &trash)?;
+        } else {
+            disk::make_directory(&trash)?;
+            self.move_mail(&places.mail, &trash)?;
         }
-        for beside in [&places.control, &places.index] {
+        disk::sync_directory(root, self.account.fsync)?;
+        disk::remove_tree(&trash)?;
+        if self.account.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.account.layout.directory(name)?)?;
+        }
+        for beside in
+            [Some(&places.control), places.index.as_ref(), places.cache.as_ref()].into_iter().flatten()
+        {
             if *beside != places.mail && beside.exists() {
                 for entry in fs::read_dir(beside).map_err(StorageError::io(beside))?.flatten() {
-                    if entry.file_name().to_string_lossy().starts_with("dovecot") {
+                    if belongs_beside_mail(&entry) {
                         disk::remove(&entry.path())?;
                     }
                 }
@@ -248,12 +194,19 @@ impl Shared {
         Ok(true)
     }
 
+    /// Says whether a directory holds nothing but one mailbox; else those of its children may be in it.
+    fn is_whole(&self, directory: &Path) -> bool {
+        let dirname = self.account.layout.dirname.as_deref().filter(|_| self.account.layout.kind == Kind::Fs);
+        self.account.layout.kind == Kind::MaildirPlusPlus
+            || dirname.is_some_and(|name| directory.file_name() == Some(name.as_ref()))
+    }
+
     /// Moves what belongs to the mailbox itself, and leaves the mailboxes below it.
     fn move_mail(&self, from: &Path, to: &Path) -> Result<()> {
         for entry in fs::read_dir(from).map_err(StorageError::io(from))?.flatten() {
             let name = entry.file_name();
             let ours = matches!(name.to_str(), Some("cur" | "new" | "tmp" | "maildirfolder"))
-                || name.to_string_lossy().starts_with("dovecot");
+                || belongs_beside_mail(&entry);
             if ours && !name.to_string_lossy().ends_with(".lock") {
                 disk::rename(&entry.path(), &to.join(&name))?;
             }
@@ -262,76 +215,71 @@ impl Shared {
     }
 
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let (old, new) = (self.places(from)?, self.places(to)?);
+        let (old, new) = (self.account.layout.places(from)?, self.account.layout.places(to)?);
         if new.mail.join("cur").exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
-        let moves = [(&old.mail, &new.mail), (&old.control, &new.control), (&old.index, &new.index)];
+        let mut moves = vec![(&old.mail, &new.mail), (&old.control, &new.control)];
+        moves.extend(old.index.as_ref().zip(new.index.as_ref()));
+        moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
         for (i, (from, to)) in moves.iter().enumerate() {
             let done = moves[..i].iter().any(|(earlier, _)| earlier == from);
             if done || !from.exists() {
                 continue;
             }
-            match self.layout.kind {
-                Kind::MaildirPlusPlus => disk::rename(from, to)?,
-                Kind::Fs => {
-                    disk::make_directory(to)?;
-                    // `cur` makes it a mailbox: last, so that a crash leaves no second one.
-                    self.move_mail(from, to)?;
-                    disk::remove_empty(from)?;
-                }
+            if self.is_whole(from) {
+                disk::make_directory(to.parent().unwrap_or(&self.account.layout.root))?;
+                disk::rename(from, to)?;
+            } else {
+                disk::make_directory(to)?;
+                // `cur` makes it a mailbox: last, so that a crash leaves no second one.
+                self.move_mail(from, to)?;
+                disk::remove_empty(from)?;
             }
         }
-        disk::sync_directory(&self.layout.root, self.fsync)
+        if self.account.layout.kind == Kind::Fs {
+            disk::remove_empty(&self.account.layout.directory(from)?)?;
+        }
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)
     }
+}
+
+/// Says whether it is a file of Dovecot's that belongs to the mailbox in whose directory it lies.
+fn belongs_beside_mail(entry: &fs::DirEntry) -> bool {
+    // A directory of such a name is a mailbox of LAYOUT=fs.
+    entry.file_name().to_string_lossy().starts_with("dovecot")
+        && !entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 impl Storage for Maildir {
     fn location(&self) -> String {
-        format!("maildir:{}", self.shared.layout.root.display())
+        self.shared.account.location()
     }
 
     fn capabilities(&self) -> Capabilities {
-        let directories = self.shared.layout.kind == Kind::Fs;
-        Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories }
+        let directories = self.shared.account.layout.kind == Kind::Fs;
+        if self.shared.account.layout.index == IndexPlace::Memory {
+            return Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories };
+        }
+        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
-        let root = &self.shared.layout.root;
-        let path = self.note_path("store")?;
-        let meta = fs::metadata(root).map_err(StorageError::io(root))?;
-        let here = format!("{} {}", meta.dev(), meta.ino());
-        let known = self.read_note("store", 200)?.and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(id) = known.as_deref().and_then(|text| {
-            let (id, place) = text.trim_end().split_once(' ')?;
-            StoreId::parse(id).filter(|_| place == here)
-        }) {
-            return Ok(id);
-        }
-        let id = StoreId(rand::rng().random());
-        disk::replace(
-            &path,
-            &path.with_extension("tmp"),
-            format!("{id} {here}\n").as_bytes(),
-            self.shared.fsync,
-        )?;
-        Ok(id)
+        self.shared.account.store_id()
     }
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
-        let root = self.shared.layout.control_root();
-        let root = root.canonicalize().map_err(StorageError::io(root))?;
-        Ok(StoreLock(Box::new(FileLock::take(&root.join(format!("{NOTE_PREFIX}lock")), wait)?)))
+        self.shared.account.lock(wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
         self.scans.clear();
         let inbox = MailboxName::inbox();
-        let places = self.shared.places(&inbox)?;
+        let places = self.shared.account.layout.places(&inbox)?;
         self.shared.make_mailbox(&inbox, &places)?;
-        self.shared.empty_trash()?;
-        let (found, mut problems) = self.shared.layout.list()?;
+        self.shared.account.empty_trash()?;
+        let (found, mut problems) = self.shared.account.layout.list()?;
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox)?);
         for found in found {
@@ -346,7 +294,7 @@ impl Storage for Maildir {
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
-        for name in subscriptions::read(&self.shared.layout)? {
+        for name in self.shared.account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }
         Ok((tree, problems))
@@ -356,7 +304,7 @@ impl Storage for Maildir {
         let shared = self.shared.clone();
         match change {
             TreeChange::Create { name, guid, uid_validity, uid_next } => {
-                let places = shared.places(name)?;
+                let places = shared.account.layout.places(name)?;
                 if places.mail.join("cur").exists() {
                     return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
                 }
@@ -366,14 +314,14 @@ impl Storage for Maildir {
                 shared.identify(&places, *guid, *uid_validity)?;
                 let mut list = UidList::read(&places.control)?;
                 list.raise_next(*uid_next);
-                list.write(&places.control, 0, shared.fsync)?;
+                list.write(&places.control, 0, shared.account.fsync)?;
                 shared.make_mailbox(name, &places)?;
-                disk::sync_directory(&shared.layout.root, shared.fsync)?;
+                disk::sync_directory(&shared.account.layout.root, shared.account.fsync)?;
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::CreateDirectory { name } => {
-                if shared.layout.kind == Kind::Fs {
-                    disk::make_directory(&shared.layout.mail(name)?)?;
+                if shared.account.layout.kind == Kind::Fs {
+                    disk::make_directory(&shared.account.layout.directory(name)?)?;
                 }
             }
             TreeChange::Rename { guid, from, to } => {
@@ -381,86 +329,73 @@ impl Storage for Maildir {
                     return Err(StorageError::NoMailbox(from.to_string()));
                 }
                 shared.rename(from, to)?;
+                shared.account.log_renamed(to);
                 self.scans.remove(guid);
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                shared.identify(&shared.places(name)?, *guid, *uid_validity)?;
+                shared.identify(&shared.account.layout.places(name)?, *guid, *uid_validity)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::Delete { name, guid, uid_next } => {
-                let places = shared.places(name)?;
+                let places = shared.account.layout.places(name)?;
                 if !places.mail.join("cur").exists() {
                     return Ok(true);
                 }
-                return shared.delete(name, &places, *guid, *uid_next);
+                if !shared.delete(name, &places, *guid, *uid_next)? {
+                    return Ok(false);
+                }
+                shared.account.log_deleted(name, *guid);
             }
             TreeChange::DeleteDirectory { name } => {
-                if shared.layout.kind == Kind::Fs {
-                    disk::remove_empty(&shared.layout.mail(name)?)?;
+                if shared.account.layout.kind == Kind::Fs {
+                    let directory = shared.account.layout.directory(name)?;
+                    disk::remove_empty(&directory)?;
+                    if !directory.exists() {
+                        shared.account.log_directory_deleted(name);
+                    }
                 }
             }
             TreeChange::Subscribe { names } => {
-                subscriptions::change(&shared.layout, names, &BTreeSet::new(), shared.fsync)?;
+                shared.account.subscribe(names)?;
             }
             TreeChange::Unsubscribe { names } => {
-                subscriptions::change(&shared.layout, &BTreeSet::new(), names, shared.fsync)?;
+                shared.account.unsubscribe(names)?;
             }
         }
         Ok(true)
     }
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let places = self.shared.places(self.name_of(mailbox)?)?;
-        let scan = match self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places)) {
-            Some(scan) => scan,
-            None => self.shared.scan(&places)?,
+        let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
+        let known = self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places));
+        let (scan, index) = match known {
+            Some(mut scan) => {
+                let index = indexed::open(&places, &mut scan, self.shared.account.fsync)?;
+                (scan, index)
+            }
+            None => self.shared.read(&places)?,
         };
         if scan.list.guid != Some(mailbox) {
             return Err(StorageError::NoMailbox(mailbox.to_string()));
         }
-        Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan)))
+        Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan, index)))
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
-        let root = self.shared.layout.control_root();
-        let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            if let Some(name) = name.strip_prefix(NOTE_PREFIX)
-                && !name.ends_with(".tmp")
-            {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort();
-        Ok(names)
+        self.shared.account.notes()
     }
 
     fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
-        let path = self.note_path(name)?;
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-        let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StorageError::io(&path)(error)),
-        };
-        let mut bytes = Vec::new();
-        let read =
-            file.take(bytes_max as u64 + 1).read_to_end(&mut bytes).map_err(StorageError::io(&path))?;
-        if read > bytes_max {
-            return Err(StorageError::Corrupt { path, line: 0, what: "file is larger than it can be" });
-        }
-        Ok(Some(bytes))
+        self.shared.account.read_note(name, bytes_max)
     }
 
     fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.note_path(name)?;
-        disk::replace(&path, &path.with_extension("tmp"), content, self.shared.fsync)
+        self.shared.account.write_note(name, content)
     }
 
     fn remove_note(&mut self, name: &str) -> Result<()> {
-        disk::remove(&self.note_path(name)?)
+        self.shared.account.remove_note(name)
     }
 }

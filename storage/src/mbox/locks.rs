@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::FlockOperation;
 
-use crate::lock::{DotLock, whole_file};
+use crate::lock::{DotLock, holder, whole_file};
 use crate::{Result, StorageError};
 
 const POLL: Duration = Duration::from_millis(20);
@@ -179,10 +179,7 @@ fn lock_file(
     until: Instant,
     wait: Duration,
 ) -> Result<()> {
-    let mut wanted = whole_file();
-    if access == Access::Read {
-        wanted.l_type = libc::F_RDLCK as i16;
-    }
+    let wanted = whole_file(if access == Access::Read { libc::F_RDLCK } else { libc::F_WRLCK });
     loop {
         let locked = match (method, access) {
             (Method::Flock, Access::Read) => flock(file, FlockOperation::NonBlockingLockShared),
@@ -196,7 +193,7 @@ fn lock_file(
         }
         if Instant::now() >= until {
             let holder = match method {
-                Method::Fcntl => fcntl_holder(file, wanted),
+                Method::Fcntl => holder(file),
                 _ => "another process".to_owned(),
             };
             return Err(StorageError::Locked { path: path.to_owned(), holder, waited: wait });
@@ -207,14 +204,6 @@ fn lock_file(
 
 fn flock(file: &File, operation: FlockOperation) -> std::result::Result<(), Errno> {
     rustix::fs::flock(file, operation).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
-}
-
-/// Who holds a lock that keeps us out: the kernel knows the process unless it is an open-file-description lock.
-fn fcntl_holder(file: &File, mut wanted: libc::flock) -> String {
-    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut wanted)) {
-        Ok(_) if wanted.l_type != libc::F_UNLCK as i16 && wanted.l_pid > 0 => format!("pid {}", wanted.l_pid),
-        _ => "another process".to_owned(),
-    }
 }
 
 #[cfg(test)]

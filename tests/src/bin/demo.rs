@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use dsync_session::storage::Location;
@@ -14,7 +14,17 @@ use dsync_tests::maildirs::Account;
 use dsync_tests::programs::{Place, programs};
 use dsync_tests::sample;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match demo() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo() -> anyhow::Result<()> {
     let given = std::env::args().nth(1);
     say("Building the release programs");
     let place = Place::new("");

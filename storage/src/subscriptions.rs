@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use dsync_model::MailboxName;
 
-use super::layout::Layout;
+use crate::layout::Layout;
 use crate::lock::DotLock;
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -20,17 +19,13 @@ struct Content {
     other: Vec<String>,
 }
 
-fn path(layout: &Layout) -> PathBuf {
-    layout.control_root().join(&layout.subscriptions)
-}
-
 /// Names that are subscribed.
 pub fn read(layout: &Layout) -> Result<BTreeSet<MailboxName>> {
     Ok(content(layout)?.names.into_iter().map(|(name, _)| name).collect())
 }
 
 fn content(layout: &Layout) -> Result<Content> {
-    let path = path(layout);
+    let path = layout.subscriptions_file();
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -45,7 +40,7 @@ fn content(layout: &Layout) -> Result<Content> {
         let parts: Vec<String> = if version_2 {
             line.split('\t').map(unescape).collect()
         } else {
-            line.split(layout.separator()).map(str::to_owned).collect()
+            line.split(layout.stored_separator()).map(str::to_owned).collect()
         };
         match layout.name_of_parts(&parts.iter().map(String::as_str).collect::<Vec<_>>()) {
             Some(name) => content.names.push((name, line.to_owned())),
@@ -62,7 +57,7 @@ pub fn change(
     remove: &BTreeSet<MailboxName>,
     policy: Fsync,
 ) -> Result<()> {
-    let path = path(layout);
+    let path = layout.subscriptions_file();
     // The lock file receives the new content in Dovecot; ours holds our name, and the content comes beside it.
     let lock = DotLock::take(&path, LOCK_WAIT)?;
     let mut content = content(layout)?;
@@ -73,7 +68,7 @@ pub fn change(
             let line = if content.version_2 {
                 parts.join("\t")
             } else {
-                parts.join(&layout.separator().to_string())
+                parts.join(&layout.stored_separator().to_string())
             };
             content.names.push((name.clone(), line));
         }

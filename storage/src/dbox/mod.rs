@@ -1,0 +1,58 @@
+//! dbox, Dovecot's own formats: how sdbox and mdbox lay mail out in files (storage formats reference, 8 and 11).
+//!
+//! Which file holds which message, and all that a client may change, stands in the index: not here.
+
+pub mod attachment;
+pub mod file;
+mod mailbox;
+pub mod metadata;
+mod saving;
+mod sdbox;
+mod storage;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::compressed::{self, Opened};
+use crate::{Result, StorageError};
+
+pub use attachment::{Attachment, AttachmentDir};
+pub use file::{DboxFile, FileHeader, StoredMail};
+pub use metadata::Metadata;
+pub use storage::Sdbox;
+
+/// A number that this process gives once, for names of temporary files.
+fn serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Opens a message as it was when it was saved: decompressed, with its attachments back in their places.
+///
+/// Says at once if an attachment is missing, or if `attachments` is `None` where some are needed.
+pub fn open_mail(file: &DboxFile, mail: &StoredMail, attachments: Option<&AttachmentDir>) -> Result<Opened> {
+    let references = &mail.metadata.attachments;
+    let outside = references.iter().fold(0, |sum: u64, attachment| sum.saturating_add(attachment.size));
+    // Without `Z`, nothing tells what compressed data are to become.
+    let whole_size = mail.metadata.physical_size;
+    let size_max = whole_size.map_or(compressed::SIZE_MAX, |size| size.saturating_sub(outside));
+    let Opened { reader, compression } = compressed::open(file.body(mail), file.path(), size_max)?;
+    let damaged = |what: &str| StorageError::Damaged {
+        path: file.path().to_owned(),
+        offset: mail.offset,
+        what: what.into(),
+    };
+    let nowhere = AttachmentDir::mdbox("");
+    let files = match attachments {
+        Some(files) => files,
+        None if references.is_empty() => &nowhere,
+        None => return Err(damaged("its attachments lie outside, and no directory of attachments is set")),
+    };
+    attachment::attachments_resolve(references, files)?;
+    match whole_size {
+        _ if !references.is_empty() => {}
+        Some(_) if compression.is_some() => {}
+        _ => return Ok(Opened { reader, compression }),
+    }
+    let spliced = attachment::Spliced::new(reader, mail.physical_size(), references, files);
+    Ok(Opened { reader: Box::new(spliced.map_err(damaged)?), compression })
+}

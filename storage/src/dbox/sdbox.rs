@@ -1,0 +1,154 @@
+//! sdbox: a file for each message, `u.<UID>`, beside the index that says which of them exist.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use dsync_model::{MailboxGuid, MessageGuid, Uid};
+
+use super::file::file_header_bytes;
+use super::saving::{Saved, Saving, now};
+use super::{AttachmentDir, DboxFile, StoredMail};
+use crate::layout::Places;
+use crate::{Fsync, Result, StorageError, disk};
+use dsync_model::NewMessage;
+
+/// Begins the names of files that are still being written.
+const TEMPORARY: &str = ".temp.dsync.";
+
+/// The files of one mailbox.
+pub(super) struct Files {
+    pub places: Places,
+    pub attachments: Option<PathBuf>,
+    pub mailbox: MailboxGuid,
+}
+
+/// A message in a temporary file.
+pub(super) struct Pending {
+    pub saved: Saved,
+    path: PathBuf,
+}
+
+impl Files {
+    fn path(&self, uid: u32) -> PathBuf {
+        self.places.mail.join(format!("u.{uid}"))
+    }
+
+    /// Opens the message's file, in either storage. `None`: it is gone.
+    pub fn open(&self, uid: u32) -> Result<Option<(DboxFile, StoredMail)>> {
+        let alt = self.places.alt.as_ref().map(|alt| alt.join(format!("u.{uid}")));
+        for path in [Some(self.path(uid)), alt].into_iter().flatten() {
+            match DboxFile::open(path) {
+                Ok(file) => {
+                    let mail = file.message(file.header().size)?;
+                    return Ok(Some((file, mail)));
+                }
+                Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn attachments(&self, uid: u32) -> Option<AttachmentDir> {
+        Some(AttachmentDir::sdbox(self.attachments.clone()?, self.mailbox, Uid::new(uid)?))
+    }
+
+    /// The GUID in the message's file. `None`: the file is gone, or has none.
+    pub fn guid(&self, uid: u32) -> Result<Option<MessageGuid>> {
+        Ok(self.open(uid)?.and_then(|(_, mail)| mail.metadata.guid))
+    }
+
+    pub fn begin(&self, message: NewMessage) -> Result<Saving> {
+        let name = format!("{TEMPORARY}P{}Q{}", std::process::id(), super::serial());
+        let path = self.places.mail.join(name);
+        let file = disk::create(&path, disk::file_mode(&self.places.mail))?;
+        Ok(Saving::new(message, path, file, 0, &file_header_bytes(now())))
+    }
+
+    pub fn end(&self, saving: Saving) -> Result<Pending> {
+        let (saved, path, _) = saving.end(None)?;
+        Ok(Pending { saved, path })
+    }
+
+    /// Makes what was saved durable, as a group.
+    pub fn sync(&self, pending: &[Pending], policy: Fsync) -> Result<()> {
+        let paths: Vec<PathBuf> = pending.iter().map(|pending| pending.path.clone()).collect();
+        disk::sync_files(&paths, policy)
+    }
+
+    /// Gives a message its name. The index lock is held, and the index has no such UID.
+    pub fn place(&self, pending: &Pending, uid: u32) -> Result<()> {
+        let path = self.path(uid);
+        match disk::rename_new(&pending.path, &path) {
+            Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {}
+            other => return other,
+        }
+        // A file that the index does not know: ours, of a run that died before it could tell the index, or a stranger's.
+        let same = self.guid(uid).is_ok_and(|guid| guid.as_ref() == Some(&pending.saved.message.guid));
+        if !same {
+            let aside = self.places.mail.join(format!(".orphan.u.{uid}.{}", super::serial()));
+            tracing::warn!("{}: is in no index; kept as {}", path.display(), aside.display());
+            disk::rename(&path, &aside)?;
+        }
+        disk::rename(&pending.path, &path)
+    }
+
+    /// Gives the message of one UID a second name, which replaces a leftover of an earlier run.
+    pub fn link(&self, from: u32, to: u32) -> Result<()> {
+        let target = self.path(to);
+        if target.exists() {
+            disk::remove(&target)?;
+        }
+        let source =
+            [Some(self.path(from)), self.places.alt.as_ref().map(|alt| alt.join(format!("u.{from}")))];
+        let source = source.into_iter().flatten().find(|path| path.exists());
+        match source {
+            Some(source) if source.parent() == target.parent() => disk::hard_link(&source, &target),
+            // Alternate storage may be another disk.
+            Some(source) => disk::copy(&source, &target),
+            None => Err(StorageError::NoMailbox(self.path(from).display().to_string())),
+        }
+    }
+
+    pub fn remove(&self, uid: u32) -> Result<()> {
+        disk::remove(&self.path(uid))?;
+        match &self.places.alt {
+            Some(alt) => disk::remove(&alt.join(format!("u.{uid}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn forget(&self, pending: &Pending) {
+        if let Err(error) = disk::remove(&pending.path) {
+            tracing::debug!("{error}");
+        }
+    }
+
+    /// Every message file there is, for a rebuild: UID, GUID.
+    pub fn all(&self) -> Result<BTreeMap<u32, Option<MessageGuid>>> {
+        let mut found = BTreeMap::new();
+        for directory in [Some(&self.places.mail), self.places.alt.as_ref()].into_iter().flatten() {
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let uid = name.to_str().and_then(|name| name.strip_prefix("u.")?.parse::<u32>().ok());
+                if let Some(uid) = uid.filter(|uid| *uid > 0 && *uid < u32::MAX) {
+                    found.insert(uid, self.guid(uid).ok().flatten());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what our own processes left when they died.
+    pub fn sweep(directory: &Path) -> Result<()> {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let pid = name.strip_prefix(TEMPORARY).and_then(|rest| rest.strip_prefix('P')?.split_once('Q'));
+            if pid.is_some_and(|(pid, _)| !crate::lock::process_exists(pid)) {
+                disk::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}

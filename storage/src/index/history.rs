@@ -1,0 +1,147 @@
+//! What became of messages, as far back as the logs reach.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dsync_model::{FlagDelta, Flags, Keyword, MailboxGuid, MessageChange, MessageGuid, Uid};
+
+use super::format::{LogHeader, Record, Records, kind, u16_at, u32_at};
+use super::{Index, State, read_log};
+use crate::{Result, StorageError};
+
+/// What the logs tell of changes after a modseq.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct History {
+    /// Everything after this modseq is told; what was at or before it may be missing.
+    pub since: u64,
+    /// Expunged messages by UID: modseq, and the 128 bits of the GUID where the log has them.
+    pub expunged: BTreeMap<u32, (u64, Option<[u8; 16]>)>,
+    /// Flags and keywords that were last added to or removed from messages that are still there.
+    pub flags: BTreeMap<u32, FlagHistory>,
+}
+
+/// Each flag and keyword is in one of each two sets at most: that of its last change.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct FlagHistory {
+    pub added: u8,
+    pub removed: u8,
+    /// Keywords: whether they were added.
+    pub keywords: BTreeMap<String, bool>,
+}
+
+impl Index {
+    /// Reads the logs for what happened after `since`, up to the position of the index.
+    pub fn history(&self, since: u64) -> Result<History> {
+        let mut history = History { since: self.header.initial_modseq.max(since), ..History::default() };
+        if self.header.previous_sequence != 0
+            && since < self.header.initial_modseq
+            && let Some((_, bytes)) = read_log(&self.paths.log2())?
+            && let Ok(header) = LogHeader::parse(&bytes)
+            && (header.index_id, header.sequence) == (self.header.index_id, self.header.previous_sequence)
+        {
+            history.since = header.initial_modseq.max(since);
+            history.walk(&self.state, &header, &bytes, since);
+        }
+        let log = self.paths.log();
+        if let Some((_, bytes)) = read_log(&log)? {
+            let header = LogHeader::parse(&bytes).map_err(|what| StorageError::Corrupt {
+                path: log,
+                line: 0,
+                what,
+            })?;
+            if header.sequence == self.header.sequence {
+                let end = bytes.len().min(self.offset as usize);
+                history.walk(&self.state, &header, &bytes[..end], since);
+            }
+        }
+        history.expunged.retain(|uid, _| self.state.row(*uid).is_none());
+        Ok(history)
+    }
+}
+
+impl Index {
+    /// Adds to a list of all messages what the log proves: who was expunged, and how flags came to stand as they do.
+    pub fn prove(&self, changes: &mut Vec<MessageChange>) -> Result<()> {
+        let history = self.history(0)?;
+        for change in changes.iter_mut() {
+            let MessageChange::Save { uid, flags, .. } = change else { continue };
+            let Some(told) = history.flags.get(&uid.get()) else { continue };
+            let mut delta = FlagDelta::standing(std::mem::take(&mut flags.current));
+            delta.added.system = Flags::from_bits(told.added & 0x1f).unwrap_or_default();
+            delta.removed.system = Flags::from_bits(told.removed & 0x1f).unwrap_or_default();
+            for (name, added) in &told.keywords {
+                if let Some(keyword) = Keyword::new(name) {
+                    if *added { &mut delta.added } else { &mut delta.removed }.keywords.insert(keyword);
+                }
+            }
+            delta.added = delta.added.intersection(&delta.current);
+            delta.removed = delta.removed.minus(&delta.current);
+            *flags = delta;
+        }
+        // A message that only got another UID was not expunged.
+        let here = changes.iter().filter_map(|change| match change {
+            MessageChange::Save { guid, .. } => Some(guid.bits()),
+            _ => None,
+        });
+        let here: BTreeSet<[u8; 16]> = here.collect();
+        let gone =
+            history.expunged.iter().filter(|(_, (_, guid))| guid.is_none_or(|guid| !here.contains(&guid)));
+        let gone: Vec<MessageChange> = gone
+            .filter_map(|(uid, (_, guid))| {
+                let guid = MessageGuid::new(&MailboxGuid((*guid)?).to_string())?;
+                Some(MessageChange::Expunge { uid: Uid::new(*uid)?, guid: Some(guid) })
+            })
+            .collect();
+        changes.extend(gone);
+        changes.sort_by_key(MessageChange::uid);
+        Ok(())
+    }
+}
+
+impl History {
+    fn walk(&mut self, state: &State, header: &LogHeader, bytes: &[u8], since: u64) {
+        let mut modseq = header.initial_modseq.max(1);
+        for record in Records::new(bytes, usize::from(header.header_bytes)) {
+            modseq = State::count(modseq, header.minor, &record);
+            if modseq > since {
+                self.take(state, &record, modseq);
+            }
+        }
+    }
+
+    fn take(&mut self, state: &State, record: &Record<'_>, modseq: u64) {
+        let payload = record.payload;
+        match record.kind {
+            kind::EXPUNGE_GUID if record.external => {
+                for entry in payload.chunks_exact(20) {
+                    let mut guid = [0; 16];
+                    guid.copy_from_slice(&entry[4..]);
+                    let guid = (guid != [0; 16]).then_some(guid);
+                    self.expunged.insert(u32_at(entry, 0), (modseq, guid));
+                }
+            }
+            kind::FLAG_UPDATE => {
+                for entry in payload.chunks_exact(12) {
+                    for row in state.rows(u32_at(entry, 0)..u32_at(entry, 4).saturating_add(1)) {
+                        let uid = state.uids[row];
+                        let flags = self.flags.entry(uid).or_default();
+                        flags.added = flags.added & !entry[9] | entry[8];
+                        flags.removed = flags.removed & !entry[8] | entry[9];
+                    }
+                }
+            }
+            kind::KEYWORD_UPDATE if payload.len() >= 4 => {
+                let name_bytes = usize::from(u16_at(payload, 2));
+                let Some(name) = payload.get(4..4 + name_bytes) else { return };
+                let Ok(name) = std::str::from_utf8(name) else { return };
+                let uids = &payload[(4 + name_bytes).next_multiple_of(4).min(payload.len())..];
+                for entry in uids.chunks_exact(8) {
+                    for row in state.rows(u32_at(entry, 0)..u32_at(entry, 4).saturating_add(1)) {
+                        let uid = state.uids[row];
+                        self.flags.entry(uid).or_default().keywords.insert(name.to_owned(), payload[0] == 0);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}

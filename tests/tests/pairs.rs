@@ -1,0 +1,67 @@
+//! Every format converted into every other: a real Dovecot must see in our copy what it sees in its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use dsync_tests::dovecot::{Dovecot, assert_equal, installed};
+use dsync_tests::formats::Fixture;
+use dsync_tests::programs::programs;
+
+/// A fixture for each source format, and how its account is named below its home.
+const SOURCES: [(&str, &str); 3] = [
+    ("sdbox", "sdbox:%/sdbox"),
+    ("maildirpp", "maildir:%/Maildir"),
+    ("maildir-fs", "maildir:%/Maildir:LAYOUT=fs"),
+];
+const TARGETS: [&str; 3] = ["sdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
+
+fn at(location: &str, path: &Path) -> String {
+    location.replace('%', &path.display().to_string())
+}
+
+#[test]
+fn dovecot_sees_in_our_copy_what_it_sees_in_its_own() {
+    if !installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let dsync = dir.path().join("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    let dovecot = Dovecot::new(dir.path());
+    dovecot.own(&dir.path().join("home"));
+    for (fixture, source) in SOURCES {
+        let unpacked = Fixture::unpack(fixture);
+        let home = dir.path().join(fixture);
+        let copied = Command::new("cp").arg("-a").arg(unpacked.home()).arg(&home).status();
+        assert!(copied.expect("cp runs").success());
+        dovecot.own(&home);
+        let source = at(source, &home);
+        for (i, target) in TARGETS.into_iter().enumerate() {
+            // Maildir++ cannot store a dot within a name.
+            if target == "maildir:%" && fixture != "maildirpp" {
+                continue;
+            }
+            let (ours, theirs) = (home.join(format!("ours{i}")), home.join(format!("theirs{i}")));
+            let output = dovecot
+                .as_user(&dsync)
+                .args(["-c", "/dev/null", "backup", "--source", &source, &at(target, &ours)])
+                .output()
+                .expect("runs");
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                output.status.success() && text.is_empty(),
+                "{source} to {target}: {:?} {text}",
+                output.status
+            );
+            dovecot.doveadm(&source, &["backup", &at(target, &theirs)]);
+            let what = format!("{source} to {target}");
+            let (ours, theirs) = (at(target, &ours), at(target, &theirs));
+            assert_equal(&dovecot.view(&ours), &dovecot.view(&theirs), &what);
+            // Dovecot's own copies count on; ours have the modseqs of the source.
+            assert_equal(&dovecot.modseqs(&ours), &dovecot.modseqs(&source), &what);
+        }
+    }
+}
