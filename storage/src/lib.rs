@@ -19,6 +19,7 @@ pub mod location;
 mod lock;
 pub mod mailbox_log;
 pub mod maildir;
+pub mod mbox;
 pub mod memory;
 mod mutf7;
 mod status_cache;
