@@ -224,6 +224,12 @@ pub fn write(mut file: impl Write, content: &[u8], path: &Path) -> Result<()> {
     file.write_all(content).map_err(StorageError::io(path))
 }
 
+/// Writes all of `content` at this offset of a file that is not open for appending.
+pub fn write_at(file: &File, content: &[u8], offset: u64, path: &Path) -> Result<()> {
+    step(path)?;
+    file.write_all_at(content, offset).map_err(StorageError::io(path))
+}
+
 /// Appends to a file in one write, after cutting off what follows the first `length` bytes.
 pub fn append_at(path: &Path, length: u64, content: &[u8], policy: Fsync) -> Result<()> {
     step(path)?;
@@ -253,12 +259,6 @@ pub fn append_record(path: &Path, record: &[u8]) -> Result<()> {
         file.set_len(length - torn).map_err(StorageError::io(path))?;
     }
     write(&mut file, record, path)
-}
-
-/// Writes `content` at `offset`, over what is there or behind the end.
-pub fn write_at(file: &File, offset: u64, content: &[u8], path: &Path) -> Result<()> {
-    step(path)?;
-    file.write_all_at(content, offset).map_err(StorageError::io(path))
 }
 
 /// Copies a range of one file into another, within the kernel where it can.

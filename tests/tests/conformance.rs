@@ -1,7 +1,7 @@
 //! Every storage passes the one suite.
 
 use dsync_model::{MailboxGuid, StoreId, UidValidity};
-use dsync_session::storage::dbox::Sdbox;
+use dsync_session::storage::dbox::{Mdbox, Sdbox};
 use dsync_session::storage::layout::{Format, Layout};
 use dsync_session::storage::memory::MemoryStorage;
 use dsync_session::storage::{Fsync, Storage, conformance};
@@ -47,5 +47,21 @@ fn sdbox() {
     layout.alt = Some(dir.path().join("alt"));
     conformance::check(&mut || {
         Box::new(Sdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
+    });
+}
+
+#[test]
+fn mdbox() {
+    let dir = tempfile::tempdir().expect("made");
+    let mut layout = Layout::new(Format::Mdbox, dir.path().join("mail"));
+    conformance::check(&mut || {
+        Box::new(Mdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
+    });
+    layout.root = dir.path().join("other");
+    layout.index = dsync_session::storage::layout::Index::At(dir.path().join("index"));
+    layout.control = Some(dir.path().join("control"));
+    layout.alt = Some(dir.path().join("alt"));
+    conformance::check(&mut || {
+        Box::new(Mdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
     });
 }

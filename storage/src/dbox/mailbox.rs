@@ -1,4 +1,4 @@
-//! One open mailbox of sdbox: lists, bodies, saves and commits.
+//! One open mailbox of sdbox or mdbox: lists, bodies, saves and commits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,22 +9,23 @@ use dsync_model::{
     UidSet, UidValidity, changes_since,
 };
 
+use super::bodies::{Bodies, Mail, Moves, Pending};
+use super::map::{Map, MapWriter};
 use super::saving::Saving;
-use super::sdbox::{Files, Pending};
-use super::storage::Shared;
+use super::shared::Shared;
 use crate::compressed::Opened;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::{Appended, Edit, Flagged, Index, State};
-use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
+use crate::{Body, Committed, Goal, Mailbox, Result, StorageError};
 
 /// How long to wait for the index.
 pub(super) const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// Bytes read from a body at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
-pub(super) struct SdboxMailbox {
+pub(super) struct DboxMailbox {
     shared: Arc<Shared>,
-    files: Files,
+    bodies: Bodies,
     index: Index,
     /// GUIDs by UID: reading one costs opening a file.
     guids: BTreeMap<u32, MessageGuid>,
@@ -36,11 +37,11 @@ pub(super) struct SdboxMailbox {
     actions: Vec<MessageAction>,
 }
 
-impl SdboxMailbox {
-    pub(super) fn new(shared: Arc<Shared>, files: Files, index: Index) -> SdboxMailbox {
-        SdboxMailbox {
+impl DboxMailbox {
+    pub(super) fn new(shared: Arc<Shared>, bodies: Bodies, index: Index) -> DboxMailbox {
+        DboxMailbox {
             shared,
-            files,
+            bodies,
             index,
             guids: BTreeMap::new(),
             expected_next: None,
@@ -51,31 +52,25 @@ impl SdboxMailbox {
         }
     }
 
-    fn guid(&mut self, uid: u32) -> Result<Option<MessageGuid>> {
-        if let Some(guid) = self.guids.get(&uid) {
-            return Ok(Some(guid.clone()));
-        }
-        let guid = self.files.guid(uid)?;
-        if let Some(guid) = &guid {
-            self.guids.insert(uid, guid.clone());
-        }
-        Ok(guid)
+    /// The map as this mailbox has it, for the next one of the account.
+    pub(super) fn into_map(mut self) -> Result<Option<Map>> {
+        self.bodies.take_map()
     }
 
     /// Every message as the index has it.
     pub(super) fn list(&mut self) -> Result<Vec<Message>> {
         self.index.refresh()?;
-        let names = keywords(self.index.state());
-        let mut list = Vec::with_capacity(self.index.state().uids.len());
-        for row in 0..self.index.state().uids.len() {
-            let number = self.index.state().uids[row];
-            let Some(uid) = Uid::new(number) else { continue };
-            let Some(guid) = self.guid(number)? else {
-                let path = self.files.places.mail.join(format!("u.{number}"));
-                tracing::warn!("{}: is in the index, and is gone; left out", path.display());
+        let DboxMailbox { index, bodies, guids, .. } = self;
+        let state = index.state();
+        let names = keywords(state);
+        let mut list = Vec::with_capacity(state.uids.len());
+        for (row, number) in state.uids.iter().enumerate() {
+            let Some(uid) = Uid::new(*number) else { continue };
+            let Some(guid) = guid(guids, bodies, state, *number)? else {
+                let directory = bodies.places().mail.display();
+                tracing::warn!("{directory}: UID {number} is in the index, and is gone; left out");
                 continue;
             };
-            let state = self.index.state();
             list.push(Message {
                 uid,
                 guid,
@@ -91,7 +86,7 @@ impl SdboxMailbox {
     pub(super) fn status_of(&self, list: &[Message]) -> Result<MailboxStatus> {
         let state = self.index.state();
         Ok(MailboxStatus {
-            guid: self.files.mailbox,
+            guid: self.bodies.mailbox(),
             uid_validity: UidValidity::new(state.header.uid_validity).ok_or_else(|| {
                 StorageError::Corrupt {
                     path: self.index.paths().log(),
@@ -107,34 +102,33 @@ impl SdboxMailbox {
     }
 
     fn find(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<u32>> {
-        let right = |guid: Option<MessageGuid>| {
-            wanted.is_none_or(|wanted| guid.is_some_and(|guid| guid.bits() == wanted.bits()))
+        let DboxMailbox { index, bodies, guids, .. } = self;
+        let state = index.state();
+        let Some(wanted) = wanted.map(MessageGuid::bits) else {
+            return Ok(state.row(uid.get()).map(|_| uid.get()));
         };
-        if self.index.state().row(uid.get()).is_some() && right(self.guid(uid.get())?) {
-            return Ok(Some(uid.get()));
-        }
-        if wanted.is_some() {
-            for other in self.index.state().uids.clone() {
-                if right(self.guid(other)?) {
-                    return Ok(Some(other));
-                }
+        let first = state.row(uid.get()).map(|_| uid.get());
+        for uid in first.into_iter().chain(state.uids.iter().copied()) {
+            if bits(guids, bodies, state, uid)? == Some(wanted) {
+                return Ok(Some(uid));
             }
         }
         Ok(None)
     }
 
     /// Settles, with the index locked, what becomes of what was asked for.
-    fn edit(&mut self, state: &State, committed: &mut Committed) -> Result<(Edit, Vec<(u32, u32)>)> {
+    fn edit(&mut self, state: &State, committed: &mut Committed) -> Result<(Edit, Moves)> {
+        let DboxMailbox { guids, bodies, .. } = self;
         let mut edit = Edit::default();
-        let mut links = Vec::new();
+        let mut renumbered = BTreeMap::new();
+        let mut uids = Vec::with_capacity(self.pending.len());
         let mut taken: BTreeSet<u32> = BTreeSet::new();
-        let mut next = state.header.next_uid;
         let free = |uid: u32, burned: &UidSet, taken: &BTreeSet<u32>| {
             uid < u32::MAX && state.row(uid).is_none() && !burned.contains(uid) && !taken.contains(&uid)
         };
         self.pending.sort_by_key(|pending| pending.saved.message.uid);
         let wished = self.pending.iter().map(|pending| pending.saved.message.uid.get());
-        let mut last = wished.clone().chain([next - 1]).max().unwrap_or(0);
+        let mut last = wished.clone().chain([state.header.next_uid - 1]).max().unwrap_or(0);
         for pending in &self.pending {
             let message = &pending.saved.message;
             let mut uid = message.uid.get();
@@ -144,11 +138,11 @@ impl SdboxMailbox {
                 uid = last;
             }
             if uid == u32::MAX {
-                let what = format!("{}: UIDs are exhausted", self.files.places.mail.display());
+                let what = format!("{}: UIDs are exhausted", bodies.places().mail.display());
                 return Err(StorageError::Impossible(what));
             }
             taken.insert(uid);
-            next = next.max(uid + 1);
+            uids.push(uid);
             edit.appended.push(Appended {
                 uid,
                 flags: message.flags.clone(),
@@ -166,12 +160,13 @@ impl SdboxMailbox {
                         committed.not_kept.push(to);
                         continue;
                     };
-                    let guid = self.guid(from.get())?.map_or([0; 16], |guid| guid.bits());
+                    let guid = bits(guids, bodies, state, from.get())?.unwrap_or_default();
                     let modseq = ModSeq::new(state.modseq_of(row)).unwrap_or_default();
                     let flags = flag_set(state, row, &names);
-                    edit.appended.push(Appended { uid: to.get(), flags, modseq, data: Vec::new() });
+                    let data = bodies.data(state, row);
+                    edit.appended.push(Appended { uid: to.get(), flags, modseq, data });
                     edit.expunged.push((from.get(), guid));
-                    links.push((from.get(), to.get()));
+                    renumbered.insert(from.get(), to.get());
                     taken.insert(to.get());
                     gone.insert(from.get());
                 }
@@ -198,29 +193,42 @@ impl SdboxMailbox {
                     if state.row(uid.get()).is_none() || gone.contains(&uid.get()) {
                         continue;
                     }
-                    let here = self.guid(uid.get())?;
-                    let same = here.as_ref().zip(guid.as_ref()).is_none_or(|(a, b)| a.bits() == b.bits());
-                    if same {
+                    let here = bits(guids, bodies, state, uid.get())?;
+                    if here.zip(guid.as_ref()).is_none_or(|(here, guid)| here == guid.bits()) {
                         gone.insert(uid.get());
-                        edit.expunged.push((uid.get(), here.map_or([0; 16], |guid| guid.bits())));
+                        edit.expunged.push((uid.get(), here.unwrap_or_default()));
                     }
                 }
             }
         }
         edit.appended.sort_by_key(|mail| mail.uid);
         edit.expunged.sort_unstable();
-        Ok((edit, links))
+        let saved = uids.into_iter().zip(std::mem::take(&mut self.pending)).collect();
+        Ok((edit, Moves { saved, renumbered }))
     }
 
     fn discard(&mut self) {
-        self.pending.drain(..).for_each(|pending| self.files.forget(&pending));
+        self.bodies.discard(std::mem::take(&mut self.pending));
         self.actions.clear();
     }
 
     fn carry_out(&mut self, goal: Goal) -> Result<Committed> {
+        self.bodies.sync(&self.pending, self.shared.account.fsync)?;
+        let changes_bodies = !self.pending.is_empty()
+            || self.actions.iter().any(|action| matches!(action, MessageAction::Expunge { .. }));
+        let mut map = if changes_bodies { self.bodies.take_map()? } else { None };
+        let locked = map.as_mut().map(|map| self.shared.lock_map(map)).transpose();
+        let outcome = locked.and_then(|map| self.carry_out_locked(goal, map));
+        if changes_bodies {
+            self.bodies.keep_map(map);
+        }
+        outcome
+    }
+
+    /// The same with the map locked, where there is one.
+    fn carry_out_locked(&mut self, goal: Goal, mut map: Option<MapWriter<'_>>) -> Result<Committed> {
         let mut committed = Committed::default();
         let policy = self.shared.account.fsync;
-        self.files.sync(&self.pending, policy)?;
         // The index is borrowed by its lock; what the commit needs of it is taken out first.
         let path = self.index.paths().clone();
         let mut index = Index::open(path.clone())?
@@ -228,40 +236,32 @@ impl SdboxMailbox {
         let mut writer = index.lock(LOCK_WAIT)?;
         let state = writer.state().clone();
         if state.deleted {
-            return Err(StorageError::NoMailbox(self.files.places.mail.display().to_string()));
+            return Err(StorageError::NoMailbox(self.bodies.places().mail.display().to_string()));
         }
         if let Some(expected) = self.expected_next {
             self.burned.insert_range(expected.get()..state.header.next_uid);
         }
-        let (edit, links) = self.edit(&state, &mut committed)?;
-        let mut pending = std::mem::take(&mut self.pending);
-        for (pending, mail) in
-            pending.iter_mut().zip(edit.appended.iter().filter(|m| !links.iter().any(|l| l.1 == m.uid)))
-        {
-            self.files.place(pending, mail.uid)?;
-            self.guids.insert(mail.uid, pending.saved.message.guid.clone());
+        let (mut edit, moves) = self.edit(&state, &mut committed)?;
+        self.bodies.place(map.as_mut(), &state, &mut edit, &moves, policy)?;
+        for (uid, Pending { saved, .. }) in &moves.saved {
+            self.guids.insert(*uid, saved.message.guid.clone());
             committed.saved += 1;
-            committed.bytes += pending.saved.body_bytes;
+            committed.bytes += saved.body_bytes;
         }
-        for (from, to) in &links {
-            self.files.link(*from, *to)?;
+        for (from, to) in &moves.renumbered {
             if let Some(guid) = self.guids.get(from).cloned() {
                 self.guids.insert(*to, guid);
             }
         }
-        if !pending.is_empty() || !links.is_empty() {
-            disk::sync_directory(&self.files.places.mail, policy)?;
-        }
-        if let Some(state) = edit.imported(&state, goal, &[]) {
-            writer.import(state, policy)?;
-        } else if edit.fits(&state) {
-            writer.append(edit.transaction(&state, goal, &[]), policy)?;
+        let extensions = self.bodies.extensions();
+        if edit.fits(&state) {
+            writer.append(edit.transaction(&state, goal, &extensions), policy)?;
             writer.tidy(policy)?;
         } else {
-            writer.rebuild(edit.rebuilt(&state, goal, &[]), policy)?;
+            writer.rebuild(edit.rebuilt(&state, goal, &extensions), policy)?;
         }
+        self.bodies.finish(map.as_mut(), &edit, policy)?;
         for (uid, _) in &edit.expunged {
-            self.files.remove(*uid)?;
             self.guids.remove(uid);
         }
         self.expected_next = Some(uid_next(writer.state()));
@@ -271,7 +271,37 @@ impl SdboxMailbox {
     }
 }
 
-impl Mailbox for SdboxMailbox {
+/// The GUID of a message, from memory if it was read before.
+fn guid(
+    known: &mut BTreeMap<u32, MessageGuid>,
+    bodies: &mut Bodies,
+    state: &State,
+    uid: u32,
+) -> Result<Option<MessageGuid>> {
+    if let Some(guid) = known.get(&uid) {
+        return Ok(Some(guid.clone()));
+    }
+    let guid = bodies.guid(state, uid)?;
+    if let Some(guid) = &guid {
+        known.insert(uid, guid.clone());
+    }
+    Ok(guid)
+}
+
+/// Its 128 bits.
+fn bits(
+    known: &mut BTreeMap<u32, MessageGuid>,
+    bodies: &mut Bodies,
+    state: &State,
+    uid: u32,
+) -> Result<Option<[u8; 16]>> {
+    match bodies.guid_bits(state, uid) {
+        Some(bits) => Ok(Some(bits)),
+        None => Ok(guid(known, bodies, state, uid)?.map(|guid| guid.bits())),
+    }
+}
+
+impl Mailbox for DboxMailbox {
     fn status(&mut self) -> Result<MailboxStatus> {
         let list = self.list()?;
         self.status_of(&list)
@@ -296,16 +326,17 @@ impl Mailbox for SdboxMailbox {
     fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
         self.index.refresh()?;
         let Some(uid) = self.find(uid, wanted)? else { return Ok(None) };
-        let Some((file, mail)) = self.files.open(uid)? else { return Ok(None) };
-        let Opened { reader, .. } = super::open_mail(&file, &mail, self.files.attachments(uid).as_ref())?;
-        let Some(guid) = mail.metadata.guid.clone() else { return Ok(None) };
+        let Some(mail) = self.bodies.open(self.index.state(), uid)? else { return Ok(None) };
+        let Mail { file, stored, attachments, saved } = mail;
+        let Opened { reader, .. } = super::open_mail(&file, &stored, attachments.as_ref())?;
+        let Some(guid) = stored.metadata.guid.clone() else { return Ok(None) };
         Ok(Some(Body {
             guid,
-            received: mail.metadata.received,
-            saved: None,
-            pop3_uidl: mail.metadata.pop3_uidl.clone(),
-            pop3_order: mail.metadata.pop3_order,
-            size: Some(mail.physical_size()),
+            received: stored.metadata.received,
+            saved,
+            pop3_uidl: stored.metadata.pop3_uidl.clone(),
+            pop3_order: stored.metadata.pop3_order,
+            size: Some(stored.physical_size()),
             path: None,
             reader,
         }))
@@ -329,7 +360,7 @@ impl Mailbox for SdboxMailbox {
 
     fn begin_save(&mut self, message: NewMessage) -> Result<()> {
         self.abandon_save();
-        self.coming = Some(self.files.begin(message)?);
+        self.coming = Some(self.bodies.begin(message)?);
         Ok(())
     }
 
@@ -342,16 +373,14 @@ impl Mailbox for SdboxMailbox {
 
     fn end_save(&mut self) -> Result<()> {
         if let Some(coming) = self.coming.take() {
-            self.pending.push(self.files.end(coming)?);
+            self.pending.push(self.bodies.end(coming)?);
         }
         Ok(())
     }
 
     fn abandon_save(&mut self) {
-        if let Some(coming) = self.coming.take()
-            && let Err(error) = disk::remove(&coming.path)
-        {
-            tracing::debug!("{error}");
+        if let Some(coming) = self.coming.take() {
+            self.bodies.abandon(coming);
         }
     }
 
@@ -374,7 +403,7 @@ impl Mailbox for SdboxMailbox {
     }
 }
 
-impl Drop for SdboxMailbox {
+impl Drop for DboxMailbox {
     fn drop(&mut self) {
         self.abandon_save();
         self.discard();

@@ -3,22 +3,45 @@
 //! Which file holds which message, and all that a client may change, stands in the index: not here.
 
 pub mod attachment;
+mod bodies;
 pub mod file;
+mod list_index;
 mod mailbox;
+mod map;
+mod mdbox;
 pub mod metadata;
+mod output;
 mod saving;
 mod sdbox;
+mod shared;
 mod storage;
+mod store;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::compressed::{self, Opened};
-use crate::{Result, StorageError};
+use crate::{Result, StorageError, disk};
 
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
 pub use metadata::Metadata;
-pub use storage::Sdbox;
+pub use storage::{Dbox, Mdbox, Sdbox};
+
+/// Begins the names of files that are still being written.
+const TEMPORARY: &str = ".temp.dsync.";
+
+/// Removes what our own processes left in a directory when they died.
+fn sweep(directory: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let pid = name.strip_prefix(TEMPORARY).and_then(|rest| rest.strip_prefix('P')?.split_once('Q'));
+        if pid.is_some_and(|(pid, _)| !crate::lock::process_exists(pid)) {
+            disk::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
 
 /// A number that this process gives once, for names of temporary files.
 fn serial() -> u64 {

@@ -1,30 +1,21 @@
 //! Writes one message as it comes: header, body with LF line ends, metadata.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{NewMessage, Timestamp};
 
 use super::Metadata;
 use super::file::{MESSAGE_HEADER_BYTES, message_header_bytes};
-use crate::{Result, StorageError, disk};
-
-/// Bytes gathered before they are written.
-const BUFFER_BYTES: usize = 256 << 10;
+use super::output::Output;
+use crate::Result;
 
 /// A message on its way into a file of its own, or to the end of one that holds others.
-pub struct Saving {
-    pub message: NewMessage,
-    pub path: PathBuf,
-    pub file: File,
-    /// Where the message's header is to stand in the file.
-    pub offset: u64,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer's predecessors, already in the file.
-    written: u64,
+pub(super) struct Saving {
+    message: NewMessage,
+    output: Output,
+    /// Where the message's header stands in the file.
+    offset: u64,
     body_bytes: u64,
     line_ends: u64,
     /// The last piece ended with CR: whether a line feed follows is not known yet.
@@ -33,30 +24,24 @@ pub struct Saving {
 
 /// A message that was written.
 #[derive(Debug)]
-pub struct Saved {
+pub(super) struct Saved {
     pub message: NewMessage,
+    pub offset: u64,
     /// Bytes from its header to the end of its metadata.
     pub size: u64,
     pub body_bytes: u64,
 }
 
 impl Saving {
-    /// Begins behind `offset` bytes of the file; `first` is what is to stand in front of the message.
-    pub fn new(message: NewMessage, path: PathBuf, file: File, offset: u64, first: &[u8]) -> Saving {
-        let mut buffer = Vec::with_capacity(16 << 10);
-        buffer.extend_from_slice(first);
-        buffer.extend_from_slice(&message_header_bytes(0));
-        Saving {
-            message,
-            path,
-            file,
-            offset: offset + first.len() as u64,
-            buffer,
-            written: 0,
-            body_bytes: 0,
-            line_ends: 0,
-            held_cr: false,
-        }
+    /// Begins where the output ends.
+    pub fn new(message: NewMessage, mut output: Output) -> Saving {
+        let offset = output.end();
+        output.put(&message_header_bytes(0));
+        Saving { message, output, offset, body_bytes: 0, line_ends: 0, held_cr: false }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.output.path()
     }
 
     /// Takes a piece of the body. CRLF becomes LF, as Dovecot stores it; a CR alone stays.
@@ -80,23 +65,16 @@ impl Saving {
             }
         }
         self.put(&piece[from..]);
-        if self.buffer.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
+        self.output.relieve()
     }
 
     fn put(&mut self, bytes: &[u8]) {
         self.body_bytes += bytes.len() as u64;
-        self.buffer.extend_from_slice(bytes);
+        self.output.put(bytes);
     }
 
-    fn flush(&mut self) -> Result<()> {
-        disk::write(&self.file, &self.buffer, &self.path)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    /// Ends the message. `mailbox` is the name that mdbox notes for a rebuild.
-    pub fn end(mut self, mailbox: Option<&str>) -> Result<(Saved, PathBuf, File)> {
+    /// Ends the message; its last bytes may be in the output's buffer still. `mailbox` is the name that mdbox notes for a rebuild.
+    pub fn end(mut self, mailbox: Option<&str>) -> Result<(Saved, Output)> {
         if self.held_cr {
             self.put(b"\r");
         }
@@ -110,20 +88,17 @@ impl Saving {
             ..Metadata::default()
         };
         let metadata = metadata.to_bytes();
-        self.buffer.extend_from_slice(&metadata);
-        let header = message_header_bytes(self.body_bytes);
-        if self.written == 0 {
-            let at = self.buffer.len() - metadata.len() - self.body_bytes as usize - MESSAGE_HEADER_BYTES;
-            self.buffer[at..at + MESSAGE_HEADER_BYTES].copy_from_slice(&header);
-            self.flush()?;
-        } else {
-            self.flush()?;
-            self.file.write_all_at(&header, self.offset).map_err(StorageError::io(&self.path))?;
-        }
-        self.file.flush().map_err(StorageError::io(&self.path))?;
+        self.output.put(&metadata);
+        self.output.replace(self.offset, &message_header_bytes(self.body_bytes))?;
         let size = MESSAGE_HEADER_BYTES as u64 + self.body_bytes + metadata.len() as u64;
-        let saved = Saved { message: self.message, size, body_bytes: self.body_bytes };
-        Ok((saved, self.path, self.file))
+        let saved = Saved { message: self.message, offset: self.offset, size, body_bytes: self.body_bytes };
+        Ok((saved, self.output))
+    }
+
+    /// Takes back what was written of the message.
+    pub fn abandon(mut self) -> Result<Output> {
+        self.output.cut(self.offset)?;
+        Ok(self.output)
     }
 }
 
@@ -136,7 +111,6 @@ pub fn now() -> Timestamp {
 mod tests {
     use super::*;
     use crate::dbox::DboxFile;
-    use crate::dbox::file::file_header_bytes;
     use dsync_model::{FlagSet, MessageGuid, ModSeq, Uid};
 
     #[test]
@@ -145,7 +119,7 @@ mod tests {
         let text = b"A: b\r\n\r\nx\ry\r\r\nz\n\r\r";
         for cut in 0..text.len() {
             let path = dir.path().join(format!("u.{cut}"));
-            let file = disk::create(&path, 0o600).unwrap();
+            let output = Output::create(path.clone()).unwrap();
             let message = NewMessage {
                 uid: Uid::MIN,
                 guid: MessageGuid::new("g").unwrap(),
@@ -157,10 +131,10 @@ mod tests {
                 pop3_order: None,
                 size: None,
             };
-            let mut saving = Saving::new(message, path.clone(), file, 0, &file_header_bytes(now()));
+            let mut saving = Saving::new(message, output);
             saving.write(&text[..cut]).unwrap();
             saving.write(&text[cut..]).unwrap();
-            saving.end(None).unwrap();
+            saving.end(None).unwrap().1.flush().unwrap();
             let file = DboxFile::open(&path).unwrap();
             let mail = file.message(file.header().size).unwrap();
             let mut body = Vec::new();

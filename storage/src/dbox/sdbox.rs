@@ -4,29 +4,20 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use dsync_model::{MailboxGuid, MessageGuid, Uid};
+use dsync_model::{MailboxGuid, MessageGuid, NewMessage, Uid};
 
-use super::file::file_header_bytes;
-use super::saving::{Saved, Saving, now};
-use super::{AttachmentDir, DboxFile, StoredMail};
+use super::bodies::{Moves, Pending};
+use super::output::Output;
+use super::saving::Saving;
+use super::{AttachmentDir, DboxFile, StoredMail, TEMPORARY};
 use crate::layout::Places;
 use crate::{Fsync, Result, StorageError, disk};
-use dsync_model::NewMessage;
-
-/// Begins the names of files that are still being written.
-const TEMPORARY: &str = ".temp.dsync.";
 
 /// The files of one mailbox.
 pub(super) struct Files {
     pub places: Places,
     pub attachments: Option<PathBuf>,
     pub mailbox: MailboxGuid,
-}
-
-/// A message in a temporary file.
-pub(super) struct Pending {
-    pub saved: Saved,
-    path: PathBuf,
 }
 
 impl Files {
@@ -61,14 +52,13 @@ impl Files {
 
     pub fn begin(&self, message: NewMessage) -> Result<Saving> {
         let name = format!("{TEMPORARY}P{}Q{}", std::process::id(), super::serial());
-        let path = self.places.mail.join(name);
-        let file = disk::create(&path, disk::file_mode(&self.places.mail))?;
-        Ok(Saving::new(message, path, file, 0, &file_header_bytes(now())))
+        Ok(Saving::new(message, Output::create(self.places.mail.join(name))?))
     }
 
     pub fn end(&self, saving: Saving) -> Result<Pending> {
-        let (saved, path, _) = saving.end(None)?;
-        Ok(Pending { saved, path })
+        let (saved, mut output) = saving.end(None)?;
+        output.flush()?;
+        Ok(Pending { saved, path: output.path().to_owned() })
     }
 
     /// Makes what was saved durable, as a group.
@@ -77,8 +67,18 @@ impl Files {
         disk::sync_files(&paths, policy)
     }
 
+    /// Gives all messages their names. The index lock is held.
+    pub fn place_all(&self, moves: &Moves, policy: Fsync) -> Result<()> {
+        moves.saved.iter().try_for_each(|(uid, pending)| self.place(pending, *uid))?;
+        moves.renumbered.iter().try_for_each(|(from, to)| self.link(*from, *to))?;
+        if moves.saved.is_empty() && moves.renumbered.is_empty() {
+            return Ok(());
+        }
+        disk::sync_directory(&self.places.mail, policy)
+    }
+
     /// Gives a message its name. The index lock is held, and the index has no such UID.
-    pub fn place(&self, pending: &Pending, uid: u32) -> Result<()> {
+    fn place(&self, pending: &Pending, uid: u32) -> Result<()> {
         let path = self.path(uid);
         match disk::rename_new(&pending.path, &path) {
             Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {}
@@ -95,7 +95,7 @@ impl Files {
     }
 
     /// Gives the message of one UID a second name, which replaces a leftover of an earlier run.
-    pub fn link(&self, from: u32, to: u32) -> Result<()> {
+    fn link(&self, from: u32, to: u32) -> Result<()> {
         let target = self.path(to);
         if target.exists() {
             disk::remove(&target)?;
@@ -119,8 +119,8 @@ impl Files {
         }
     }
 
-    pub fn forget(&self, pending: &Pending) {
-        if let Err(error) = disk::remove(&pending.path) {
+    pub fn forget(&self, path: &Path) {
+        if let Err(error) = disk::remove(path) {
             tracing::debug!("{error}");
         }
     }
@@ -138,17 +138,5 @@ impl Files {
             }
         }
         Ok(found)
-    }
-
-    /// Removes what our own processes left when they died.
-    pub fn sweep(directory: &Path) -> Result<()> {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            let pid = name.strip_prefix(TEMPORARY).and_then(|rest| rest.strip_prefix('P')?.split_once('Q'));
-            if pid.is_some_and(|(pid, _)| !crate::lock::process_exists(pid)) {
-                disk::remove(&entry.path())?;
-            }
-        }
-        Ok(())
     }
 }

@@ -1,46 +1,58 @@
-//! Accounts of sdbox: their mailboxes, made, renamed, deleted.
+//! Accounts of sdbox and mdbox: one [`Storage`] for both, as all but the place of bodies is alike.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, Uid, UidValidity,
-};
+use dsync_model::{MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, UidValidity};
 use rand::RngExt;
 
-use super::mailbox::{LOCK_WAIT, SdboxMailbox};
-use super::sdbox::Files;
+use super::list_index;
+use super::map::Map;
+use super::shared::Shared;
+use super::store::Store;
 use crate::account::Account;
-use crate::index::{Extension, Index, Paths, State, Transaction};
-use crate::layout::{Kind, Layout, Places};
+use crate::index::Index;
+use crate::layout::{Format, Found, Kind, Layout};
 use crate::status_cache::{Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
 
-/// The extension that keeps the mailbox's GUID.
-const HEADER: &str = "dbox-hdr";
-const HEADER_BYTES: usize = 24;
+/// A file `m.N` is not filled beyond this: Dovecot's default of `mdbox_rotate_size`.
+pub const ROTATE_BYTES: u64 = 10 << 20;
 
-/// What all mailboxes of an account share.
-pub(super) struct Shared {
-    pub account: Account,
-    /// The setting `mail_attachment_dir`.
-    pub attachments: Option<PathBuf>,
+/// An account of sdbox or mdbox, as its layout says.
+pub struct Dbox {
+    shared: Arc<Shared>,
+    names: BTreeMap<MailboxGuid, MailboxName>,
+    /// The map, as it was last looked at.
+    map: Option<Map>,
 }
 
 /// An account of sdbox.
-pub struct Sdbox {
-    shared: Arc<Shared>,
-    names: BTreeMap<MailboxGuid, MailboxName>,
-}
+pub type Sdbox = Dbox;
 
-impl Sdbox {
+/// An account of mdbox.
+pub type Mdbox = Dbox;
+
+impl Dbox {
     /// Opens an account; its root is made if it is missing.
-    pub fn open(layout: Layout, fsync: Fsync, attachments: Option<PathBuf>) -> Result<Sdbox> {
-        if layout.kind == Kind::Index || layout.index == crate::layout::Index::Memory {
+    pub fn open(layout: Layout, fsync: Fsync, attachments: Option<PathBuf>) -> Result<Dbox> {
+        Dbox::open_rotating(layout, fsync, attachments, ROTATE_BYTES)
+    }
+
+    /// The same with another size for the files of mdbox (setting `mdbox_rotate_size`).
+    pub fn open_rotating(
+        layout: Layout,
+        fsync: Fsync,
+        attachments: Option<PathBuf>,
+        rotate_bytes: u64,
+    ) -> Result<Dbox> {
+        let multi = layout.format == Format::Mdbox;
+        let in_memory = layout.index == crate::layout::Index::Memory;
+        if in_memory || (layout.kind == Kind::Index && !multi) {
             let what = format!(
                 "{}:{}: the index is the mailbox, and must lie on disk under the mailbox's name",
                 layout.format,
@@ -49,11 +61,20 @@ impl Sdbox {
             return Err(StorageError::Location(what));
         }
         let account = Account::open(layout, fsync)?;
-        Ok(Sdbox { shared: Arc::new(Shared { account, attachments }), names: BTreeMap::new() })
+        let store = multi.then(|| Store::new(&account.layout, rotate_bytes));
+        let shared = Arc::new(Shared { account, attachments, store });
+        let map = shared.open_map()?;
+        Ok(Dbox { shared, names: BTreeMap::new(), map })
+    }
+
+    /// Mailboxes and names without mail, INBOX left out.
+    fn found(&self) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
+        let layout = &self.shared.account.layout;
+        if layout.kind == Kind::Index { list_index::list(layout) } else { layout.list() }
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
-        let places = self.shared.account.layout.places(name)?;
+        let places = self.shared.places(name)?;
         let log = Shared::paths(&places).log();
         let before = Fingerprint::of([log.as_path()]);
         let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
@@ -62,7 +83,7 @@ impl Sdbox {
             return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
         }
         let mail = places.mail.clone();
-        Files::sweep(&mail)?;
+        super::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
         if self.names.contains_key(&guid) {
             // A copied directory: two mailboxes must not share a GUID.
@@ -71,159 +92,17 @@ impl Sdbox {
             let validity = UidValidity::new(index.state().header.uid_validity);
             self.shared.identify(&mut index, guid, validity)?;
         }
-        let mut mailbox = self.shared.mailbox(places, guid, index);
+        let mut mailbox = self.shared.mailbox(name, places, guid, index, self.map.take());
         let list = mailbox.list()?;
         let status = mailbox.status_of(&list)?;
         cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
+        self.map = mailbox.into_map()?;
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
 }
 
-impl Shared {
-    fn mailbox(self: &Arc<Shared>, places: Places, guid: MailboxGuid, index: Index) -> SdboxMailbox {
-        let files = Files { places, attachments: self.attachments.clone(), mailbox: guid };
-        SdboxMailbox::new(self.clone(), files, index)
-    }
-
-    fn paths(places: &Places) -> Paths {
-        Paths::mailbox(places.index.as_deref().unwrap_or(&places.mail))
-    }
-
-    /// Opens a mailbox's index; one that is missing is made from the files that are there.
-    fn index(&self, places: &Places) -> Result<(MailboxGuid, Index)> {
-        let paths = Shared::paths(places);
-        let mut index = match Index::open(paths.clone())? {
-            Some(index) => index,
-            None => self.rebuild(places, paths)?,
-        };
-        let known = guid_of(index.state());
-        if let Some(guid) = known.filter(|_| index.state().header.uid_validity != 0) {
-            return Ok((guid, index));
-        }
-        let guid = known.unwrap_or_else(|| MailboxGuid(rand::rng().random()));
-        let validity = match UidValidity::new(index.state().header.uid_validity) {
-            Some(validity) => validity,
-            None => self.account.new_uid_validity()?,
-        };
-        self.identify(&mut index, guid, Some(validity))?;
-        Ok((guid, index))
-    }
-
-    /// An index for files that have none: UIDs are their names; flags and keywords are lost.
-    fn rebuild(&self, places: &Places, paths: Paths) -> Result<Index> {
-        let guid = MailboxGuid(rand::rng().random());
-        let files = Files { places: places.clone(), attachments: None, mailbox: guid };
-        let found = files.all()?;
-        if !found.is_empty() {
-            let (directory, mails) = (places.mail.display(), found.len());
-            tracing::warn!(
-                "{directory}: the index is gone; {mails} messages are taken from their files under their UIDs, without flags and keywords"
-            );
-        }
-        let validity = self.account.new_uid_validity()?;
-        let next = found.last_key_value().map_or(1, |(uid, _)| uid + 1);
-        let mut first = identity(guid);
-        first.append(&found.keys().map(|uid| (*uid, 0)).collect::<Vec<_>>());
-        Index::create(paths, validity.get(), next, first)
-    }
-
-    fn identify(&self, index: &mut Index, guid: MailboxGuid, validity: Option<UidValidity>) -> Result<()> {
-        let mut writer = index.lock(LOCK_WAIT)?;
-        let mut change = Transaction::new();
-        if let Some(validity) = validity {
-            change.header(24, &validity.get().to_le_bytes());
-        }
-        let known = writer.state().extension(HEADER).cloned();
-        let extension = known.unwrap_or_else(|| Extension::new(HEADER, HEADER_BYTES, 0, 0));
-        change.introduce(writer.state().extension_id(HEADER), &extension);
-        change.ext_header(4, &guid.0);
-        writer.append(change, self.account.fsync)
-    }
-
-    fn create(&self, name: &MailboxName, guid: MailboxGuid, validity: UidValidity, next: Uid) -> Result<()> {
-        let places = self.account.layout.places(name)?;
-        let paths = Shared::paths(&places);
-        if paths.log().exists() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
-        }
-        disk::make_directory(&places.mail)?;
-        Index::create(paths, validity.get(), next.get(), identity(guid))?;
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)
-    }
-
-    fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
-        let places = self.account.layout.places(name)?;
-        let Some(mut index) = Index::open(Shared::paths(&places))? else { return Ok(true) };
-        if name.is_inbox() {
-            return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
-        }
-        let mut writer = index.lock(LOCK_WAIT)?;
-        if guid_of(writer.state()) != Some(guid) || writer.state().header.next_uid != uid_next.get() {
-            return Ok(false);
-        }
-        // Whoever has it open learns it from the log.
-        let mut deleted = Transaction::new();
-        deleted.deleted();
-        writer.append(deleted, self.account.fsync)?;
-        let trash = self.account.new_trash();
-        disk::rename(&places.mail, &trash)?;
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
-        drop(writer);
-        disk::remove_tree(&trash)?;
-        for beside in [places.index, Some(places.control), places.alt].into_iter().flatten() {
-            if beside.is_dir() {
-                disk::rename(&beside, &trash)?;
-                disk::remove_tree(&trash)?;
-            }
-        }
-        disk::remove_empty(&self.account.layout.directory(name)?)?;
-        Ok(true)
-    }
-
-    fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let layout = &self.account.layout;
-        let (old, new) = (layout.places(from)?, layout.places(to)?);
-        if Shared::paths(&new).log().exists() {
-            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
-        }
-        let pairs = [
-            (old.alt, new.alt),
-            (old.index, new.index),
-            (Some(old.control), Some(new.control)),
-            (Some(old.mail), Some(new.mail)),
-        ];
-        for (from, to) in pairs.into_iter().filter_map(|(from, to)| Some((from?, to?))) {
-            if from.is_dir() {
-                disk::make_directory(to.parent().unwrap_or(&layout.root))?;
-                // A directory that only waits for its mailbox may stand there.
-                disk::remove_empty(&to)?;
-                disk::rename(&from, &to)?;
-            }
-        }
-        disk::remove_empty(&layout.directory(from)?)?;
-        disk::sync_directory(&layout.root, self.account.fsync)
-    }
-}
-
-/// The mailbox's GUID as its index has it.
-fn guid_of(state: &State) -> Option<MailboxGuid> {
-    let header = state.extension(HEADER)?.header_padded(HEADER_BYTES);
-    let mut guid = [0; 16];
-    guid.copy_from_slice(&header[4..20]);
-    (guid != [0; 16]).then_some(MailboxGuid(guid))
-}
-
-fn identity(guid: MailboxGuid) -> Transaction {
-    let mut first = Transaction::new();
-    first.introduce(None, &Extension::new(HEADER, HEADER_BYTES, 0, 0));
-    let mut header = vec![0; HEADER_BYTES];
-    header[4..20].copy_from_slice(&guid.0);
-    first.ext_header(0, &header);
-    first
-}
-
-impl Storage for Sdbox {
+impl Storage for Dbox {
     fn location(&self) -> String {
         self.shared.account.location()
     }
@@ -242,12 +121,18 @@ impl Storage for Sdbox {
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
-        let account = &self.shared.account;
+        let shared = self.shared.clone();
+        let account = &shared.account;
         account.empty_trash()?;
         let inbox = MailboxName::inbox();
-        disk::make_directory(&account.layout.places(&inbox)?.mail)?;
-        let (found, mut problems) = account.layout.list()?;
+        if let Some(store) = &self.shared.store {
+            super::sweep(&store.directory)?;
+        }
+        if account.layout.kind != Kind::Index {
+            disk::make_directory(&account.layout.places(&inbox)?.mail)?;
+        }
         let subscribed = account.subscribed()?;
+        let (found, mut problems) = self.found()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
@@ -287,7 +172,7 @@ impl Storage for Sdbox {
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                let (_, mut index) = shared.index(&account.layout.places(name)?)?;
+                let (_, mut index) = shared.index(&shared.places(name)?)?;
                 shared.identify(&mut index, *guid, Some(*uid_validity))?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
@@ -302,11 +187,11 @@ impl Storage for Sdbox {
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
         let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let places = self.shared.account.layout.places(name)?;
+        let places = self.shared.places(name)?;
         let index = Index::open(Shared::paths(&places))?;
-        let index = index.filter(|index| guid_of(index.state()) == Some(mailbox));
+        let index = index.filter(|index| self.shared.guid_of(index.state()) == Some(mailbox));
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        Ok(Box::new(self.shared.mailbox(places, mailbox, index)))
+        Ok(Box::new(self.shared.mailbox(name, places, mailbox, index, self.map.take())))
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {

@@ -130,6 +130,31 @@ impl Index {
         Some(Stamp { device: meta.dev(), inode: meta.ino(), size: meta.len() })
     }
 
+    /// Says whether the log holds requests that, by the last tail offset, nobody has carried out.
+    pub fn has_requests(&self) -> Result<bool> {
+        let start = usize::from(self.header.header_bytes);
+        let mut tail =
+            if self.snapshot_offset > start as u64 { self.state.header.tail_offset } else { start as u32 };
+        if u64::from(self.state.header.tail_offset) == self.offset {
+            return Ok(false);
+        }
+        let log = self.paths.log();
+        let mut bytes = vec![0; self.offset.min(FILE_BYTES_MAX) as usize];
+        let length = read_at(&self.file, &mut bytes, 0).map_err(StorageError::io(&log))?;
+        let mut last_request = 0;
+        for record in Records::new(&bytes[..length], start) {
+            if !record.external && record.kind != format::kind::BOUNDARY {
+                last_request = record.end;
+            }
+            if record.kind == format::kind::HEADER_UPDATE
+                && let Some([64, 0, 4, 0, value @ ..]) = record.payload.first_chunk::<8>()
+            {
+                tail = u32::from_le_bytes(*value);
+            }
+        }
+        Ok(last_request > tail as usize)
+    }
+
     /// Takes in what others wrote since. `true` if there was something.
     pub fn refresh(&mut self) -> Result<bool> {
         let log = self.paths.log();

@@ -65,6 +65,10 @@ impl Index {
 }
 
 impl Writer<'_> {
+    pub fn index(&self) -> &Index {
+        self.index
+    }
+
     pub fn state(&self) -> &State {
         &self.index.state
     }

@@ -71,6 +71,11 @@ impl Layout {
             .collect()
     }
 
+    /// The name as Dovecot writes it into its files, as one text.
+    pub fn stored_name(&self, name: &MailboxName) -> String {
+        self.stored_parts(name).join(&self.stored_separator().to_string())
+    }
+
     /// See [`stored_parts`](Self::stored_parts); `None` if it is no valid name.
     pub fn name_of_parts(&self, parts: &[&str]) -> Option<MailboxName> {
         let parts: Option<Vec<String>> = parts.iter().map(|part| self.part(part)).collect();

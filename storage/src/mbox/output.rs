@@ -99,7 +99,7 @@ impl<'a> Output<'a> {
             return Ok(());
         }
         let (target, path) = self.target.unwrap_or((self.lock.file(), self.lock.path()));
-        disk::write_at(target, self.position, &self.buffer, path)?;
+        disk::write_at(target, &self.buffer, self.position, path)?;
         self.position += self.buffer.len() as u64;
         self.buffer.clear();
         self.lock.keep()

@@ -299,7 +299,7 @@ fn patch(file: &File, path: &Path, entry: &Entry, wanted: Wanted<'_>) -> Result<
 
 fn overwrite(lock: &MboxLock, patches: &[Patch]) -> Result<()> {
     // The base comes first in the file, and so a new keyword is in its list before a message has it.
-    patches.iter().try_for_each(|(offset, text)| disk::write_at(lock.file(), *offset, text, lock.path()))
+    patches.iter().try_for_each(|(offset, text)| disk::write_at(lock.file(), text, *offset, lock.path()))
 }
 
 /// Adds messages at the end. Up to the last step they are marked as unfinished.

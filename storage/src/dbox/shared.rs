@@ -1,0 +1,326 @@
+//! What all mailboxes of a dbox account share: finding, making, renaming, deleting them; their identity; the map.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dsync_model::{MailboxGuid, MailboxName, Uid, UidValidity};
+use rand::RngExt;
+
+use super::bodies::Bodies;
+use super::mailbox::{DboxMailbox, LOCK_WAIT};
+use super::map::{Map, MapChange, MapWriter};
+use super::store::Store;
+use super::{list_index, mdbox, sdbox};
+use crate::account::Account;
+use crate::index::{Extension, Index, Paths, State, Transaction};
+use crate::layout::{Kind, Places};
+use crate::{MailboxProblem, Result, StorageError, disk};
+
+const HEADER_BYTES: usize = 24;
+
+/// See the module.
+pub(super) struct Shared {
+    pub account: Account,
+    /// The setting `mail_attachment_dir`.
+    pub attachments: Option<PathBuf>,
+    /// The files of mdbox.
+    pub store: Option<Store>,
+}
+
+impl Shared {
+    /// An open mailbox. `map` is what another mailbox of the account read of it.
+    pub fn mailbox(
+        self: &Arc<Shared>,
+        name: &MailboxName,
+        places: Places,
+        guid: MailboxGuid,
+        index: Index,
+        map: Option<Map>,
+    ) -> DboxMailbox {
+        let attachments = self.attachments.clone();
+        let bodies = match &self.store {
+            None => Bodies::Own(sdbox::Files { places, attachments, mailbox: guid }),
+            Some(store) => {
+                let stored_name = self.account.layout.stored_name(name);
+                let mut files = mdbox::Files::new(places, guid, attachments, store.clone(), stored_name);
+                files.keep_map(map);
+                Bodies::Shared(Box::new(files))
+            }
+        };
+        DboxMailbox::new(self.clone(), bodies, index)
+    }
+
+    /// The extension that keeps a mailbox's GUID.
+    fn header(&self) -> &'static str {
+        if self.store.is_some() { "mdbox-hdr" } else { "dbox-hdr" }
+    }
+
+    /// Where a mailbox lies.
+    pub fn places(&self, name: &MailboxName) -> Result<Places> {
+        let layout = &self.account.layout;
+        if layout.kind != Kind::Index {
+            return layout.places(name);
+        }
+        let guid = list_index::names(layout)?.mailboxes.get(name).copied();
+        guid.map(|guid| layout.places_of(guid)).ok_or_else(|| StorageError::NoMailbox(name.to_string()))
+    }
+
+    /// Refuses what would have to be written into the list index.
+    fn needs_names_on_disk(&self) -> Result<()> {
+        if self.account.layout.kind != Kind::Index {
+            return Ok(());
+        }
+        let what = format!(
+            "{}: with LAYOUT=index, mailboxes are made, renamed and deleted by Dovecot alone",
+            self.account.location()
+        );
+        Err(StorageError::Impossible(what))
+    }
+
+    /// Takes the map's lock. If somebody died between the map and a mailbox, references are counted anew first.
+    pub fn lock_map<'a>(&self, map: &'a mut Map) -> Result<MapWriter<'a>> {
+        let mut writer = map.lock(LOCK_WAIT)?;
+        if writer.is_unfinished()? {
+            let (counted, problems) = self.references()?;
+            tracing::warn!(
+                "{}: a change of the map was not brought to its end; references are counted anew from {}",
+                self.account.location(),
+                if problems.is_empty() { "all mailboxes" } else { "those mailboxes that can be read" }
+            );
+            writer.set_references(&counted, problems.is_empty(), self.account.fsync)?;
+        }
+        Ok(writer)
+    }
+
+    /// Opens the map of mdbox; one that is missing is made.
+    pub fn open_map(&self) -> Result<Option<Map>> {
+        let Some(store) = &self.store else { return Ok(None) };
+        if let Some(map) = Map::open(&store.map)? {
+            return Ok(Some(map));
+        }
+        disk::make_directory(&store.directory)?;
+        disk::make_directory(&store.map)?;
+        let validity = super::saving::now().0 as u32;
+        Map::create(&store.map, validity, 1, &[], 0).map(Some)
+    }
+
+    /// How many mailbox records use each map UID, and the mailboxes that cannot be read. The map is locked.
+    fn references(&self) -> Result<(BTreeMap<u32, u32>, Vec<MailboxProblem>)> {
+        let mut counted: BTreeMap<u32, u32> = BTreeMap::new();
+        let problems = self.each_index(|_, state| {
+            for row in 0..state.uids.len() {
+                if let Some((map_uid, _)) = mdbox::map_uid(state, row) {
+                    *counted.entry(map_uid).or_default() += 1;
+                }
+            }
+        })?;
+        Ok((counted, problems))
+    }
+
+    /// Shows the index of every mailbox that has one; tells which could not be read.
+    pub fn each_index(&self, mut show: impl FnMut(&MailboxName, &State)) -> Result<Vec<MailboxProblem>> {
+        let layout = &self.account.layout;
+        let (names, mut problems) = match layout.kind {
+            Kind::Index => (list_index::names(layout)?.mailboxes.into_keys().collect(), Vec::new()),
+            _ => {
+                let (found, problems) = layout.list()?;
+                let names = found.into_iter().filter(|found| found.mailbox).map(|found| found.name);
+                (names.chain([MailboxName::inbox()]).collect::<Vec<_>>(), problems)
+            }
+        };
+        for name in names {
+            let index = self.places(&name).and_then(|places| Index::open(Shared::paths(&places)));
+            match index {
+                Ok(Some(index)) if !index.state().deleted => show(&name, index.state()),
+                Ok(_) => {}
+                Err(error) => problems.push(MailboxProblem { mailbox: name.to_string(), error }),
+            }
+        }
+        Ok(problems)
+    }
+
+    pub fn paths(places: &Places) -> Paths {
+        Paths::mailbox(places.index.as_deref().unwrap_or(&places.mail))
+    }
+
+    /// Opens a mailbox's index; one that is missing is made from the files that are there.
+    pub fn index(&self, places: &Places) -> Result<(MailboxGuid, Index)> {
+        let paths = Shared::paths(places);
+        let mut index = match Index::open(paths.clone())? {
+            Some(index) => index,
+            None => self.rebuild(places, paths)?,
+        };
+        let known = self.guid_of(index.state());
+        if let Some(guid) = known.filter(|_| index.state().header.uid_validity != 0) {
+            return Ok((guid, index));
+        }
+        let guid = known.unwrap_or_else(|| MailboxGuid(rand::rng().random()));
+        let validity = match UidValidity::new(index.state().header.uid_validity) {
+            Some(validity) => validity,
+            None => self.account.new_uid_validity()?,
+        };
+        self.identify(&mut index, guid, Some(validity))?;
+        Ok((guid, index))
+    }
+
+    /// An index for files that have none: UIDs are their names; flags and keywords are lost.
+    fn rebuild(&self, places: &Places, paths: Paths) -> Result<Index> {
+        let guid = MailboxGuid(rand::rng().random());
+        let files = sdbox::Files { places: places.clone(), attachments: None, mailbox: guid };
+        let found = if self.store.is_none() { files.all()? } else { BTreeMap::new() };
+        if !found.is_empty() {
+            let (directory, mails) = (places.mail.display(), found.len());
+            tracing::warn!(
+                "{directory}: the index is gone; {mails} messages are taken from their files under their UIDs, without flags and keywords"
+            );
+        }
+        let validity = self.account.new_uid_validity()?;
+        let next = found.last_key_value().map_or(1, |(uid, _)| uid + 1);
+        let mut first = self.identity(guid)?;
+        first.append(&found.keys().map(|uid| (*uid, 0)).collect::<Vec<_>>());
+        Index::create(paths, validity.get(), next, first)
+    }
+
+    pub fn identify(
+        &self,
+        index: &mut Index,
+        guid: MailboxGuid,
+        validity: Option<UidValidity>,
+    ) -> Result<()> {
+        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut change = Transaction::new();
+        if let Some(validity) = validity {
+            change.header(24, &validity.get().to_le_bytes());
+        }
+        let known = writer.state().extension(self.header()).cloned();
+        let new = known.is_none();
+        let extension = known.unwrap_or_else(|| Extension::new(self.header(), HEADER_BYTES, 0, 0));
+        change.introduce(writer.state().extension_id(self.header()), &extension);
+        if new {
+            change.ext_header(0, &self.identity_bytes(guid)?);
+        } else {
+            change.ext_header(4, &guid.0);
+        }
+        writer.append(change, self.account.fsync)
+    }
+
+    pub fn create(
+        &self,
+        name: &MailboxName,
+        guid: MailboxGuid,
+        validity: UidValidity,
+        next: Uid,
+    ) -> Result<()> {
+        self.needs_names_on_disk()?;
+        let places = self.account.layout.places(name)?;
+        let paths = Shared::paths(&places);
+        if paths.log().exists() {
+            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+        }
+        disk::make_directory(&places.mail)?;
+        Index::create(paths, validity.get(), next.get(), self.identity(guid)?)?;
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)
+    }
+
+    pub fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
+        self.needs_names_on_disk()?;
+        let places = self.account.layout.places(name)?;
+        let mut map = self.store.as_ref().map(Store::open_map).transpose()?;
+        let map = map.as_mut().map(|map| self.lock_map(map)).transpose()?;
+        let Some(mut index) = Index::open(Shared::paths(&places))? else { return Ok(true) };
+        if name.is_inbox() {
+            return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
+        }
+        let mut writer = index.lock(LOCK_WAIT)?;
+        if self.guid_of(writer.state()) != Some(guid) || writer.state().header.next_uid != uid_next.get() {
+            return Ok(false);
+        }
+        // Whoever has it open learns it from the log.
+        let mut deleted = Transaction::new();
+        deleted.deleted();
+        let policy = self.account.fsync;
+        let trash = self.account.new_trash();
+        let remove = |writer: &mut crate::index::Writer<'_>| {
+            writer.append(deleted.clone(), policy)?;
+            disk::rename(&places.mail, &trash)?;
+            disk::sync_directory(&self.account.layout.root, policy)
+        };
+        match map {
+            None => remove(&mut writer)?,
+            Some(mut map) => {
+                let mut change = MapChange::default();
+                for row in 0..writer.state().uids.len() {
+                    if let Some((map_uid, _)) = mdbox::map_uid(writer.state(), row) {
+                        *change.references.entry(map_uid).or_default() -= 1;
+                    }
+                }
+                map.request(&change, policy)?;
+                remove(&mut writer)?;
+                map.finish(policy)?;
+            }
+        }
+        drop(writer);
+        disk::remove_tree(&trash)?;
+        for beside in [places.index, Some(places.control), places.alt].into_iter().flatten() {
+            if beside.is_dir() {
+                disk::rename(&beside, &trash)?;
+                disk::remove_tree(&trash)?;
+            }
+        }
+        disk::remove_empty(&self.account.layout.directory(name)?)?;
+        Ok(true)
+    }
+
+    pub fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
+        self.needs_names_on_disk()?;
+        let layout = &self.account.layout;
+        let (old, new) = (layout.places(from)?, layout.places(to)?);
+        if Shared::paths(&new).log().exists() {
+            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
+        }
+        let pairs = [
+            (old.alt, new.alt),
+            (old.index, new.index),
+            (Some(old.control), Some(new.control)),
+            (Some(old.mail), Some(new.mail)),
+        ];
+        for (from, to) in pairs.into_iter().filter_map(|(from, to)| Some((from?, to?))) {
+            if from.is_dir() {
+                disk::make_directory(to.parent().unwrap_or(&layout.root))?;
+                // A directory that only waits for its mailbox may stand there.
+                disk::remove_empty(&to)?;
+                disk::rename(&from, &to)?;
+            }
+        }
+        disk::remove_empty(&layout.directory(from)?)?;
+        disk::sync_directory(&layout.root, self.account.fsync)
+    }
+
+    /// The mailbox's GUID as its index has it.
+    pub fn guid_of(&self, state: &State) -> Option<MailboxGuid> {
+        let header = state.extension(self.header())?.header_padded(HEADER_BYTES);
+        let mut guid = [0; 16];
+        guid.copy_from_slice(&header[4..20]);
+        (guid != [0; 16]).then_some(MailboxGuid(guid))
+    }
+
+    fn identity(&self, guid: MailboxGuid) -> Result<Transaction> {
+        let mut first = Transaction::new();
+        first.introduce(None, &Extension::new(self.header(), HEADER_BYTES, 0, 0));
+        first.ext_header(0, &self.identity_bytes(guid)?);
+        Ok(first)
+    }
+
+    /// For sdbox, how often it was rebuilt; for mdbox, the UIDVALIDITY of the map. Then the GUID, and flags.
+    fn identity_bytes(&self, guid: MailboxGuid) -> Result<Vec<u8>> {
+        let first = match &self.store {
+            None => 0,
+            Some(store) => store.open_map()?.uid_validity(),
+        };
+        let mut header = first.to_le_bytes().to_vec();
+        header.extend_from_slice(&guid.0);
+        header.resize(HEADER_BYTES, 0);
+        Ok(header)
+    }
+}
