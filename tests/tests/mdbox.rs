@@ -10,9 +10,9 @@ use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid, ModSeq,
     NewMessage, Since, Timestamp, TreeChange, Uid, UidValidity,
 };
-use dsync_storage::dbox::Mdbox;
+use dsync_storage::dbox::{Mdbox, Purged};
 use dsync_storage::layout::{Format, Kind, Layout};
-use dsync_storage::{Committed, Fsync, Goal, Mailbox, Storage};
+use dsync_storage::{Committed, Fsync, Goal, Mailbox, Storage, disk};
 use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::{Fixture, compare, touched};
 
@@ -277,4 +277,147 @@ fn dovecot_and_we_take_turns() {
     let view = account.view();
     same(&view, &account.view_of(&dovecot));
     assert_eq!(view.iter().filter(|line| line.starts_with("INBOX")).count(), 4, "{view:#?}");
+}
+
+/// Subjects of all messages, INBOX left out: each must be there so many times.
+fn subjects(view: &BTreeSet<String>) -> Vec<String> {
+    let subject = |line: &String| Some(line.split_once("Subject: ")?.1.to_owned());
+    let mut subjects: Vec<String> = view.iter().filter_map(subject).collect();
+    subjects.sort();
+    subjects
+}
+
+/// What is to be done to the account, as far as it is not done yet.
+fn work(account: &Account) -> dsync_storage::Result<()> {
+    let layout = Layout::new(Format::Mdbox, account.root());
+    let mut storage = Mdbox::open_rotating(layout, Fsync::Optimized, None, account.rotate_bytes)?;
+    let (_, mut problems) = storage.tree()?;
+    if let Some(problem) = problems.pop() {
+        return Err(problem.error);
+    }
+    let mut mailbox = storage.open(BOX)?;
+    let here: BTreeSet<u32> = mailbox
+        .changes(Since::All)?
+        .list
+        .iter()
+        .filter_map(|change| match change {
+            MessageChange::Save { uid, .. } => Some(uid.get()),
+            _ => None,
+        })
+        .collect();
+    let mut actions = vec![MessageAction::Flags {
+        uid: uid(1),
+        add: flags(Flags::FLAGGED, &["New"]),
+        remove: FlagSet::default(),
+        modseq_min: ModSeq::NONE,
+    }];
+    actions.extend([2, 5].into_iter().filter(|n| here.contains(n)).map(expunge));
+    if here.contains(&6) {
+        actions.push(MessageAction::Renumber { from: uid(6), to: uid(20) });
+    }
+    mailbox.apply(&actions)?;
+    for n in [10, 12].into_iter().filter(|n| !here.contains(n)) {
+        let message = NewMessage {
+            uid: uid(n),
+            guid: MessageGuid::new(&format!("new-{n}")).expect("valid"),
+            flags: flags(Flags::SEEN, &["New"]),
+            modseq: ModSeq::NONE,
+            received: Some(Timestamp(1)),
+            saved: None,
+            pop3_uidl: None,
+            pop3_order: None,
+            size: None,
+        };
+        mailbox.begin_save(message)?;
+        mailbox.write(format!("Subject: new-{n}\n\n{}", "y".repeat(900)).as_bytes())?;
+        mailbox.end_save()?;
+    }
+    mailbox.commit(goal())?;
+    drop(mailbox);
+    storage.purge().map(drop)
+}
+
+fn crashes(rotate_bytes: u64) {
+    let begin = || {
+        let mut account = Account::new();
+        account.rotate_bytes = rotate_bytes;
+        account.make("Box", BOX);
+        let mut mailbox = account.mailbox(BOX);
+        for n in 1..=6 {
+            save(&mut *mailbox, n, &format!("old-{n}"), FlagSet::default(), 1000);
+        }
+        commit(&mut *mailbox);
+        account
+    };
+    let done = ["new-10", "new-12", "old-1", "old-3", "old-4", "old-6"];
+    let steps = {
+        let account = begin();
+        let before = disk::crash_after(None);
+        work(&account).expect("works");
+        assert_eq!(subjects(&account.view()), done);
+        disk::crash_after(None) - before
+    };
+    assert!(steps > 12, "{steps}");
+    for step in 0..steps {
+        let account = begin();
+        disk::crash_after(Some(step));
+        let outcome = work(&account);
+        disk::crash_after(None);
+        assert!(outcome.is_err(), "step {step} of {steps} is reached");
+        let found = subjects(&account.view());
+        let before = ["old-1", "old-2", "old-3", "old-4", "old-5", "old-6"];
+        assert!(found == before || found == done, "crash at step {step} of {steps}: {found:?}");
+        work(&account).unwrap_or_else(|error| panic!("after a crash at step {step} of {steps}: {error}"));
+        let view = account.view();
+        assert_eq!(subjects(&view), done, "after a crash at step {step} of {steps}");
+        if installed() {
+            let dovecot = Dovecot::new(account.dir.path());
+            same(&view, &account.view_of(&dovecot));
+            dovecot.save(&account.location(), "Box", "Subject: theirs\n\n");
+            dovecot.doveadm(&account.location(), &["expunge", "mailbox", "Box", "uid", "1"]);
+            same(&account.view(), &account.view_of(&dovecot));
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_loses_and_doubles_nothing() {
+    // All in one file that is appended to; a file for each message.
+    crashes(100_000);
+    crashes(500);
+}
+
+#[test]
+fn purging_frees_what_nobody_refers_to() {
+    let account = Account::new();
+    account.make("Box", BOX);
+    let mut mailbox = account.mailbox(BOX);
+    for n in 1..=12 {
+        save(&mut *mailbox, n, &format!("old-{n}"), FlagSet::default(), 3000);
+    }
+    commit(&mut *mailbox);
+    assert_eq!(account.open().purge().expect("purges"), Purged::default());
+    mailbox.apply(&[expunge(2), expunge(3)]).expect("takes note");
+    commit(&mut *mailbox);
+    let before = account.view();
+    let purged = account.open().purge().expect("purges");
+    assert_eq!((purged.files, purged.messages, purged.left), (1, 2, 0));
+    assert!(purged.bytes > 6000, "{purged:?}");
+    assert_eq!(account.view(), before);
+    assert!(!account.files().contains("m.1"), "{:?}", account.files());
+    // The mailbox that was open all the time finds its messages where they are now.
+    let mut text = Vec::new();
+    let body = mailbox.body(uid(4), None).expect("opens").expect("is there");
+    { body }.reader.read_to_end(&mut text).expect("reads");
+    assert!(text.starts_with(b"Subject: old-4"));
+    mailbox.apply(&(1..=12).map(expunge).collect::<Vec<_>>()).expect("takes note");
+    commit(&mut *mailbox);
+    assert_eq!(account.open().purge().expect("purges").messages, 10);
+    assert_eq!(account.files().iter().filter(|name| name.starts_with("m.")).count(), 0);
+    if installed() {
+        let dovecot = Dovecot::new(account.dir.path());
+        save(&mut *mailbox, 13, "last", FlagSet::default(), 100);
+        commit(&mut *mailbox);
+        same(&account.view(), &account.view_of(&dovecot));
+    }
 }

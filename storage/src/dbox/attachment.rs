@@ -4,9 +4,9 @@
 //! again. Reads only: our own saves keep messages whole.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use dsync_model::{MailboxGuid, Uid};
 
 use super::metadata::decimal;
-use crate::{Result, StorageError};
+use crate::{Result, StorageError, disk};
 
 /// Bytes of a file that are encoded at once; whole groups of three.
 const CHUNK_BYTES: usize = 12 << 10;
@@ -144,6 +144,19 @@ fn parse_options(mut options: &[u8]) -> Option<(Option<u32>, bool)> {
 /// Says whether a path cannot lead out of the directory that it is joined to, nor out of its line.
 fn stays_below(path: &str) -> bool {
     !path.contains(char::is_control) && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+/// Removes the file of an attachment, and with the last of its links the one that is named after its content.
+pub(super) fn remove(root: &Path, below: &Path) -> Result<()> {
+    let path = root.join(below);
+    disk::remove(&path)?;
+    let name = below.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some((sum, _)) = name.split_once('-') else { return Ok(()) };
+    let shared = path.with_file_name("hashes").join(sum);
+    match fs::symlink_metadata(&shared) {
+        Ok(meta) if meta.nlink() == 1 => disk::remove(&shared),
+        _ => Ok(()),
+    }
 }
 
 fn open(attachment: &Attachment, path: &Path) -> Result<File> {

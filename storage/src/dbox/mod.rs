@@ -11,6 +11,7 @@ mod map;
 mod mdbox;
 pub mod metadata;
 mod output;
+mod purge;
 mod saving;
 mod sdbox;
 mod shared;
@@ -26,6 +27,7 @@ use crate::{Result, StorageError, disk};
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
 pub use metadata::Metadata;
+pub use purge::Purged;
 pub use storage::{Dbox, Mdbox, Sdbox};
 
 /// Begins the names of files that are still being written.
@@ -41,6 +43,11 @@ fn sweep(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A name for a file that is still being written.
+fn temporary_name() -> String {
+    format!("{TEMPORARY}P{}Q{}", std::process::id(), serial())
 }
 
 /// A number that this process gives once, for names of temporary files.

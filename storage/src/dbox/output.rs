@@ -25,8 +25,13 @@ pub(super) struct Output {
 impl Output {
     /// A new file, with its header.
     pub fn create(path: PathBuf) -> Result<Output> {
+        Output::create_with(path, &file_header_bytes(now()))
+    }
+
+    /// A new file that begins so.
+    pub fn create_with(path: PathBuf, first: &[u8]) -> Result<Output> {
         let file = disk::create(&path, disk::file_mode(path.parent().unwrap_or(Path::new("."))))?;
-        Ok(Output { path, file, written: 0, buffer: file_header_bytes(now()) })
+        Ok(Output { path, file, written: 0, buffer: first.to_vec() })
     }
 
     /// The file that is open here, from its end on.

@@ -9,7 +9,7 @@ use dsync_model::{MailboxGuid, MessageGuid, NewMessage, Uid};
 use super::bodies::{Moves, Pending};
 use super::output::Output;
 use super::saving::Saving;
-use super::{AttachmentDir, DboxFile, StoredMail, TEMPORARY};
+use super::{AttachmentDir, DboxFile, StoredMail};
 use crate::layout::Places;
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -51,8 +51,7 @@ impl Files {
     }
 
     pub fn begin(&self, message: NewMessage) -> Result<Saving> {
-        let name = format!("{TEMPORARY}P{}Q{}", std::process::id(), super::serial());
-        Ok(Saving::new(message, Output::create(self.places.mail.join(name))?))
+        Ok(Saving::new(message, Output::create(self.places.mail.join(super::temporary_name()))?))
     }
 
     pub fn end(&self, saving: Saving) -> Result<Pending> {

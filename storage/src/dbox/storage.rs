@@ -8,6 +8,7 @@ use std::time::Duration;
 use dsync_model::{MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, UidValidity};
 use rand::RngExt;
 
+use super::Purged;
 use super::list_index;
 use super::map::Map;
 use super::shared::Shared;
@@ -65,6 +66,14 @@ impl Dbox {
         let shared = Arc::new(Shared { account, attachments, store });
         let map = shared.open_map()?;
         Ok(Dbox { shared, names: BTreeMap::new(), map })
+    }
+
+    /// Frees what expunged messages take up in the files of mdbox. With sdbox there is nothing to free.
+    pub fn purge(&mut self) -> Result<Purged> {
+        match &self.shared.store {
+            Some(store) => super::purge::purge(&self.shared, store),
+            None => Ok(Purged::default()),
+        }
     }
 
     /// Mailboxes and names without mail, INBOX left out.

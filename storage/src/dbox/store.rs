@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+use super::DboxFile;
 use super::file::MESSAGE_HEADER_BYTES;
 use super::map::{Map, MapState};
 use super::output::Output;
-use super::{DboxFile, TEMPORARY};
 use crate::layout::Layout;
 use crate::{Result, StorageError, disk};
 
@@ -59,32 +59,34 @@ impl Store {
     }
 
     /// Opens a file for writing, and locks it. `None`: it is gone, busy, or not what its name says any more.
-    pub fn open_locked(&self, file: u32) -> Result<Option<File>> {
-        let path = self.path(file);
+    pub fn open_locked(&self, path: &Path) -> Result<Option<File>> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-        let open = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path) {
+        let open = match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
             Ok(open) => open,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StorageError::io(&path)(error)),
+            Err(error) => return Err(StorageError::io(path)(error)),
         };
         match flock(&open, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(StorageError::io(&path)(error.into())),
+            Err(error) => return Err(StorageError::io(path)(error.into())),
         }
-        let ours = open.metadata().map_err(StorageError::io(&path))?;
-        let named = std::fs::symlink_metadata(&path).ok();
+        let ours = open.metadata().map_err(StorageError::io(path))?;
+        let named = std::fs::symlink_metadata(path).ok();
         let same = named.is_some_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()));
         Ok(same.then_some(open))
     }
 
-    /// Gives a finished file the next free number. The map is locked.
+    /// Gives a finished file the next free number, in the directory where it is. The map is locked.
     pub fn give_number(&self, path: &Path, highest: &mut u32) -> Result<u32> {
         loop {
             *highest = highest.checked_add(1).ok_or_else(|| {
                 StorageError::Impossible(format!("{}: file numbers are exhausted", self.directory.display()))
             })?;
-            match disk::rename_new(path, &self.path(*highest)) {
+            if self.alt.as_ref().is_some_and(|alt| alt.join(format!("m.{highest}")).exists()) {
+                continue;
+            }
+            match disk::rename_new(path, &path.with_file_name(format!("m.{highest}"))) {
                 Ok(()) => return Ok(*highest),
                 // Of a run that died before it could tell the map; a rebuild would find its messages.
                 Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {
@@ -96,8 +98,7 @@ impl Store {
     }
 
     pub fn new_output(&self) -> Result<Output> {
-        let name = format!("{TEMPORARY}P{}Q{}", std::process::id(), super::serial());
-        Output::create(self.directory.join(name))
+        Output::create(self.directory.join(super::temporary_name()))
     }
 
     /// Finds a file to which a message of this size may be appended, and locks it: its number, the file, its size.
@@ -119,7 +120,7 @@ impl Store {
             if !map.state().file_end(number).is_some_and(room) {
                 continue;
             }
-            let Some(file) = self.open_locked(number)? else { continue };
+            let Some(file) = self.open_locked(&self.path(number))? else { continue };
             map.refresh()?;
             let end = map.state().file_end(number);
             let path = self.path(number);
