@@ -222,7 +222,9 @@ impl<'a> Merge<'a> {
                 }
                 Direction::TwoWay => {
                     let merged = flags::merge((&deltas.0[0], modseqs.0[0]), (&deltas.0[1], modseqs.0[1]));
-                    ENDS.into_iter().for_each(|end| self.set_flags(end, uid, &deltas[end].current, &merged));
+                    ENDS.into_iter().for_each(|end| {
+                        self.set_flags(end, uid, &deltas[end].current, &merged, modseqs[end.other()])
+                    });
                     self.agreed.insert(uid, &merged);
                 }
                 Direction::OneWay { into } | Direction::Mirror { into } if gone[into.other()] => {
@@ -238,7 +240,7 @@ impl<'a> Merge<'a> {
                         self.different.insert(uid.get());
                     } else {
                         let merged = deltas[into].current.union(&source.added).minus(&source.removed);
-                        self.set_flags(into, uid, &deltas[into].current, &merged);
+                        self.set_flags(into, uid, &deltas[into].current, &merged, modseqs[into.other()]);
                         if merged != source.current {
                             self.different.insert(uid.get());
                         }
@@ -258,7 +260,7 @@ impl<'a> Merge<'a> {
                             modseq,
                         });
                     } else {
-                        self.set_flags(into, uid, &deltas[into].current, source);
+                        self.set_flags(into, uid, &deltas[into].current, source, modseqs[into.other()]);
                     }
                     self.agreed.insert(uid, source);
                 }
@@ -327,13 +329,15 @@ impl<'a> Merge<'a> {
         match self.direction {
             Direction::TwoWay => {
                 let merged = flags::merge((left.flags, left.modseq), (right.flags, right.modseq));
-                ENDS.into_iter().for_each(|end| self.set_flags(end, uid, &saves[end].flags.current, &merged));
+                ENDS.into_iter().for_each(|end| {
+                    self.set_flags(end, uid, &saves[end].flags.current, &merged, saves[end.other()].modseq)
+                });
                 self.agreed.insert(uid, &merged);
             }
             Direction::OneWay { into } => {
                 let (source, own) = (&saves[into.other()].flags.current, &saves[into].flags.current);
                 let merged = own.union(source);
-                self.set_flags(into, uid, own, &merged);
+                self.set_flags(into, uid, own, &merged, saves[into.other()].modseq);
                 self.agreed.insert(uid, source);
                 if merged != *source {
                     self.different.insert(uid.get());
@@ -341,7 +345,7 @@ impl<'a> Merge<'a> {
             }
             Direction::Mirror { into } => {
                 let source = &saves[into.other()].flags.current;
-                self.set_flags(into, uid, &saves[into].flags.current, source);
+                self.set_flags(into, uid, &saves[into].flags.current, source, saves[into.other()].modseq);
                 self.agreed.insert(uid, source);
             }
         }
@@ -405,7 +409,7 @@ impl<'a> Merge<'a> {
                 Some(twin) => {
                     linked.insert(twin.uid);
                     let merged = twin.flags.current.union(&save.flags.current);
-                    self.set_flags(into, twin.uid, &twin.flags.current, &merged);
+                    self.set_flags(into, twin.uid, &twin.flags.current, &merged, ModSeq::NONE);
                 }
                 None => wanted.push(*save),
             }
@@ -454,7 +458,7 @@ impl<'a> Merge<'a> {
                 Some(twin) => {
                     used.insert(twin.uid);
                     self.renumber(into, place.get(&twin.uid).copied().unwrap_or(twin.uid), save.uid);
-                    self.set_flags(into, save.uid, &twin.flags.current, &save.flags.current);
+                    self.set_flags(into, save.uid, &twin.flags.current, &save.flags.current, save.modseq);
                 }
                 None => self.fetch(into, save, save.uid),
             }
@@ -486,10 +490,11 @@ impl<'a> Merge<'a> {
         self.halves[end].fetches.push(Fetch { from: save.uid, guid, uid, flags, modseq: save.modseq });
     }
 
-    fn set_flags(&mut self, end: End, uid: Uid, now: &FlagSet, wanted: &FlagSet) {
+    /// `modseq` is what the other end gave to these flags: the message gets it too, so that both ends tell a client the same.
+    fn set_flags(&mut self, end: End, uid: Uid, now: &FlagSet, wanted: &FlagSet, modseq: ModSeq) {
         if now != wanted && self.direction.source() != Some(end) {
             let (add, remove) = (wanted.minus(now), now.minus(wanted));
-            self.halves[end].flags.push(MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE });
+            self.halves[end].flags.push(MessageAction::Flags { uid, add, remove, modseq_min: modseq });
         }
     }
 

@@ -2,9 +2,10 @@
 //! stop the world after each of them.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags};
@@ -61,6 +62,15 @@ pub fn create(path: &Path, mode: u32) -> Result<File> {
     step(path)?;
     let flags = OFlags::NOFOLLOW.bits() as i32;
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
+    file.map_err(StorageError::io(path))
+}
+
+/// The same, to be read as well.
+pub fn create_readable(path: &Path, mode: u32) -> Result<File> {
+    step(path)?;
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
     file.map_err(StorageError::io(path))
 }
 
@@ -249,4 +259,58 @@ pub fn append_record(path: &Path, record: &[u8]) -> Result<()> {
         file.set_len(length - torn).map_err(StorageError::io(path))?;
     }
     write(&mut file, record, path)
+}
+
+/// Copies a range of one file into another, within the kernel where it can.
+pub fn copy_range(from: &File, range: Range<u64>, to: &File, offset: u64, path: &Path) -> Result<()> {
+    step(path)?;
+    let (mut read, mut written) = (range.start, offset);
+    while read < range.end {
+        let left = usize::try_from(range.end - read).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut written), left) {
+            Ok(0) => return Err(StorageError::io(path)(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return copy_bytes(from, read..range.end, to, written).map_err(StorageError::io(path)),
+        }
+    }
+    Ok(())
+}
+
+fn copy_bytes(from: &File, range: Range<u64>, to: &File, offset: u64) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut read = range.start;
+    while read < range.end {
+        let length = (range.end - read).min(buffer.len() as u64) as usize;
+        from.read_exact_at(&mut buffer[..length], read)?;
+        to.write_all_at(&buffer[..length], offset + (read - range.start))?;
+        read += length as u64;
+    }
+    Ok(())
+}
+
+/// Gives a file the owner and the permissions of another. Where the group cannot be given, it gets no rights.
+pub fn set_owner_like(file: &File, like: &Metadata, path: &Path) -> Result<()> {
+    step(path)?;
+    let mut mode = like.mode() & 0o777;
+    let now = file.metadata().map_err(StorageError::io(path))?;
+    if now.gid() != like.gid() && fchown(file, None, Some(like.gid())).is_err() {
+        mode &= 0o707;
+    }
+    if now.uid() != like.uid() {
+        fchown(file, Some(like.uid()), None).map_err(StorageError::io(path))?;
+    }
+    file.set_permissions(Permissions::from_mode(mode)).map_err(StorageError::io(path))
+}
+
+/// Sets the times of a file.
+pub fn set_times(file: &File, times: FileTimes, path: &Path) -> Result<()> {
+    step(path)?;
+    file.set_times(times).map_err(StorageError::io(path))
+}
+
+/// Sets the time of change of a file to now.
+pub fn touch(path: &Path) -> Result<()> {
+    step(path)?;
+    let now = std::time::SystemTime::now();
+    File::open(path).and_then(|file| file.set_modified(now)).map_err(StorageError::io(path))
 }

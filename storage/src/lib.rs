@@ -19,8 +19,10 @@ pub mod location;
 mod lock;
 pub mod mailbox_log;
 pub mod maildir;
+pub mod mbox;
 pub mod memory;
 mod mutf7;
+mod status_cache;
 mod subscriptions;
 
 use std::io;

@@ -24,8 +24,8 @@ pub struct DotLock {
 }
 
 impl DotLock {
-    /// Takes `<file>.lock`, waiting at most `wait`. A lock whose process is gone from this host, or that nobody touched for two
-    /// minutes, is broken.
+    /// Takes `<file>.lock`, waiting at most `wait`. A lock whose process is gone from this host is broken, and so is one if
+    /// for two minutes nobody has touched it or the file.
     pub fn take(file: &Path, wait: Duration) -> Result<DotLock> {
         let mut name = file.as_os_str().to_owned();
         name.push(".lock");
@@ -47,7 +47,7 @@ impl DotLock {
                 Err(error) => return Err(error),
             }
             let holder = fs::read_to_string(&path).unwrap_or_default();
-            if is_stale(&path, &holder) {
+            if is_stale(file, &path, &holder) {
                 disk::remove(&path)?;
                 continue;
             }
@@ -58,6 +58,11 @@ impl DotLock {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Shows that the holder still works. To be called every ten seconds or so.
+    pub fn touch(&self) -> Result<()> {
+        disk::touch(&self.path)
     }
 }
 
@@ -70,11 +75,15 @@ impl Drop for DotLock {
     }
 }
 
-fn is_stale(path: &Path, holder: &str) -> bool {
+fn is_stale(file: &Path, lock: &Path, holder: &str) -> bool {
     let gone = holder.split_once(':').is_some_and(|(pid, host)| host == host_name() && !process_exists(pid));
-    let age = fs::symlink_metadata(path).and_then(|meta| meta.modified()).ok();
-    let age = age.and_then(|changed| SystemTime::now().duration_since(changed).ok()).unwrap_or_default();
-    gone || age > STALE
+    let age = |meta: std::io::Result<fs::Metadata>| {
+        let changed = meta.and_then(|meta| meta.modified()).ok()?;
+        Some(SystemTime::now().duration_since(changed).unwrap_or_default())
+    };
+    let old = age(fs::symlink_metadata(lock)).is_some_and(|age| age > STALE)
+        && age(fs::metadata(file)).is_none_or(|age| age > STALE);
+    gone || old
 }
 
 /// Says whether a process of this number runs on this host.
@@ -186,7 +195,7 @@ impl Drop for OfdLock {
 }
 
 /// Who holds the lock of a file, as far as the system tells: pid and program.
-fn holder(file: &File) -> String {
+pub fn holder(file: &File) -> String {
     let mut lock = whole_file(nix::libc::F_WRLCK);
     let told = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
     if told.is_err() || lock.l_pid <= 0 {
@@ -196,7 +205,8 @@ fn holder(file: &File) -> String {
     format!("pid {} ({}) on {}", lock.l_pid, program.trim(), host_name())
 }
 
-fn whole_file(kind: i32) -> nix::libc::flock {
+/// An fcntl lock of this kind on a whole file.
+pub fn whole_file(kind: i32) -> nix::libc::flock {
     nix::libc::flock {
         l_type: kind as i16,
         l_whence: nix::libc::SEEK_SET as i16,

@@ -28,18 +28,18 @@ fn fixtures() -> PathBuf {
 }
 
 fn unpack(name: &str) -> (tempfile::TempDir, Value) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("works");
     let archive = fixtures().join(format!("{name}.tar.zst"));
     let status =
         Command::new("tar").arg("--zstd").arg("-xpf").arg(archive).arg("-C").arg(dir.path()).status();
-    assert!(status.unwrap().success());
-    let text = std::fs::read(fixtures().join(format!("{name}.expected.json"))).unwrap();
-    (dir, serde_json::from_slice(&text).unwrap())
+    assert!(status.expect("works").success());
+    let text = std::fs::read(fixtures().join(format!("{name}.expected.json"))).expect("works");
+    (dir, serde_json::from_slice(&text).expect("works"))
 }
 
 fn indexes(directory: &Path, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        if entry.file_type().unwrap().is_dir() {
+    for entry in std::fs::read_dir(directory).expect("works").flatten() {
+        if entry.file_type().expect("works").is_dir() {
             indexes(&entry.path(), found);
         } else if entry.file_name() == "dovecot.index.log" {
             found.push(directory.to_owned());
@@ -68,12 +68,12 @@ fn view(state: &State) -> View {
 fn expected(mailbox: &Value) -> View {
     let strings = |value: &Value| -> Vec<String> {
         let mut list: Vec<String> =
-            value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect();
+            value.as_array().expect("works").iter().map(|v| v.as_str().expect("works").to_owned()).collect();
         list.sort();
         list
     };
-    let number = |value: &Value| value.as_u64().unwrap();
-    let mails = mailbox["mails"].as_array().unwrap().iter().map(|mail| {
+    let number = |value: &Value| value.as_u64().expect("works");
+    let mails = mailbox["mails"].as_array().expect("works").iter().map(|mail| {
         (number(&mail["uid"]), strings(&mail["flags"]), strings(&mail["keywords"]), number(&mail["modseq"]))
     });
     let counters =
@@ -90,11 +90,11 @@ fn every_index_of_the_fixtures_reads_as_dovecot_reports_it() {
         indexes(dir.path(), &mut found);
         let mut views: BTreeMap<(u64, u64), View> = BTreeMap::new();
         for directory in found {
-            let index = Index::open(Paths::mailbox(&directory)).unwrap().unwrap();
+            let index = Index::open(Paths::mailbox(&directory)).expect("works").expect("works");
             let view = view(index.state());
             views.insert((view.1.0, view.1.1), view);
         }
-        for mailbox in told["mailboxes"].as_array().unwrap() {
+        for mailbox in told["mailboxes"].as_array().expect("works") {
             let wanted = expected(mailbox);
             let view = views.get(&(wanted.1.0, wanted.1.1));
             let view = view.unwrap_or_else(|| panic!("{name}: {} has no index", mailbox["name"]));
@@ -111,11 +111,11 @@ fn every_index_of_the_fixtures_reads_as_dovecot_reports_it() {
 /// A made-up index, changed in every way, read by a second reader beside the writer.
 #[test]
 fn what_is_written_is_read_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("works");
     let paths = Paths::mailbox(dir.path());
-    let mut index = Index::create(paths.clone(), 77, 1, Transaction::new()).unwrap();
-    let mut other = Index::open(paths.clone()).unwrap().unwrap();
-    let mut writer = index.lock(Duration::ZERO).unwrap();
+    let mut index = Index::create(paths.clone(), 77, 1, Transaction::new()).expect("works");
+    let mut other = Index::open(paths.clone()).expect("works").expect("works");
+    let mut writer = index.lock(Duration::ZERO).expect("works");
     for step in 0..2000u32 {
         let mut transaction = Transaction::new();
         transaction.append(&[(step * 2 + 1, (step % 32) as u8), (step * 2 + 2, 0)]);
@@ -123,57 +123,57 @@ fn what_is_written_is_read_again() {
         if step % 3 == 0 {
             transaction.expunge(&[(step, [7; 16])]);
         }
-        writer.append(transaction, Fsync::Never).unwrap();
+        writer.append(transaction, Fsync::Never).expect("works");
         if step % 500 == 499 {
-            writer.rotate(Fsync::Never).unwrap();
+            writer.rotate(Fsync::Never).expect("works");
         } else if step % 70 == 69 {
-            writer.snapshot(Fsync::Never).unwrap();
+            writer.snapshot(Fsync::Never).expect("works");
         }
         if step % 97 == 0 {
-            other.refresh().unwrap();
+            other.refresh().expect("works");
             assert_eq!(view(other.state()), view(writer.state()), "step {step}");
-            let fresh = Index::open(paths.clone()).unwrap().unwrap();
+            let fresh = Index::open(paths.clone()).expect("works").expect("works");
             assert_eq!(view(fresh.state()), view(writer.state()), "step {step}");
         }
     }
     drop(writer);
-    let history = index.history(0).unwrap();
+    let history = index.history(0).expect("works");
     assert!(!history.expunged.is_empty() && !history.flags.is_empty());
     assert!(history.expunged.values().all(|(_, guid)| *guid == Some([7; 16])));
 }
 
 #[test]
 fn a_torn_tail_is_ignored_and_cut_off() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("works");
     let paths = Paths::mailbox(dir.path());
-    let mut index = Index::create(paths.clone(), 77, 1, Transaction::new()).unwrap();
+    let mut index = Index::create(paths.clone(), 77, 1, Transaction::new()).expect("works");
     let mut two = Transaction::new();
     two.append(&[(1, 0)]);
     two.keyword("x", true, &[(1, 1)]);
-    index.lock(Duration::ZERO).unwrap().append(two, Fsync::Never).unwrap();
-    let whole = std::fs::read(paths.log()).unwrap();
+    index.lock(Duration::ZERO).expect("works").append(two, Fsync::Never).expect("works");
+    let whole = std::fs::read(paths.log()).expect("works");
     let before = view(index.state());
     let mut more = Transaction::new();
     more.append(&[(2, 8)]);
     more.keyword("y", true, &[(2, 2)]);
     let tail = more.into_bytes();
     for cut in 1..tail.len() {
-        std::fs::write(paths.log(), [&whole[..], &tail[..cut]].concat()).unwrap();
-        let mut index = Index::open(paths.clone()).unwrap().unwrap();
+        std::fs::write(paths.log(), [&whole[..], &tail[..cut]].concat()).expect("works");
+        let mut index = Index::open(paths.clone()).expect("works").expect("works");
         assert_eq!(view(index.state()), before, "cut at {cut}");
-        drop(index.lock(Duration::ZERO).unwrap());
-        assert_eq!(std::fs::read(paths.log()).unwrap(), whole);
+        drop(index.lock(Duration::ZERO).expect("works"));
+        assert_eq!(std::fs::read(paths.log()).expect("works"), whole);
     }
 }
 
 #[test]
 fn a_held_lock_names_its_holder_and_two_writers_take_turns() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("works");
     let paths = Paths::mailbox(dir.path());
-    let mut one = Index::create(paths.clone(), 77, 1, Transaction::new()).unwrap();
-    let mut two = Index::open(paths).unwrap().unwrap();
-    let writer = one.lock(Duration::ZERO).unwrap();
-    assert_eq!(two.lock(Duration::from_millis(30)).unwrap_err().status(), 75);
+    let mut one = Index::create(paths.clone(), 77, 1, Transaction::new()).expect("works");
+    let mut two = Index::open(paths).expect("works").expect("works");
+    let writer = one.lock(Duration::ZERO).expect("works");
+    assert_eq!(two.lock(Duration::from_millis(30)).expect_err("fails").status(), 75);
     drop(writer);
-    drop(two.lock(Duration::ZERO).unwrap());
+    drop(two.lock(Duration::ZERO).expect("works"));
 }

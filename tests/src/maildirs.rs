@@ -77,9 +77,8 @@ impl Account {
             let mut mailbox = storage.open(status.guid).expect("opens");
             let changes = mailbox.changes(dsync_model::Since::All).expect("lists");
             for change in changes.list {
-                let dsync_model::MessageChange::Save { uid, guid, flags, .. } = change else {
-                    panic!("{change:?}")
-                };
+                // Without a base: what is there, and who is proven gone.
+                let dsync_model::MessageChange::Save { uid, guid, flags, .. } = change else { continue };
                 let mut body = mailbox.body(uid, Some(&guid)).expect("opens").expect("is there");
                 let mut bytes = Vec::new();
                 body.reader.read_to_end(&mut bytes).expect("reads");

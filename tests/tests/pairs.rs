@@ -10,8 +10,12 @@ use dsync_tests::formats::Fixture;
 use dsync_tests::programs::programs;
 
 /// A fixture for each source format, and how its account is named below its home.
-const SOURCES: [(&str, &str); 1] = [("sdbox", "sdbox:%/sdbox")];
-const TARGETS: [&str; 1] = ["sdbox:%"];
+const SOURCES: [(&str, &str); 3] = [
+    ("sdbox", "sdbox:%/sdbox"),
+    ("maildirpp", "maildir:%/Maildir"),
+    ("maildir-fs", "maildir:%/Maildir:LAYOUT=fs"),
+];
+const TARGETS: [&str; 3] = ["sdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
 
 fn at(location: &str, path: &Path) -> String {
     location.replace('%', &path.display().to_string())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    Changes, Digest, FlagDelta, MailboxGuid, MailboxStatus, Message, MessageAction, MessageChange,
-    MessageGuid, ModSeq, NewMessage, Since, Uid, UidSet, UidValidity, changes_since,
+    Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since, Uid,
+    UidSet, UidValidity, changes_since,
 };
 
 use super::bodies::{Bodies, Mail, Moves, Pending};
@@ -313,7 +313,7 @@ impl Mailbox for DboxMailbox {
         self.expected_next.get_or_insert(status.uid_next);
         let mut changes = changes_since(&list, since);
         if matches!(since, Since::All) {
-            add_history(&mut changes, &self.index)?;
+            self.index.prove(&mut changes)?;
         }
         Ok(Changes { list: changes, status })
     }
@@ -408,40 +408,4 @@ impl Drop for DboxMailbox {
         self.abandon_save();
         self.discard();
     }
-}
-
-/// Adds to a list of all messages what the log proves: who was expunged, and how flags came to stand as they do.
-fn add_history(changes: &mut Vec<MessageChange>, index: &Index) -> Result<()> {
-    let history = index.history(0)?;
-    for change in changes.iter_mut() {
-        let MessageChange::Save { uid, flags, .. } = change else { continue };
-        let Some(told) = history.flags.get(&uid.get()) else { continue };
-        let mut delta = FlagDelta::standing(std::mem::take(&mut flags.current));
-        delta.added.system = dsync_model::Flags::from_bits(told.added & 0x1f).unwrap_or_default();
-        delta.removed.system = dsync_model::Flags::from_bits(told.removed & 0x1f).unwrap_or_default();
-        for (name, added) in &told.keywords {
-            if let Some(keyword) = dsync_model::Keyword::new(name) {
-                if *added { &mut delta.added } else { &mut delta.removed }.keywords.insert(keyword);
-            }
-        }
-        delta.added = delta.added.intersection(&delta.current);
-        delta.removed = delta.removed.minus(&delta.current);
-        *flags = delta;
-    }
-    // A message that only got another UID was not expunged.
-    let here = changes.iter().filter_map(|change| match change {
-        MessageChange::Save { guid, .. } => Some(guid.bits()),
-        _ => None,
-    });
-    let here: BTreeSet<[u8; 16]> = here.collect();
-    let gone = history.expunged.iter().filter(|(_, (_, guid))| guid.is_none_or(|guid| !here.contains(&guid)));
-    let gone: Vec<MessageChange> = gone
-        .filter_map(|(uid, (_, guid))| {
-            let guid = MessageGuid::new(&MailboxGuid((*guid)?).to_string())?;
-            Some(MessageChange::Expunge { uid: Uid::new(*uid)?, guid: Some(guid) })
-        })
-        .collect();
-    changes.extend(gone);
-    changes.sort_by_key(MessageChange::uid);
-    Ok(())
 }

@@ -16,6 +16,7 @@ use super::store::Store;
 use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
+use crate::status_cache::{Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -81,9 +82,17 @@ impl Dbox {
         if layout.kind == Kind::Index { list_index::list(layout) } else { layout.list() }
     }
 
-    fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
+    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.places(name)?;
-        super::sweep(&places.mail)?;
+        let log = Shared::paths(&places).log();
+        let before = Fingerprint::of([log.as_path()]);
+        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
+        if let Some(status) = known {
+            self.names.insert(status.guid, name.clone());
+            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+        }
+        let mail = places.mail.clone();
+        super::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
         if let Some(map) = &self.map
             && self.shared.map_validity_of(index.state()) != map.uid_validity()
@@ -102,6 +111,7 @@ impl Dbox {
         let status = mailbox.list().and_then(|list| mailbox.status_of(&list));
         self.map = mailbox.into_map()?;
         let status = status?;
+        cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
@@ -126,7 +136,8 @@ impl Storage for Dbox {
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
-        let account = &self.shared.account;
+        let shared = self.shared.clone();
+        let account = &shared.account;
         account.empty_trash()?;
         let inbox = MailboxName::inbox();
         if let Some(store) = &self.shared.store {
@@ -142,20 +153,22 @@ impl Storage for Dbox {
         }
         let subscribed = account.subscribed()?;
         let (found, mut problems) = self.found()?;
+        let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox)?);
+        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
                 continue;
             }
-            match self.list_one(&found.name) {
+            match self.list_one(&found.name, &mut cache) {
                 Ok(node) => {
                     tree.insert(found.name, node);
                 }
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
+        cache.write(&self.shared.account);
         for name in subscribed {
             tree.entry(name).or_default().subscribed = true;
         }

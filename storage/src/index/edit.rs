@@ -33,6 +33,9 @@ pub struct Flagged {
     pub modseq: ModSeq,
 }
 
+/// One message of an index that is built anew: flags, modseq, data by extension.
+type Row<'a> = (FlagSet, u64, BTreeMap<&'a str, &'a [u8]>);
+
 /// Everything that one commit changes. Appended and flagged messages ascend by UID.
 #[derive(Clone, Default, Debug)]
 pub struct Edit {
@@ -162,7 +165,7 @@ impl Edit {
                 ![KEYWORDS, MODSEQ].contains(&&*extension.name) && !CACHES.contains(&&*extension.name)
             })
             .collect();
-        let mut rows: BTreeMap<u32, (FlagSet, u64, BTreeMap<&str, &[u8]>)> = BTreeMap::new();
+        let mut rows: BTreeMap<u32, Row<'_>> = BTreeMap::new();
         for (row, uid) in state.uids.iter().enumerate().filter(|(_, uid)| !gone.contains(uid)) {
             let data = kept.iter().map(|extension| (&*extension.name, extension.row(row)));
             let data = data.filter(|(_, data)| !data.is_empty()).collect();

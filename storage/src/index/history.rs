@@ -1,6 +1,8 @@
 //! What became of messages, as far back as the logs reach.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use dsync_model::{FlagDelta, Flags, Keyword, MailboxGuid, MessageChange, MessageGuid, Uid};
 
 use super::format::{LogHeader, Record, Records, kind, u16_at, u32_at};
 use super::{Index, State, read_log};
@@ -53,6 +55,45 @@ impl Index {
         }
         history.expunged.retain(|uid, _| self.state.row(*uid).is_none());
         Ok(history)
+    }
+}
+
+impl Index {
+    /// Adds to a list of all messages what the log proves: who was expunged, and how flags came to stand as they do.
+    pub fn prove(&self, changes: &mut Vec<MessageChange>) -> Result<()> {
+        let history = self.history(0)?;
+        for change in changes.iter_mut() {
+            let MessageChange::Save { uid, flags, .. } = change else { continue };
+            let Some(told) = history.flags.get(&uid.get()) else { continue };
+            let mut delta = FlagDelta::standing(std::mem::take(&mut flags.current));
+            delta.added.system = Flags::from_bits(told.added & 0x1f).unwrap_or_default();
+            delta.removed.system = Flags::from_bits(told.removed & 0x1f).unwrap_or_default();
+            for (name, added) in &told.keywords {
+                if let Some(keyword) = Keyword::new(name) {
+                    if *added { &mut delta.added } else { &mut delta.removed }.keywords.insert(keyword);
+                }
+            }
+            delta.added = delta.added.intersection(&delta.current);
+            delta.removed = delta.removed.minus(&delta.current);
+            *flags = delta;
+        }
+        // A message that only got another UID was not expunged.
+        let here = changes.iter().filter_map(|change| match change {
+            MessageChange::Save { guid, .. } => Some(guid.bits()),
+            _ => None,
+        });
+        let here: BTreeSet<[u8; 16]> = here.collect();
+        let gone =
+            history.expunged.iter().filter(|(_, (_, guid))| guid.is_none_or(|guid| !here.contains(&guid)));
+        let gone: Vec<MessageChange> = gone
+            .filter_map(|(uid, (_, guid))| {
+                let guid = MessageGuid::new(&MailboxGuid((*guid)?).to_string())?;
+                Some(MessageChange::Expunge { uid: Uid::new(*uid)?, guid: Some(guid) })
+            })
+            .collect();
+        changes.extend(gone);
+        changes.sort_by_key(MessageChange::uid);
+        Ok(())
     }
 }
 

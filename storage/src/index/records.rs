@@ -18,6 +18,9 @@ impl State {
     pub fn apply(&mut self, minor: u8, record: &Record<'_>) -> Result<(), &'static str> {
         self.modseq = State::count(self.modseq, minor, record);
         let payload = record.payload;
+        if !record.external {
+            self.request(record);
+        }
         match record.kind {
             kind::APPEND => self.append(payload),
             kind::EXPUNGE if record.external => {
@@ -82,6 +85,22 @@ impl State {
             }
             kind::BOUNDARY | kind::ATTRIBUTE_UPDATE => Ok(()),
             _ => Err("record of an unknown type"),
+        }
+    }
+
+    /// Notes that a change of flags is still to be carried out.
+    fn request(&mut self, record: &Record<'_>) {
+        let (uids, entry_bytes) = match record.kind {
+            kind::FLAG_UPDATE => (record.payload, 12),
+            kind::KEYWORD_RESET => (record.payload, 8),
+            kind::KEYWORD_UPDATE if record.payload.len() >= 4 => {
+                let name_end = (4 + usize::from(u16_at(record.payload, 2))).next_multiple_of(4);
+                (record.payload.get(name_end..).unwrap_or_default(), 8)
+            }
+            _ => return,
+        };
+        if let Ok(ranges) = ranges(uids, entry_bytes) {
+            self.requested.extend(ranges.map(|(range, _)| range));
         }
     }
 
@@ -180,6 +199,10 @@ impl State {
                     at @ 84..120 => header.days[at - 84] = *byte,
                     _ => {}
                 }
+            }
+            if (64 - at.min(64)) < data.len() && at <= 64 {
+                // Everything up to the new tail is carried out; whoever carries out goes to the end.
+                self.requested.clear();
             }
             // UIDNEXT never shrinks.
             if at <= 28 && at + data.len() >= 32 {

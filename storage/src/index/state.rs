@@ -140,6 +140,8 @@ pub struct State {
     pub modseq: u64,
     /// The mailbox was deleted.
     pub deleted: bool,
+    /// UIDs of messages whose flags were asked to change in records that the mailbox has not carried out yet.
+    pub(super) requested: Vec<Range<u32>>,
     pub(super) current: Option<Current>,
 }
 
@@ -154,6 +156,7 @@ impl State {
             keywords: Vec::new(),
             modseq,
             deleted: false,
+            requested: Vec::new(),
             current: None,
         }
     }
@@ -184,6 +187,11 @@ impl State {
     /// Row of a UID.
     pub fn row(&self, uid: u32) -> Option<usize> {
         self.uids.binary_search(&uid).ok()
+    }
+
+    /// Says whether the log asks for a change of this message that its mailbox has not carried out yet.
+    pub fn is_requested(&self, uid: u32) -> bool {
+        self.requested.iter().any(|uids| uids.contains(&uid))
     }
 
     /// Indexes of the keywords of the mail in this row.

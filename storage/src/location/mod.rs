@@ -6,7 +6,7 @@ mod detect;
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::dbox::Sdbox;
+use crate::dbox::Dbox;
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
 use crate::{Fsync, Result, Storage, StorageError};
@@ -68,12 +68,14 @@ impl Location {
     pub fn open(&self, fsync: Fsync) -> Result<Box<dyn Storage>> {
         match self.layout.format {
             Format::Maildir => Ok(Box::new(Maildir::open(self.layout.clone(), fsync)?)),
-            Format::Sdbox => Ok(Box::new(Sdbox::open(self.layout.clone(), fsync, self.attachments.clone())?)),
-            // The one place where the other formats are still missing.
-            format @ (Format::Mbox | Format::Mdbox) => {
-                let root = self.root().display();
+            Format::Sdbox | Format::Mdbox => {
+                Ok(Box::new(Dbox::open(self.layout.clone(), fsync, self.attachments.clone())?))
+            }
+            // The one format that is still missing.
+            Format::Mbox => {
                 let what = format!(
-                    "{format}:{root}: the format {format} is not supported yet; maildir and sdbox are"
+                    "mbox:{}: the format mbox is not supported yet; maildir, sdbox and mdbox are",
+                    self.root().display()
                 );
                 Err(StorageError::Location(what))
             }

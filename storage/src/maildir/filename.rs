@@ -84,6 +84,11 @@ impl Keywords {
         keywords
     }
 
+    /// Says whether the keyword has a letter.
+    pub fn has(&self, keyword: &Keyword) -> bool {
+        self.names.iter().flatten().any(|name| name == keyword)
+    }
+
     /// The content of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let named = self.names.iter().enumerate().filter_map(|(i, name)| name.as_ref().map(|name| (i, name)));

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dsync_model::{
-    Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid, NewMessage, Since, Timestamp, Uid,
-    UidSet, changes_since,
+    Changes, Digest, FlagSet, MailboxStatus, Message, MessageAction, MessageGuid, NewMessage, Since,
+    Timestamp, Uid, UidSet, changes_since,
 };
 
 use super::Shared;
 use super::filename::{self, Keywords};
+use super::indexed::{self, Told};
 use super::scan::{FileName, LOCK_WAIT, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
+use crate::index::{Index, State};
 use crate::layout::Places;
 use crate::lock::DotLock;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -44,6 +46,8 @@ pub(super) struct MaildirMailbox {
     shared: Arc<Shared>,
     places: Places,
     scan: Scan,
+    /// `None`: the account keeps its indexes in memory.
+    index: Option<Index>,
     /// UIDNEXT when we last looked: what lies between it and UIDNEXT as we find it was given away by others.
     expected_next: Option<Uid>,
     burned: UidSet,
@@ -53,11 +57,17 @@ pub(super) struct MaildirMailbox {
 }
 
 impl MaildirMailbox {
-    pub(super) fn new(shared: Arc<Shared>, places: Places, scan: Scan) -> MaildirMailbox {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        places: Places,
+        scan: Scan,
+        index: Option<Index>,
+    ) -> MaildirMailbox {
         MaildirMailbox {
             shared,
             places,
             scan,
+            index,
             expected_next: None,
             burned: UidSet::new(),
             coming: None,
@@ -68,9 +78,19 @@ impl MaildirMailbox {
 
     fn refresh(&mut self) -> Result<()> {
         if !self.scan.is_current(&self.places) {
-            self.scan = self.shared.scan(&self.places)?;
+            (self.scan, self.index) = self.shared.read(&self.places)?;
+        } else if let Some(index) = &mut self.index {
+            index.refresh()?;
         }
         Ok(())
+    }
+
+    fn state(&self) -> Option<&State> {
+        self.index.as_ref().map(Index::state)
+    }
+
+    fn list(&self) -> Vec<Message> {
+        indexed::list(&self.scan, self.state())
     }
 
     fn begin(&mut self, message: NewMessage) -> Result<(Pending, File)> {
@@ -168,7 +188,7 @@ impl MaildirMailbox {
     }
 
     /// Moves what lies in `tmp` into `cur`, and gives each its line.
-    fn place_saves(&mut self, committed: &mut Committed) -> Result<usize> {
+    fn place_saves(&mut self, told: &mut Told<'_>, committed: &mut Committed) -> Result<usize> {
         let mut appended = 0;
         let mut pending = std::mem::take(&mut self.pending);
         pending.sort_by_key(|pending| pending.message.uid);
@@ -208,8 +228,8 @@ impl MaildirMailbox {
                 self.scan.list.records.insert(at, record);
                 self.scan.files.insert(at, Some(file));
                 self.scan.list.rewrite = true;
-                self.shared.drop_index(&self.places)?;
             }
+            told.saved.insert(uid.get(), message);
             committed.saved += 1;
             committed.bytes += size;
         }
@@ -278,7 +298,8 @@ impl MaildirMailbox {
         for _ in 0..TRIES {
             let Some(index) = self.scan.index_of(uid) else { return Ok(false) };
             let Some(file) = &self.scan.files[index] else { return Ok(false) };
-            let flags = self.scan.flags(file).minus(remove).union(add);
+            let known = indexed::flags_of(&self.scan, self.state(), uid).unwrap_or_default();
+            let flags = known.minus(remove).union(add);
             let base = &self.scan.list.records[index].base;
             let name = filename::with_flags(&file.name, base, &flags, &self.scan.keywords);
             let renamed = FileName { in_new: false, name: name.into() };
@@ -330,30 +351,33 @@ impl MaildirMailbox {
     fn is_idle(&self, goal: Goal) -> bool {
         let list = &self.scan.list;
         let validity = goal.uid_validity.is_none() || goal.uid_validity == list.uid_validity;
-        self.pending.is_empty() && self.actions.is_empty() && validity && goal.uid_next_min <= list.uid_next()
+        let modseq = self.state().is_none_or(|state| goal.modseq_min.get() <= state.highest_modseq());
+        let counters = modseq && goal.uid_next_min <= list.uid_next();
+        self.pending.is_empty() && self.actions.is_empty() && validity && counters
     }
 }
 
 impl Mailbox for MaildirMailbox {
     fn status(&mut self) -> Result<MailboxStatus> {
         self.refresh()?;
-        self.scan.status()
+        indexed::status(&self.scan, self.state(), &self.list())
     }
 
     fn changes(&mut self, since: Since<'_>) -> Result<Changes> {
         self.refresh()?;
-        let status = self.scan.status()?;
+        let list = self.list();
+        let status = indexed::status(&self.scan, self.state(), &list)?;
         self.expected_next.get_or_insert(status.uid_next);
-        Ok(Changes { list: changes_since(&self.scan.list_messages(), since), status })
+        let mut changes = changes_since(&list, since);
+        if let (Since::All, Some(index)) = (since, &self.index) {
+            index.prove(&mut changes)?;
+        }
+        Ok(Changes { list: changes, status })
     }
 
     fn digest_of(&mut self, uids: &UidSet) -> Result<Digest> {
         self.refresh()?;
-        let mut digest = Digest::default();
-        for (record, file) in self.scan.messages().filter(|(record, _)| uids.contains(record.uid.get())) {
-            digest.add(record.uid, &guid(record), &self.scan.flags(file));
-        }
-        Ok(digest)
+        Ok(Digest::of(self.list().iter().filter(|message| uids.contains(message.uid.get()))))
     }
 
     fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
@@ -453,17 +477,21 @@ impl Mailbox for MaildirMailbox {
         let next = self.scan.list.uid_next().get();
         self.burned.insert_range(self.expected_next.map_or(next, Uid::get)..next);
         let mut keywords = self.scan.keywords.clone();
-        committed.not_kept = self.learn_keywords(&mut keywords);
+        let unkept = self.learn_keywords(&mut keywords);
+        if self.index.is_none() {
+            committed.not_kept = unkept;
+        }
         if keywords != self.scan.keywords {
             self.shared.write_keywords(&self.places, &keywords)?;
             self.scan.keywords = keywords;
         }
         self.drop_dead_lines();
-        let appended = self.place_saves(&mut committed)?;
+        let actions = std::mem::take(&mut self.actions);
+        let mut told = Told { actions: &actions, ..Told::default() };
+        let appended = self.place_saves(&mut told, &mut committed)?;
         if appended > 0 || !files.is_empty() {
             disk::sync_directory(&self.places.mail.join("cur"), policy)?;
         }
-        let actions = std::mem::take(&mut self.actions);
         for action in &actions {
             if let MessageAction::Renumber { from, to } = action {
                 self.renumber(*from, *to, &mut committed);
@@ -493,6 +521,11 @@ impl Mailbox for MaildirMailbox {
         }
         if renamed {
             disk::sync_directory(&self.places.mail.join("cur"), policy)?;
+        }
+        if let Some(index) = &mut self.index {
+            let (uid_next_min, uid_validity) = (self.scan.list.uid_next(), self.scan.list.uid_validity);
+            let goal = Goal { uid_next_min, uid_validity, ..goal };
+            indexed::write(index, &self.scan, goal, &told, policy)?;
         }
         self.expected_next = Some(self.scan.list.uid_next());
         self.scan.refresh_stamps(&self.places);

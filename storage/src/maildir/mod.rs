@@ -1,8 +1,9 @@
 //! Maildir, as Dovecot keeps it: an account of Maildir++ or `LAYOUT=fs` folders.
 //!
-//! Without the index (see docs/architecture.md) it knows no modseqs and no history of its own: the merge works from the base.
+//! Modseqs, history and keywords beyond 26 are in the index, which `indexed` keeps in step with the files.
 
 mod filename;
+mod indexed;
 mod mailbox;
 mod scan;
 mod uidlist;
@@ -19,8 +20,10 @@ use dsync_model::{
 use rand::RngExt;
 
 use crate::account::Account;
-use crate::layout::{Kind, Layout, Places};
+use crate::index::Index;
+use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
 use crate::lock::DotLock;
+use crate::status_cache::StatusCache;
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -60,20 +63,29 @@ impl Maildir {
         self.names.get(&guid).ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
     }
 
-    fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
+    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.layout.places(name)?;
         self.shared.sweep(&places)?;
-        let mut scan = self.shared.scan(&places)?;
-        let mut status = scan.status()?;
+        let before = scan::fingerprint(&places);
+        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
+        if let Some(status) = known {
+            self.names.insert(status.guid, name.clone());
+            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+        }
+        let (mut scan, mut index) = self.shared.read(&places)?;
+        let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
+        let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         if self.names.contains_key(&status.guid) {
             // A copied directory: two mailboxes must not share a GUID.
             let guid = MailboxGuid(rand::rng().random());
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             let uid_validity = status.uid_validity;
             self.shared.identify(&places, guid, uid_validity)?;
-            scan = self.shared.scan(&places)?;
-            status = scan.status()?;
+            (scan, index) = self.shared.read(&places)?;
+            list = indexed::list(&scan, index.as_ref().map(Index::state));
+            status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         }
+        cache.put(&places.mail, before.filter(|_| scan::fingerprint(&places) == before), &status);
         self.names.insert(status.guid, name.clone());
         let cached: usize = self.scans.values().map(|scan| scan.files.len()).sum();
         if cached + scan.files.len() <= CACHED_MAX {
@@ -88,6 +100,13 @@ impl Shared {
         Scan::take(places, self.account.fsync, &mut || {
             Ok((MailboxGuid(rand::rng().random()), self.account.new_uid_validity()?))
         })
+    }
+
+    /// The mailbox and its index, in step.
+    fn read(&self, places: &Places) -> Result<(Scan, Option<Index>)> {
+        let mut scan = self.scan(places)?;
+        let index = indexed::open(places, &mut scan, self.account.fsync)?;
+        Ok((scan, index))
     }
 
     fn make_mailbox(&self, name: &MailboxName, places: &Places) -> Result<()> {
@@ -109,6 +128,7 @@ impl Shared {
         list.uid_validity = Some(uid_validity);
         list.rewrite = true;
         list.write(&places.control, 0, self.account.fsync)?;
+        indexed::set_validity(places, uid_validity, self.account.fsync)?;
         drop(lock);
         Ok(())
     }
@@ -142,20 +162,6 @@ impl Shared {
             let later = std::time::SystemTime::now().max(before + Duration::from_secs(1));
             let file = fs::OpenOptions::new().write(true).open(&path).map_err(StorageError::io(&path))?;
             file.set_modified(later).map_err(StorageError::io(&path))?;
-        }
-        Ok(())
-    }
-
-    /// A message below UIDNEXT cannot be told to Dovecot's index: it is built anew.
-    fn drop_index(&self, places: &Places) -> Result<()> {
-        let index =
-            ["dovecot.index", "dovecot.index.log", "dovecot.index.log.2"].map(|name| (&places.index, name));
-        for (directory, name) in index.into_iter().chain([(&places.cache, "dovecot.index.cache")]) {
-            let Some(directory) = directory else { continue };
-            let path = directory.join(name);
-            if path.exists() {
-                disk::remove(&path)?;
-            }
         }
         Ok(())
     }
@@ -260,7 +266,10 @@ impl Storage for Maildir {
 
     fn capabilities(&self) -> Capabilities {
         let directories = self.shared.account.layout.kind == Kind::Fs;
-        Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories }
+        if self.shared.account.layout.index == IndexPlace::Memory {
+            return Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories };
+        }
+        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
@@ -279,20 +288,22 @@ impl Storage for Maildir {
         self.shared.make_mailbox(&inbox, &places)?;
         self.shared.account.empty_trash()?;
         let (found, mut problems) = self.shared.account.layout.list()?;
+        let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox)?);
+        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
                 continue;
             }
-            match self.list_one(&found.name) {
+            match self.list_one(&found.name, &mut cache) {
                 Ok(node) => {
                     tree.insert(found.name, node);
                 }
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
+        cache.write(&self.shared.account);
         for name in self.shared.account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }
@@ -368,14 +379,18 @@ impl Storage for Maildir {
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
         let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
-        let scan = match self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places)) {
-            Some(scan) => scan,
-            None => self.shared.scan(&places)?,
+        let known = self.scans.remove(&mailbox).filter(|scan| scan.is_current(&places));
+        let (scan, index) = match known {
+            Some(mut scan) => {
+                let index = indexed::open(&places, &mut scan, self.shared.account.fsync)?;
+                (scan, index)
+            }
+            None => self.shared.read(&places)?,
         };
         if scan.list.guid != Some(mailbox) {
             return Err(StorageError::NoMailbox(mailbox.to_string()));
         }
-        Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan)))
+        Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan, index)))
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {

@@ -6,14 +6,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dsync_model::{
-    Digest, FlagSet, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity,
-};
+use dsync_model::{FlagSet, MailboxGuid, MessageGuid, Uid, UidValidity};
 
 use super::filename::{self, Keywords};
 use super::uidlist::{self, Record, Stamp, UidList};
 use crate::layout::Places;
 use crate::lock::DotLock;
+use crate::status_cache::Fingerprint;
 use crate::{Fsync, Result, StorageError, disk};
 
 /// What stands in `cur` and `new` under one base name.
@@ -189,37 +188,9 @@ impl Scan {
         self.files[index].as_ref().map(|_| index)
     }
 
-    /// The messages as the storage lists them.
-    pub fn list_messages(&self) -> Vec<Message> {
-        let message = |(record, file): (&Record, &FileName)| Message {
-            uid: record.uid,
-            guid: guid(record),
-            flags: self.flags(file),
-            modseq: ModSeq::NONE,
-            received: None,
-            size: size(record),
-        };
-        self.messages().map(message).collect()
-    }
-
     /// The flags of a message.
     pub fn flags(&self, file: &FileName) -> FlagSet {
         filename::flags(&file.name, &self.keywords)
-    }
-
-    /// Counters and digest.
-    pub fn status(&self) -> Result<MailboxStatus> {
-        let (Some(guid), Some(uid_validity)) = (self.list.guid, self.list.uid_validity) else {
-            return Err(StorageError::NoMailbox("without a GUID".into()));
-        };
-        let mut digest = Digest::default();
-        let mut messages = 0;
-        for (record, file) in self.messages() {
-            digest.add(record.uid, &self::guid(record), &self.flags(file));
-            messages += 1;
-        }
-        let (uid_next, highest_modseq) = (self.list.uid_next(), ModSeq::NONE);
-        Ok(MailboxStatus { guid, uid_validity, uid_next, messages, highest_modseq, digest })
     }
 
     /// Takes what is on the disk now for known: after our own changes, with the lock still held.
@@ -238,9 +209,22 @@ pub fn guid(record: &Record) -> MessageGuid {
     MessageGuid::of_bytes(record.field(b'G').filter(|guid| !guid.is_empty()).unwrap_or(&record.base))
 }
 
-fn size(record: &Record) -> Option<u64> {
+/// The size of a message, where uidlist or file name tell it.
+pub fn size(record: &Record) -> Option<u64> {
     let field = record.field(b'S').and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
     field.or_else(|| filename::size(&record.base))
+}
+
+/// What the mailbox looks like from outside; `None` if it changed only just now.
+pub fn fingerprint(places: &Places) -> Option<Fingerprint> {
+    let log = places.index.as_ref().map(|index| index.join("dovecot.index.log"));
+    let files = [
+        places.mail.join("cur"),
+        places.mail.join("new"),
+        uidlist::path(&places.control),
+        places.control.join("dovecot-keywords"),
+    ];
+    Fingerprint::of(files.iter().map(|file| file.as_path()).chain(log.as_deref()))
 }
 
 fn stamps(places: &Places) -> [Stamp; 4] {

@@ -1,0 +1,240 @@
+//! Keeps the index of a Maildir in step with its files: what changed behind it becomes records of its log.
+//!
+//! Files and uidlist say which messages there are; the index adds modseqs, keywords without a letter, history, and flag changes
+//! that Dovecot has not carried out yet.
+
+use std::collections::BTreeMap;
+
+use dsync_model::{
+    Digest, FlagSet, MailboxStatus, Message, MessageAction, ModSeq, NewMessage, Uid, UidValidity,
+};
+
+use super::scan::{LOCK_WAIT, Scan, guid, size};
+use super::uidlist;
+use crate::index::edit::{flag_set, keywords};
+use crate::index::{Appended, Edit, Flagged, Index, Paths, State, Transaction};
+use crate::layout::Places;
+use crate::lock::DotLock;
+use crate::{Fsync, Goal, Result, StorageError, disk};
+
+/// The index is newer than the file.
+const DIRTY: u8 = 0x80;
+/// Nothing is asked for but what the files say.
+const NO_GOAL: Goal = Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
+
+/// What a commit did, beyond what the files can tell.
+#[derive(Default)]
+pub struct Told<'a> {
+    pub saved: BTreeMap<u32, NewMessage>,
+    pub actions: &'a [MessageAction],
+}
+
+/// Opens the index of a mailbox that was just read, and brings both into step. `None`: the account keeps its indexes in memory.
+pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<Index>> {
+    let Some(directory) = &places.index else { return Ok(None) };
+    let mut index = open_or_create(Paths::mailbox(directory), scan)?;
+    let goal = Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
+    if is_behind(&index, scan, goal) {
+        // The order of locks: uidlist, then index.
+        let lock = DotLock::take(&uidlist::path(&places.control), LOCK_WAIT)?;
+        (*scan, _) = Scan::look(places)?;
+        let goal =
+            Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
+        write(&mut index, scan, goal, &Told::default(), policy)?;
+        drop(lock);
+    }
+    Ok(Some(index))
+}
+
+fn open_or_create(paths: Paths, scan: &Scan) -> Result<Index> {
+    let broken = match Index::open(paths.clone()) {
+        Ok(Some(index)) => {
+            let validity = UidValidity::new(index.state().header.uid_validity);
+            if validity.is_none() || validity == scan.list.uid_validity {
+                return Ok(index);
+            }
+            Some("its UIDVALIDITY is not that of the mailbox".to_owned())
+        }
+        Ok(None) => None,
+        Err(error @ StorageError::Corrupt { .. }) => Some(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    if let Some(what) = broken {
+        tracing::warn!("{}: index is made anew: {what}", paths.log().display());
+        let cache = paths.directory.join("dovecot.index.cache");
+        for path in [paths.log(), paths.log2(), paths.snapshot(), cache] {
+            disk::remove(&path)?;
+        }
+    }
+    let validity = scan.list.uid_validity.map_or(0, UidValidity::get);
+    match Index::create(paths.clone(), validity, 1, Transaction::new()) {
+        // Dovecot was faster.
+        Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            let what = "index vanished while it was made";
+            Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
+        }
+        other => other,
+    }
+}
+
+fn is_behind(index: &Index, scan: &Scan, goal: Goal) -> bool {
+    let state = index.state();
+    let edit = difference(scan, state);
+    let next = goal.uid_next_min.get() > state.header.next_uid;
+    !edit.appended.is_empty() || !edit.flagged.is_empty() || !edit.expunged.is_empty() || next
+}
+
+/// Writes what the files have and the index has not. The uidlist's lock is held.
+pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy: Fsync) -> Result<()> {
+    let mut writer = index.lock(LOCK_WAIT)?;
+    let state = writer.state();
+    let mut edit = difference(scan, state);
+    tell(&mut edit, state, told);
+    if let Some(state) = edit.imported(state, goal, &[]) {
+        return writer.import(state, policy);
+    }
+    if edit.fits(state) {
+        let transaction = edit.transaction(state, goal, &[]);
+        writer.append(transaction, policy)?;
+        return writer.tidy(policy);
+    }
+    let content = edit.rebuilt(state, goal, &[]);
+    writer.rebuild(content, policy)
+}
+
+/// Another UIDVALIDITY for a mailbox that stays as it is.
+pub fn set_validity(places: &Places, validity: UidValidity, policy: Fsync) -> Result<()> {
+    let Some(directory) = &places.index else { return Ok(()) };
+    let Some(mut index) = Index::open(Paths::mailbox(directory))? else { return Ok(()) };
+    let mut writer = index.lock(LOCK_WAIT)?;
+    let mut change = Transaction::new();
+    change.header(24, &validity.get().to_le_bytes());
+    writer.append(change, policy)
+}
+
+/// What leads from the index to the files.
+fn difference(scan: &Scan, state: &State) -> Edit {
+    let mut edit = Edit::default();
+    let names = keywords(state);
+    let mut row = 0;
+    let gone = |row: usize, edit: &mut Edit| {
+        let uid = state.uids[row];
+        let line = scan.list.records.binary_search_by_key(&uid, |record| record.uid.get());
+        let bits = line.map_or([0; 16], |line| guid(&scan.list.records[line]).bits());
+        edit.expunged.push((uid, bits));
+    };
+    for (record, file) in scan.messages() {
+        let uid = record.uid.get();
+        while state.uids.get(row).is_some_and(|known| *known < uid) {
+            gone(row, &mut edit);
+            row += 1;
+        }
+        let flags = scan.flags(file);
+        if state.uids.get(row) != Some(&uid) {
+            edit.appended.push(Appended { uid, flags, modseq: ModSeq::NONE, data: Vec::new() });
+            continue;
+        }
+        if state.flags[row] & DIRTY == 0 && !state.is_requested(uid) {
+            let known = flag_set(state, row, &names);
+            let add = flags.minus(&known);
+            let mut remove = known.minus(&flags);
+            // What has no letter is kept by the index alone.
+            remove.keywords.retain(|keyword| scan.keywords.has(keyword));
+            if !add.is_empty() || !remove.is_empty() {
+                edit.flagged.push(Flagged { uid, add, remove, modseq: ModSeq::NONE });
+            }
+        }
+        row += 1;
+    }
+    (row..state.uids.len()).for_each(|row| gone(row, &mut edit));
+    edit
+}
+
+/// Adds what only the commit knows: modseqs, and keywords without a letter.
+fn tell(edit: &mut Edit, state: &State, told: &Told<'_>) {
+    for mail in &mut edit.appended {
+        if let Some(message) = told.saved.get(&mail.uid) {
+            (mail.flags, mail.modseq) = (message.flags.clone(), message.modseq);
+        }
+    }
+    let names = keywords(state);
+    for action in told.actions {
+        match action {
+            MessageAction::Flags { uid, add, remove, modseq_min } => {
+                let uid = uid.get();
+                if let Some(mail) = edit.appended.iter_mut().find(|mail| mail.uid == uid) {
+                    mail.flags = mail.flags.minus(remove).union(add);
+                    mail.modseq = mail.modseq.max(*modseq_min);
+                    continue;
+                }
+                let Some(row) = state.row(uid) else { continue };
+                let known = flag_set(state, row, &names);
+                let (add, remove) = (add.minus(&known), remove.intersection(&known));
+                if edit.expunged.iter().any(|(gone, _)| *gone == uid) || (add.is_empty() && remove.is_empty())
+                {
+                    continue;
+                }
+                match edit.flagged.binary_search_by_key(&uid, |change| change.uid) {
+                    Ok(at) => {
+                        let change = &mut edit.flagged[at];
+                        change.add = change.add.union(&add);
+                        change.remove = change.remove.union(&remove);
+                        change.modseq = *modseq_min;
+                    }
+                    Err(at) => edit.flagged.insert(at, Flagged { uid, add, remove, modseq: *modseq_min }),
+                }
+            }
+            MessageAction::Renumber { from, to } => {
+                let Some(row) = state.row(from.get()) else { continue };
+                if let Some(mail) = edit.appended.iter_mut().find(|mail| mail.uid == to.get()) {
+                    mail.flags = mail.flags.union(&flag_set(state, row, &names));
+                    mail.modseq = ModSeq::new(state.modseq_of(row)).unwrap_or_default();
+                }
+            }
+            MessageAction::Expunge { .. } => {}
+        }
+    }
+}
+
+/// The messages as files and index have them together.
+pub fn list(scan: &Scan, state: Option<&State>) -> Vec<Message> {
+    let names = state.map(keywords).unwrap_or_default();
+    let message = |(record, file): (&uidlist::Record, &super::scan::FileName)| {
+        let known = state.and_then(|state| Some((state, state.row(record.uid.get())?)));
+        Message {
+            uid: record.uid,
+            guid: guid(record),
+            flags: known.map_or_else(|| scan.flags(file), |(state, row)| flag_set(state, row, &names)),
+            modseq: known
+                .map_or(ModSeq::NONE, |(state, row)| ModSeq::new(state.modseq_of(row)).unwrap_or_default()),
+            received: None,
+            size: size(record),
+        }
+    };
+    scan.messages().map(message).collect()
+}
+
+/// Counters and digest of what [`list`] gave.
+pub fn status(scan: &Scan, state: Option<&State>, list: &[Message]) -> Result<MailboxStatus> {
+    let (Some(guid), Some(uid_validity)) = (scan.list.guid, scan.list.uid_validity) else {
+        return Err(StorageError::NoMailbox("without a GUID".into()));
+    };
+    Ok(MailboxStatus {
+        guid,
+        uid_validity,
+        uid_next: scan.list.uid_next(),
+        messages: list.len() as u32,
+        highest_modseq: state
+            .map_or(ModSeq::NONE, |state| ModSeq::new(state.highest_modseq()).unwrap_or_default()),
+        digest: Digest::of(list),
+    })
+}
+
+/// Flags of a message of which only the file name may be known.
+pub fn flags_of(scan: &Scan, state: Option<&State>, uid: Uid) -> Option<FlagSet> {
+    if let Some((state, row)) = state.and_then(|state| Some((state, state.row(uid.get())?))) {
+        return Some(flag_set(state, row, &keywords(state)));
+    }
+    let index = scan.index_of(uid)?;
+    scan.files[index].as_ref().map(|file| scan.flags(file))
+}
