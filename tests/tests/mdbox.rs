@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid, ModSeq,
@@ -29,6 +30,7 @@ fn is_note(path: &Path) -> bool {
 
 /// Opens the account twice: reading leaves no trace, and the second look is like the first.
 fn check(name: &str, change: impl Fn(&Fixture, &mut Layout)) {
+    let _alone = alone();
     let fixture = Fixture::unpack(name);
     let before = fixture.files();
     for look in ["first", "second"] {
@@ -64,15 +66,23 @@ fn flags(system: Flags, keywords: &[&str]) -> FlagSet {
 struct Account {
     dir: tempfile::TempDir,
     rotate_bytes: u64,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// One test at a time: a process that another one starts has our locks for an instant, and what is locked is passed over.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const BOX: MailboxGuid = MailboxGuid([0xb0; 16]);
 
 impl Account {
     fn new() -> Account {
+        let alone = alone();
         let dir = tempfile::tempdir().expect("made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-        Account { dir, rotate_bytes: 20_000 }
+        Account { dir, rotate_bytes: 20_000, _alone: alone }
     }
 
     fn root(&self) -> std::path::PathBuf {
@@ -420,4 +430,99 @@ fn purging_frees_what_nobody_refers_to() {
         commit(&mut *mailbox);
         same(&account.view(), &account.view_of(&dovecot));
     }
+}
+
+const INDEX: [&str; 3] = ["dovecot.index", "dovecot.index.log", "dovecot.index.log.2"];
+const MAP: [&str; 3] = ["dovecot.map.index", "dovecot.map.index.log", "dovecot.map.index.log.2"];
+
+fn lose(account: &Account, directory: &str, files: [&str; 3]) {
+    for file in files {
+        let path = account.root().join(directory).join(file);
+        if path.exists() {
+            fs::remove_file(path).expect("removed");
+        }
+    }
+}
+
+/// Two mailboxes with five messages each; one of `Box` is expunged and purged.
+fn two_mailboxes() -> Account {
+    let account = Account::new();
+    account.make("Box", BOX);
+    for (guid, text) in [(BOX, "box"), (account.inbox(), "inbox")] {
+        let mut mailbox = account.mailbox(guid);
+        for n in 1..=5 {
+            save(&mut *mailbox, n, &format!("{text}-{n}"), flags(Flags::SEEN, &["Work"]), 1000);
+        }
+        commit(&mut *mailbox);
+    }
+    let mut mailbox = account.mailbox(BOX);
+    mailbox.apply(&[expunge(3)]).expect("takes note");
+    commit(&mut *mailbox);
+    account.open().purge().expect("purges");
+    account
+}
+
+const BOX_DIRECTORY: &str = "mailboxes/Box/dbox-Mails";
+
+/// Loses something, opens the account after a crash at each step of that, and once more.
+fn recovers(lose: impl Fn(&Account), check: impl Fn(&Account, &BTreeSet<String>)) {
+    for step in 0.. {
+        let account = two_mailboxes();
+        let before = account.view();
+        lose(&account);
+        disk::crash_after(Some(step));
+        let layout = Layout::new(Format::Mdbox, account.root());
+        let outcome = Mdbox::open(layout, Fsync::Optimized, None).and_then(|mut storage| {
+            let (_, mut problems) = storage.tree()?;
+            problems.pop().map_or(Ok(()), |problem| Err(problem.error))
+        });
+        disk::crash_after(None);
+        for _ in 0..2 {
+            let view = account.view();
+            assert_eq!(subjects(&view), subjects(&before), "after a crash at step {step}");
+            check(&account, &before);
+        }
+        if outcome.is_ok() {
+            if installed() {
+                let dovecot = Dovecot::new(account.dir.path());
+                same(&account.view(), &account.view_of(&dovecot));
+                dovecot.save(&account.location(), "INBOX", "Subject: theirs\n\n");
+                dovecot.doveadm(&account.location(), &["purge"]);
+                same(&account.view(), &account.view_of(&dovecot));
+            }
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_lost_map_is_made_from_the_files_and_mailboxes_notice_nothing() {
+    recovers(|account| lose(account, "storage", MAP), |account, before| assert_eq!(account.view(), *before));
+}
+
+#[test]
+fn messages_of_a_lost_mailbox_come_back_to_it() {
+    let all_in_their_mailbox = |account: &Account, _: &BTreeSet<String>| {
+        let view = account.view();
+        let strange = view.iter().filter(|line| line.starts_with("Box ") && line.contains("Subject: inbox"));
+        assert_eq!(strange.count(), 0, "{view:#?}");
+        let back = view.iter().filter(|line| line.starts_with("Box ") && line.contains("Subject: box"));
+        assert_eq!(back.count(), 4, "{view:#?}");
+    };
+    recovers(|account| lose(account, BOX_DIRECTORY, INDEX), all_in_their_mailbox);
+    recovers(
+        |account| {
+            lose(account, BOX_DIRECTORY, INDEX);
+            lose(account, "storage", MAP);
+        },
+        all_in_their_mailbox,
+    );
+    recovers(
+        |account| {
+            lose(account, BOX_DIRECTORY, INDEX);
+            lose(account, "mailboxes/INBOX/dbox-Mails", INDEX);
+            lose(account, "storage", MAP);
+        },
+        all_in_their_mailbox,
+    );
 }

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
 
+use super::mailbox::LOCK_WAIT;
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction, Writer};
 use crate::{Fsync, Result};
@@ -148,7 +148,10 @@ impl Map {
             messages.iter().map(|(uid, _, references)| (*uid, references.to_le_bytes())).collect();
         first.introduce(None, &ref_extension());
         first.ext_records(references.iter().map(|(uid, references)| (*uid, &references[..])));
-        Ok(Map { index: Index::create(Map::paths(directory), uid_validity, next_uid, first)? })
+        let mut map = Map { index: Index::create(Map::paths(directory), uid_validity, next_uid, first)? };
+        // To Dovecot a map whose tail is not its end is one to be rebuilt.
+        map.lock()?.finish(Fsync::Always)?;
+        Ok(map)
     }
 
     pub fn state(&self) -> &State {
@@ -164,8 +167,8 @@ impl Map {
     }
 
     /// Takes the map's lock. No mailbox may be locked already.
-    pub fn lock(&mut self, wait: Duration) -> Result<MapWriter<'_>> {
-        Ok(MapWriter { writer: self.index.lock(wait)? })
+    pub fn lock(&mut self) -> Result<MapWriter<'_>> {
+        Ok(MapWriter { writer: self.index.lock(LOCK_WAIT)? })
     }
 }
 

@@ -24,6 +24,14 @@ pub(super) fn extensions() -> Vec<Extension> {
     vec![Extension::new(MDBOX, 0, 8, 4), Extension::new(GUID, 0, 16, 1)]
 }
 
+/// Data of a message in both extensions, in this order.
+pub(super) type Ids = [(&'static str, Vec<u8>); 2];
+
+pub(super) fn ids(map_uid: u32, saved: Timestamp, guid: &[u8; 16]) -> Ids {
+    let record = [map_uid.to_le_bytes(), (saved.0 as u32).to_le_bytes()].concat();
+    [(MDBOX, record), (GUID, guid.to_vec())]
+}
+
 /// Data of a message in these extensions.
 pub(super) fn data(state: &State, row: usize) -> Vec<(&'static str, Vec<u8>)> {
     let data = [MDBOX, GUID].map(|name| (name, state.extension(name).map(|extension| extension.row(row))));
@@ -138,6 +146,13 @@ impl Files {
         let saved = map_uid(state, row).map(|(_, saved)| saved);
         let attachments = self.attachments.clone().map(AttachmentDir::mdbox);
         let found = self.find(state, uid)?;
+        if let Some((file, stored)) = &found
+            && let Some(bits) = guid_bits(state, row)
+            && stored.metadata.guid.as_ref().is_none_or(|guid| guid.bits() != bits)
+        {
+            let what = "another message is where the map says that this one is".into();
+            return Err(StorageError::Damaged { path: file.path().to_owned(), offset: stored.offset, what });
+        }
         Ok(found.map(|(file, stored)| Mail { file, stored, attachments, saved }))
     }
 
@@ -307,14 +322,13 @@ impl Files {
             disk::sync_directory(&self.store.directory, policy)?;
         }
         let mut map_uid = map.state().header.next_uid;
-        let mut given: BTreeMap<u32, Vec<(&'static str, Vec<u8>)>> = BTreeMap::new();
+        let mut given: BTreeMap<u32, Ids> = BTreeMap::new();
         for (uid, Pending { saved, path }) in &moves.saved {
             let Some(file) = numbers.get(path) else { continue };
             let place = Place { file: *file, offset: saved.offset as u32, size: saved.size as u32 };
             change.appended.push((map_uid, place));
             let date = saved.message.saved.unwrap_or_else(now);
-            let record = [map_uid.to_le_bytes(), (date.0 as u32).to_le_bytes()].concat();
-            given.insert(*uid, vec![(MDBOX, record), (GUID, saved.message.guid.bits().to_vec())]);
+            given.insert(*uid, ids(map_uid, date, &saved.message.guid.bits()));
             map_uid = map_uid
                 .checked_add(1)
                 .filter(|next| *next < u32::MAX)
@@ -322,7 +336,7 @@ impl Files {
         }
         for mail in &mut edit.appended {
             if let Some(data) = given.remove(&mail.uid) {
-                mail.data = data;
+                mail.data = data.into();
             }
         }
         for (uid, _) in edit.expunged.iter().filter(|(uid, _)| !moves.renumbered.contains_key(uid)) {

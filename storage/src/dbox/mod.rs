@@ -12,6 +12,7 @@ mod mdbox;
 pub mod metadata;
 mod output;
 mod purge;
+mod rebuild;
 mod saving;
 mod sdbox;
 mod shared;

@@ -13,6 +13,7 @@ use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
 use super::{list_index, mdbox, sdbox};
 use crate::account::Account;
+use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Places};
 use crate::{MailboxProblem, Result, StorageError, disk};
@@ -80,7 +81,7 @@ impl Shared {
 
     /// Takes the map's lock. If somebody died between the map and a mailbox, references are counted anew first.
     pub fn lock_map<'a>(&self, map: &'a mut Map) -> Result<MapWriter<'a>> {
-        let mut writer = map.lock(LOCK_WAIT)?;
+        let mut writer = map.lock()?;
         if writer.is_unfinished()? {
             let (counted, problems) = self.references()?;
             tracing::warn!(
@@ -96,13 +97,10 @@ impl Shared {
     /// Opens the map of mdbox; one that is missing is made.
     pub fn open_map(&self) -> Result<Option<Map>> {
         let Some(store) = &self.store else { return Ok(None) };
-        if let Some(map) = Map::open(&store.map)? {
-            return Ok(Some(map));
+        match Map::open(&store.map)? {
+            Some(map) => Ok(Some(map)),
+            None => super::rebuild::make_map(self, store).map(Some),
         }
-        disk::make_directory(&store.directory)?;
-        disk::make_directory(&store.map)?;
-        let validity = super::saving::now().0 as u32;
-        Map::create(&store.map, validity, 1, &[], 0).map(Some)
     }
 
     /// How many mailbox records use each map UID, and the mailboxes that cannot be read. The map is locked.
@@ -118,17 +116,23 @@ impl Shared {
         Ok((counted, problems))
     }
 
+    /// The names of all mailboxes, and those that are none of ours.
+    pub fn names(&self) -> Result<(Vec<MailboxName>, Vec<MailboxProblem>)> {
+        let layout = &self.account.layout;
+        if layout.kind == Kind::Index {
+            return Ok((list_index::names(layout)?.mailboxes.into_keys().collect(), Vec::new()));
+        }
+        if !layout.mailboxes().is_dir() {
+            return Ok((vec![MailboxName::inbox()], Vec::new()));
+        }
+        let (found, problems) = layout.list()?;
+        let names = found.into_iter().filter(|found| found.mailbox).map(|found| found.name);
+        Ok((names.chain([MailboxName::inbox()]).collect(), problems))
+    }
+
     /// Shows the index of every mailbox that has one; tells which could not be read.
     pub fn each_index(&self, mut show: impl FnMut(&MailboxName, &State)) -> Result<Vec<MailboxProblem>> {
-        let layout = &self.account.layout;
-        let (names, mut problems) = match layout.kind {
-            Kind::Index => (list_index::names(layout)?.mailboxes.into_keys().collect(), Vec::new()),
-            _ => {
-                let (found, problems) = layout.list()?;
-                let names = found.into_iter().filter(|found| found.mailbox).map(|found| found.name);
-                (names.chain([MailboxName::inbox()]).collect::<Vec<_>>(), problems)
-            }
-        };
+        let (names, mut problems) = self.names()?;
         for name in names {
             let index = self.places(&name).and_then(|places| Index::open(Shared::paths(&places)));
             match index {
@@ -164,11 +168,23 @@ impl Shared {
         Ok((guid, index))
     }
 
-    /// An index for files that have none: UIDs are their names; flags and keywords are lost.
+    /// The GUID of a mailbox that has lost its own.
+    pub fn new_guid(&self, places: &Places) -> MailboxGuid {
+        let named = places.mail.file_name().and_then(|name| MailboxGuid::parse(name.to_str()?));
+        match named.filter(|_| self.account.layout.kind == Kind::Index) {
+            Some(guid) => guid,
+            None => MailboxGuid(rand::rng().random()),
+        }
+    }
+
+    /// An index for a mailbox that has none. With sdbox UIDs are the names of files; flags and keywords are lost.
     fn rebuild(&self, places: &Places, paths: Paths) -> Result<Index> {
-        let guid = MailboxGuid(rand::rng().random());
+        let guid = self.new_guid(places);
+        if let Some(store) = &self.store {
+            return super::rebuild::make_mailbox(self, store, places, paths, guid);
+        }
         let files = sdbox::Files { places: places.clone(), attachments: None, mailbox: guid };
-        let found = if self.store.is_none() { files.all()? } else { BTreeMap::new() };
+        let found = files.all()?;
         if !found.is_empty() {
             let (directory, mails) = (places.mail.display(), found.len());
             tracing::warn!(
@@ -194,14 +210,14 @@ impl Shared {
             change.header(24, &validity.get().to_le_bytes());
         }
         let known = writer.state().extension(self.header()).cloned();
-        let new = known.is_none();
+        if let Some(store) = self.store.as_ref().filter(|_| known.is_none()) {
+            let extension = Extension::new(self.header(), HEADER_BYTES, 0, 0);
+            change.introduce(None, &extension);
+            change.ext_header(0, &store.open_map()?.uid_validity().to_le_bytes());
+        }
         let extension = known.unwrap_or_else(|| Extension::new(self.header(), HEADER_BYTES, 0, 0));
         change.introduce(writer.state().extension_id(self.header()), &extension);
-        if new {
-            change.ext_header(0, &self.identity_bytes(guid)?);
-        } else {
-            change.ext_header(4, &guid.0);
-        }
+        change.ext_header(4, &guid.0);
         writer.append(change, self.account.fsync)
     }
 
@@ -305,22 +321,26 @@ impl Shared {
         (guid != [0; 16]).then_some(MailboxGuid(guid))
     }
 
-    fn identity(&self, guid: MailboxGuid) -> Result<Transaction> {
-        let mut first = Transaction::new();
-        first.introduce(None, &Extension::new(self.header(), HEADER_BYTES, 0, 0));
-        first.ext_header(0, &self.identity_bytes(guid)?);
-        Ok(first)
+    /// The UIDVALIDITY of the map that a mailbox of mdbox refers to; 0 if it says none.
+    pub fn map_validity_of(&self, state: &State) -> u32 {
+        let header = state.extension(self.header());
+        header.map_or(0, |header| u32_at(&header.header_padded(HEADER_BYTES), 0))
     }
 
-    /// For sdbox, how often it was rebuilt; for mdbox, the UIDVALIDITY of the map. Then the GUID, and flags.
-    fn identity_bytes(&self, guid: MailboxGuid) -> Result<Vec<u8>> {
-        let first = match &self.store {
-            None => 0,
-            Some(store) => store.open_map()?.uid_validity(),
-        };
-        let mut header = first.to_le_bytes().to_vec();
+    pub fn identity(&self, guid: MailboxGuid) -> Result<Transaction> {
+        // For sdbox it is how often the mailbox was rebuilt.
+        let validity = self.store.as_ref().map(|store| Ok(store.open_map()?.uid_validity()));
+        Ok(self.identity_with(guid, validity.unwrap_or(Ok(0))?))
+    }
+
+    /// The same for a map that is still to be made.
+    pub fn identity_with(&self, guid: MailboxGuid, map_validity: u32) -> Transaction {
+        let mut first = Transaction::new();
+        first.introduce(None, &Extension::new(self.header(), HEADER_BYTES, 0, 0));
+        let mut header = map_validity.to_le_bytes().to_vec();
         header.extend_from_slice(&guid.0);
         header.resize(HEADER_BYTES, 0);
-        Ok(header)
+        first.ext_header(0, &header);
+        first
     }
 }

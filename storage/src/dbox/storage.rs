@@ -94,6 +94,12 @@ impl Dbox {
         let mail = places.mail.clone();
         super::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
+        if let Some(map) = &self.map
+            && self.shared.map_validity_of(index.state()) != map.uid_validity()
+        {
+            let what = "mailbox refers to another map than the one that is there; doveadm force-resync helps";
+            return Err(StorageError::Corrupt { path: index.paths().log(), line: 0, what });
+        }
         if self.names.contains_key(&guid) {
             // A copied directory: two mailboxes must not share a GUID.
             guid = MailboxGuid(rand::rng().random());
@@ -102,10 +108,10 @@ impl Dbox {
             self.shared.identify(&mut index, guid, validity)?;
         }
         let mut mailbox = self.shared.mailbox(name, places, guid, index, self.map.take());
-        let list = mailbox.list()?;
-        let status = mailbox.status_of(&list)?;
-        cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
+        let status = mailbox.list().and_then(|list| mailbox.status_of(&list));
         self.map = mailbox.into_map()?;
+        let status = status?;
+        cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
     }
@@ -136,6 +142,11 @@ impl Storage for Dbox {
         let inbox = MailboxName::inbox();
         if let Some(store) = &self.shared.store {
             super::sweep(&store.directory)?;
+            let current = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
+            self.map = match current {
+                Some(map) => Some(map),
+                None => self.shared.open_map()?,
+            };
         }
         if account.layout.kind != Kind::Index {
             disk::make_directory(&account.layout.places(&inbox)?.mail)?;
