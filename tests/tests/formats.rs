@@ -55,6 +55,13 @@ fn sdbox() {
     check("sdbox-att", |_| {}, notes_only);
 }
 
+#[test]
+fn mdbox() {
+    for name in ["mdbox", "mdbox-att", "mdbox-layoutindex"] {
+        check(name, |_| {}, notes_only);
+    }
+}
+
 /// Compares a message in a dbox file, which is all but what the index holds, and writes its frame again.
 fn check_mail(file: &DboxFile, mail: &StoredMail, attachments: &AttachmentDir, wanted: &ExpectedMail) {
     let mut text = Vec::new();

@@ -10,12 +10,13 @@ use dsync_tests::formats::Fixture;
 use dsync_tests::programs::programs;
 
 /// A fixture for each source format, and how its account is named below its home.
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
     ("sdbox", "sdbox:%/sdbox"),
     ("maildirpp", "maildir:%/Maildir"),
     ("maildir-fs", "maildir:%/Maildir:LAYOUT=fs"),
+    ("mdbox", "mdbox:%/mdbox"),
 ];
-const TARGETS: [&str; 3] = ["sdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
+const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
 
 fn at(location: &str, path: &Path) -> String {
     location.replace('%', &path.display().to_string())

@@ -254,7 +254,9 @@ impl DboxMailbox {
             }
         }
         let extensions = self.bodies.extensions();
-        if edit.fits(&state) {
+        if let Some(state) = edit.imported(&state, goal, &extensions) {
+            writer.import(state, policy)?;
+        } else if edit.fits(&state) {
             writer.append(edit.transaction(&state, goal, &extensions), policy)?;
             writer.tidy(policy)?;
         } else {
