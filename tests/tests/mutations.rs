@@ -12,7 +12,7 @@ use dsync_storage::index::{Appended, Edit, Flagged, Index, Paths, State};
 use dsync_storage::{Fsync, Goal, Result, Storage, compressed};
 use dsync_tests::formats::Fixture;
 use dsync_tests::maildirs::Account;
-use dsync_tests::mutate::feed;
+use dsync_tests::mutate::{at_limits, feed};
 
 /// Largest mail that compressed samples may become here.
 const MAIL_BYTES_MAX: u64 = 1 << 20;
@@ -150,7 +150,9 @@ const INDEXES: [(&str, &str, &str); 8] = [
     ("mbox", "mail/.imap/Archive", "dovecot.index"),
 ];
 /// Mutations of each file of each of them.
-const INDEX_MUTATIONS: u64 = 250;
+const INDEX_MUTATIONS: u64 = 100;
+/// Of the numbers in each file, one of so many is tried at a limit; all where `DSYNC_LONG` is set.
+const LIMITS_STEP: usize = 13;
 
 /// What must come back however the state was written.
 fn told(state: &State) -> (u32, u32, &[u32], &[u8], Vec<Vec<usize>>, Vec<u64>) {
@@ -200,6 +202,7 @@ fn indexes() {
     let memory = Path::new("/dev/shm");
     let dir = tempfile::tempdir_in(if memory.is_dir() { memory } else { Path::new("/tmp") }).expect("made");
     let (mut worked, mut failed) = (0, 0);
+    let step = if std::env::var_os("DSYNC_LONG").is_some() { 1 } else { LIMITS_STEP };
     for (fixture, place, prefix) in INDEXES {
         let fixture = Fixture::unpack(fixture);
         let suffixes = ["", ".log", ".log.2"];
@@ -212,26 +215,24 @@ fn indexes() {
             let Some(sample) = sample else { continue };
             // A log alone is as good as both where it starts the index; then it is read from its beginning.
             for alone in [false, true] {
-                feed(
-                    &format!("{place}{}", suffixes[i]),
-                    std::slice::from_ref(sample),
-                    INDEX_MUTATIONS,
-                    |bytes| {
-                        let _ = fs::remove_dir_all(&paths.directory);
-                        fs::create_dir(&paths.directory).expect("made");
-                        for (j, file) in files.iter().enumerate().filter(|(j, _)| *j == i || !alone) {
-                            let content = if i == j { Some(bytes) } else { file.as_deref() };
-                            if let Some(content) = content {
-                                let path = paths.directory.join(format!("{prefix}{}", suffixes[j]));
-                                fs::write(path, content).expect("written");
-                            }
+                let mut damaged = |bytes: &[u8]| {
+                    let _ = fs::remove_dir_all(&paths.directory);
+                    fs::create_dir(&paths.directory).expect("made");
+                    for (j, file) in files.iter().enumerate().filter(|(j, _)| *j == i || !alone) {
+                        let content = if i == j { Some(bytes) } else { file.as_deref() };
+                        if let Some(content) = content {
+                            let path = paths.directory.join(format!("{prefix}{}", suffixes[j]));
+                            fs::write(path, content).expect("written");
                         }
-                        match work_on(&paths) {
-                            Ok(()) => worked += 1,
-                            Err(_) => failed += 1,
-                        }
-                    },
-                );
+                    }
+                    match work_on(&paths) {
+                        Ok(()) => worked += 1,
+                        Err(_) => failed += 1,
+                    }
+                };
+                let what = format!("{place}{}", suffixes[i]);
+                feed(&what, std::slice::from_ref(sample), INDEX_MUTATIONS, &mut damaged);
+                feed(&what, &at_limits(sample, step), 0, &mut damaged);
             }
         }
     }
