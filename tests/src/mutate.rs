@@ -13,6 +13,15 @@ const BLOCK_BYTES_MAX: u64 = 300;
 /// What is written in place of a number in digits.
 const DIGITS: [&str; 8] =
     ["0", "1", "-1", "4294967295", "7fffffffffffffff", "ffffffffffffffff", "18446744073709551616", ""];
+/// What is written in place of a number in four or eight bytes, little-endian.
+const LIMITS: [&[u8]; 6] = [
+    &[0; 4],
+    &[1, 0, 0, 0],
+    &[0xfe, 0xff, 0xff, 0xff],
+    &[0xff; 4],
+    &[0xff; 8],
+    &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+];
 
 /// Feeds `parse` with each sample and with `count` mutations of it. It must neither panic nor take much memory: more
 /// than 2 GiB ends the whole process, so this belongs in a test binary of its own.
@@ -23,7 +32,10 @@ pub fn feed(what: &str, samples: &[Vec<u8>], count: u64, mut parse: impl FnMut(&
     let (_, most) = getrlimit(Resource::RLIMIT_AS).expect("a limit is known");
     setrlimit(Resource::RLIMIT_AS, MEMORY_BYTES_MAX.min(most), most).expect("a limit can be lowered");
     for (number, sample) in samples.iter().enumerate() {
-        parse(sample);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(sample))) {
+            eprintln!("{what}: sample {number}: {:?}", String::from_utf8_lossy(sample));
+            resume_unwind(panic);
+        }
         for seed in 0..count {
             let mutated = mutation(seed, sample);
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(&mutated))) {
@@ -42,6 +54,18 @@ pub fn mutation(seed: u64, sample: &[u8]) -> Vec<u8> {
         change(&mut dice, &mut bytes);
     }
     bytes
+}
+
+/// The sample with each of its 32-bit numbers in turn at a limit of what it can be: every `step`th of all these.
+pub fn at_limits(sample: &[u8], step: usize) -> Vec<Vec<u8>> {
+    let whole = (0..sample.len() / 4).flat_map(|word| LIMITS.map(|limit| (word * 4, limit)));
+    let set = |(at, limit): (usize, &[u8])| {
+        let mut bytes = sample.to_vec();
+        let end = (at + limit.len()).min(bytes.len());
+        bytes[at..end].copy_from_slice(&limit[..end - at]);
+        bytes
+    };
+    whole.step_by(step).map(set).collect()
 }
 
 fn change(dice: &mut Dice, bytes: &mut Vec<u8>) {

@@ -3,13 +3,16 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
-use dsync_model::Since;
+use dsync_model::{FlagSet, Flags, Keyword, MailboxGuid, ModSeq, Since, Uid, UidValidity};
+use dsync_storage::attributes::{Attributes, Scope};
 use dsync_storage::dbox::{AttachmentDir, DboxFile, FileHeader, Metadata, open_mail};
-use dsync_storage::{Storage, compressed};
+use dsync_storage::index::{Appended, Edit, Flagged, Index, Paths, State};
+use dsync_storage::{Fsync, Goal, Result, Storage, compressed};
 use dsync_tests::formats::Fixture;
 use dsync_tests::maildirs::Account;
-use dsync_tests::mutate::feed;
+use dsync_tests::mutate::{at_limits, feed};
 
 /// Largest mail that compressed samples may become here.
 const MAIL_BYTES_MAX: u64 = 1 << 20;
@@ -133,4 +136,123 @@ fn small_files_of_maildir() {
         });
         fs::remove_file(account.root.join(name)).expect("was there");
     }
+}
+
+/// Indexes that Dovecot wrote: the fixture, the directory, the prefix of the files.
+const INDEXES: [(&str, &str, &str); 8] = [
+    ("sdbox", "sdbox/mailboxes/Archive/dbox-Mails", "dovecot.index"),
+    ("sdbox", "sdbox/mailboxes/INBOX/dbox-Mails", "dovecot.index"),
+    ("mdbox", "mdbox/mailboxes/Archive/dbox-Mails", "dovecot.index"),
+    ("mdbox", "mdbox/storage", "dovecot.map.index"),
+    ("maildirpp", "Maildir/.Archive", "dovecot.index"),
+    ("maildirpp", "Maildir/.Sent", "dovecot.index"),
+    ("mbox", "mail/.imap/INBOX", "dovecot.index"),
+    ("mbox", "mail/.imap/Archive", "dovecot.index"),
+];
+/// Mutations of each file of each of them.
+const INDEX_MUTATIONS: u64 = 100;
+/// Of the numbers in each file, one of so many is tried at a limit; all where `DSYNC_LONG` is set.
+const LIMITS_STEP: usize = 13;
+
+/// What must come back however the state was written.
+fn told(state: &State) -> (u32, u32, &[u32], &[u8], Vec<Vec<usize>>, Vec<u64>) {
+    assert!(state.uids.is_sorted_by(|a, b| a < b) && state.uids.len() == state.flags.len());
+    assert!(state.uids.last().is_none_or(|last| *last < state.header.next_uid));
+    let rows = 0..state.uids.len();
+    let keywords = rows.clone().map(|row| state.keywords_of(row).collect()).collect();
+    let modseqs = rows.map(|row| state.modseq_of(row)).collect();
+    (state.header.uid_validity, state.header.next_uid, &state.uids, &state.flags, keywords, modseqs)
+}
+
+/// Reads all that an index tells, adds a message, and flags and expunges one; then writes everything anew.
+fn work_on(paths: &Paths) -> Result<()> {
+    let Some(mut index) = Index::open(paths.clone())? else { return Ok(()) };
+    let history = index.history(0)?;
+    assert!(history.expunged.keys().all(|uid| index.state().row(*uid).is_none()));
+    let mut writer = index.lock(Duration::ZERO)?;
+    let state = writer.state().clone();
+    let flags = FlagSet { system: Flags::SEEN, keywords: Keyword::new("mutated").into_iter().collect() };
+    let remove = FlagSet::system(Flags::SEEN.union(Flags::DELETED));
+    let modseq = ModSeq::new(state.highest_modseq()).unwrap_or_default();
+    let appended = Appended { uid: state.header.next_uid, flags: flags.clone(), modseq, data: Vec::new() };
+    let flagged = state.uids.last().map(|uid| Flagged { uid: *uid, add: flags, remove, modseq });
+    let edit = Edit {
+        appended: Some(appended).into_iter().filter(|mail| mail.uid < u32::MAX).collect(),
+        flagged: flagged.into_iter().collect(),
+        expunged: state.uids.first().map(|uid| (*uid, [1; 16])).into_iter().collect(),
+    };
+    let goal = Goal { uid_next_min: Uid::MIN, modseq_min: modseq, uid_validity: UidValidity::new(7) };
+    assert!(edit.fits(&state));
+    edit.rebuilt(&state, goal, &[]);
+    writer.append(edit.transaction(&state, goal, &[]), Fsync::Never)?;
+    let state = writer.state().clone();
+    assert_eq!(state.row(edit.expunged.first().map_or(0, |gone| gone.0)), None);
+    assert!(edit.appended.iter().all(|mail| state.row(mail.uid).is_some()));
+    writer.snapshot(Fsync::Never)?;
+    writer.rotate(Fsync::Never)?;
+    assert_eq!(told(writer.state()), told(&state), "rotated");
+    drop(writer);
+    let again = Index::open(paths.clone())?.expect("just written");
+    assert_eq!(told(again.state()), told(&state), "read again");
+    Ok(())
+}
+
+#[test]
+fn indexes() {
+    let memory = Path::new("/dev/shm");
+    let dir = tempfile::tempdir_in(if memory.is_dir() { memory } else { Path::new("/tmp") }).expect("made");
+    let (mut worked, mut failed) = (0, 0);
+    let step = if std::env::var_os("DSYNC_LONG").is_some() { 1 } else { LIMITS_STEP };
+    for (fixture, place, prefix) in INDEXES {
+        let fixture = Fixture::unpack(fixture);
+        let suffixes = ["", ".log", ".log.2"];
+        let files: Vec<Option<Vec<u8>>> = suffixes
+            .iter()
+            .map(|suffix| fs::read(fixture.home().join(place).join(format!("{prefix}{suffix}"))).ok())
+            .collect();
+        let paths = Paths { directory: dir.path().join("index"), prefix };
+        for (i, sample) in files.iter().enumerate() {
+            let Some(sample) = sample else { continue };
+            // A log alone is as good as both where it starts the index; then it is read from its beginning.
+            for alone in [false, true] {
+                let mut damaged = |bytes: &[u8]| {
+                    let _ = fs::remove_dir_all(&paths.directory);
+                    fs::create_dir(&paths.directory).expect("made");
+                    for (j, file) in files.iter().enumerate().filter(|(j, _)| *j == i || !alone) {
+                        let content = if i == j { Some(bytes) } else { file.as_deref() };
+                        if let Some(content) = content {
+                            let path = paths.directory.join(format!("{prefix}{}", suffixes[j]));
+                            fs::write(path, content).expect("written");
+                        }
+                    }
+                    match work_on(&paths) {
+                        Ok(()) => worked += 1,
+                        Err(_) => failed += 1,
+                    }
+                };
+                let what = format!("{place}{}", suffixes[i]);
+                feed(&what, std::slice::from_ref(sample), INDEX_MUTATIONS, &mut damaged);
+                feed(&what, &at_limits(sample, step), 0, &mut damaged);
+            }
+        }
+    }
+    assert!(worked > 1000 && failed > 100, "damage is found, or does no harm: {worked} {failed}");
+}
+
+#[test]
+fn annotations() {
+    let guid = "ea2a9328a54d046be271000087ad316d";
+    let text = format!("priv/{guid}/comment\nmy \"note\"\nshared/{guid}/vendor/x\n\u{1}t\u{1}n\n");
+    let dir = tempfile::tempdir().expect("made");
+    let path = dir.path().join("dovecot-attributes");
+    let guid = MailboxGuid::parse(guid).expect("a GUID");
+    feed("dovecot-attributes", &[text.into_bytes()], 1000, |bytes| {
+        fs::write(&path, bytes).expect("written");
+        let attributes = Attributes::new(&path, Fsync::Never);
+        let before = attributes.list(guid).expect("any bytes are read");
+        attributes.set(Scope::Shared, guid, "added", Some(b"\0\n")).expect("set");
+        let mut after = attributes.list(guid).expect("read");
+        assert_eq!(after.remove(&(Scope::Shared, "added".into())).as_deref(), Some(&b"\0\n"[..]));
+        assert_eq!(after, before);
+    });
 }

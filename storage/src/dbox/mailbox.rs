@@ -134,7 +134,7 @@ impl DboxMailbox {
             let mut uid = message.uid.get();
             if !free(uid, &self.burned, &taken) {
                 committed.not_kept.push(message.uid);
-                last += 1;
+                last = last.saturating_add(1);
                 uid = last;
             }
             if uid == u32::MAX {

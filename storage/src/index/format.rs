@@ -3,6 +3,8 @@
 //! Little-endian. What records mean is in [`state`](super::state), what they are made from in
 //! [`transaction`](super::transaction).
 
+use super::state::MODSEQ_MAX;
+
 /// Bytes of a log header as we write it.
 pub const LOG_HEADER_BYTES: usize = 40;
 /// Shortest log header that is read.
@@ -91,15 +93,20 @@ impl LogHeader {
         if minor >= 2 && header.get(32).is_some_and(|flags| flags & LITTLE_ENDIAN == 0) {
             return Err("log was written on a big-endian machine");
         }
+        let sequence = u32_at(header, 8);
+        let initial_modseq = if size >= 32 { u64_at(header, 24) } else { 0 };
+        if sequence == u32::MAX || initial_modseq > MODSEQ_MAX {
+            return Err("log has an impossible sequence number or modseq");
+        }
         Ok(LogHeader {
             minor,
             header_bytes,
             index_id: u32_at(header, 4),
-            sequence: u32_at(header, 8),
+            sequence,
             previous_sequence: u32_at(header, 12),
             previous_offset: u32_at(header, 16),
             created: u32_at(header, 20),
-            initial_modseq: if size >= 32 { u64_at(header, 24) } else { 0 },
+            initial_modseq,
         })
     }
 

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::format::{FLAGS_MASK, Record, kind, u16_at, u32_at, u64_at};
-use super::state::{Current, Extension, KEYWORDS, MODSEQ, State};
+use super::state::{Current, Extension, KEYWORDS, MODSEQ, MODSEQ_MAX, State};
 
-/// Bytes of header data that one extension may have.
+/// Bytes of header data that all extensions may have together.
 const EXT_HEADER_BYTES_MAX: usize = 16 << 20;
 /// Bytes that the records of all extensions may have together.
 const ROW_BYTES_MAX: usize = 1024;
@@ -67,7 +67,7 @@ impl State {
                         let rows = self.uids.len();
                         if let Some(data) = self.extensions[id].row_mut(row, rows).get_mut(..8)
                             && u64_at(data, 0) < wanted
-                            && wanted < 1 << 63
+                            && wanted <= MODSEQ_MAX
                         {
                             data.copy_from_slice(&wanted.to_le_bytes());
                         }
@@ -239,9 +239,10 @@ impl State {
             };
             let (rows, modseq) = (self.uids.len(), self.highest_modseq());
             let others: usize = self.extensions.iter().map(|other| other.record_bytes).sum();
+            let headers: usize = self.extensions.iter().map(|other| other.header_bytes).sum();
             let extension = &mut self.extensions[known];
             if others - extension.record_bytes + record_bytes > ROW_BYTES_MAX
-                || header_bytes > EXT_HEADER_BYTES_MAX
+                || headers - extension.header_bytes + header_bytes > EXT_HEADER_BYTES_MAX
             {
                 return Err("extension is larger than any that exists");
             }

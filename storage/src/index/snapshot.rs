@@ -1,7 +1,7 @@
 //! `dovecot.index`: the state of an index at one position of its log (storage formats reference, 4.4).
 
 use super::format::{u16_at, u32_at, u64_at};
-use super::state::{Extension, Header, KEYWORDS, MODSEQ, State};
+use super::state::{Extension, Header, KEYWORDS, MODSEQ, MODSEQ_MAX, State};
 
 const MAJOR: u8 = 7;
 const MINOR: u8 = 3;
@@ -41,7 +41,10 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, &'static str> {
     if record_bytes < RECORD_BASE {
         return Err("snapshot has impossible records");
     }
-    let count = u32_at(bytes, 32) as usize;
+    let (count, log_sequence) = (u32_at(bytes, 32) as usize, u32_at(bytes, 60));
+    if log_sequence >= u32::MAX - 1 {
+        return Err("snapshot has an impossible sequence number");
+    }
     let rows = bytes[header_bytes..].chunks_exact(record_bytes);
     if rows.len() < count {
         return Err("snapshot is cut off");
@@ -60,7 +63,7 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, &'static str> {
         last_temp_file_scan: u32_at(bytes, 80),
         days,
     };
-    let mut places = Vec::new();
+    let (mut places, mut data_bytes) = (Vec::new(), 0);
     let mut at = base_bytes.next_multiple_of(8);
     while at < header_bytes {
         let (extension, place, next) = decode_extension(&bytes[..header_bytes], at, record_bytes)?;
@@ -69,6 +72,11 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, &'static str> {
         }
         if state.extensions.len() >= 64 || state.extension_id(&extension.name).is_some() {
             return Err("snapshot has an extension twice, or too many");
+        }
+        // Data that overlap would take more memory than the file has bytes.
+        data_bytes += extension.record_bytes;
+        if data_bytes > record_bytes - RECORD_BASE {
+            return Err("snapshot's extensions overlap");
         }
         state.extensions.push(extension);
         places.push(place);
@@ -95,9 +103,9 @@ pub fn decode(bytes: &[u8]) -> Result<Snapshot, &'static str> {
     }
     let modseq = state.extension(MODSEQ).filter(|extension| extension.header.len() >= 16).map(|extension| {
         let header = &extension.header;
-        (u64_at(header, 0) & (u64::MAX >> 1), u32_at(header, 8), u32_at(header, 12))
+        (u64_at(header, 0) & MODSEQ_MAX, u32_at(header, 8), u32_at(header, 12))
     });
-    Ok(Snapshot { state, log_sequence: u32_at(bytes, 60), log_head: u32_at(bytes, 68), modseq })
+    Ok(Snapshot { state, log_sequence, log_head: u32_at(bytes, 68), modseq })
 }
 
 /// One extension header: the extension, the offset of its data in a record, the offset of the next header.

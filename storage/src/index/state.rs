@@ -9,6 +9,8 @@ use super::format::{FLAGS_MASK, Record, kind, u64_at};
 
 pub const KEYWORDS: &str = "keywords";
 pub const MODSEQ: &str = "modseq";
+/// Largest modseq that a client may see (RFC 7162, 7).
+pub const MODSEQ_MAX: u64 = (1 << 63) - 1;
 
 /// Fields of the base header that mean something to us, under Dovecot's names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,8 +181,8 @@ impl State {
     pub fn modseq_of(&self, row: usize) -> u64 {
         let stored = self.extension(MODSEQ).map(|extension| extension.row(row));
         match stored.filter(|data| data.len() >= 8).map(|data| u64_at(data, 0)) {
-            Some(0) | None => self.highest_modseq(),
-            Some(modseq) => modseq,
+            Some(modseq @ 1..=MODSEQ_MAX) => modseq,
+            _ => self.highest_modseq(),
         }
     }
 
@@ -216,11 +218,11 @@ impl State {
             kind::MODSEQ_UPDATE => {
                 let given = record.payload.chunks_exact(12).map(|entry| u64_at(entry, 4)).max().unwrap_or(0);
                 // What no client may see (RFC 7162: below 2^63) was not written by a mail server.
-                return if given < 1 << 63 { modseq.max(given) } else { modseq };
+                return if given <= MODSEQ_MAX { modseq.max(given) } else { modseq };
             }
             _ => false,
         };
-        modseq + u64::from(step)
+        (modseq + u64::from(step)).min(MODSEQ_MAX)
     }
 
     /// Rows of the mails whose UIDs lie in a range.

@@ -92,8 +92,8 @@ impl Writer<'_> {
         let written = written.and_then(|()| disk::sync_file(&self.index.file, &log, policy));
         if let Err(error) = written {
             // A torn record would destroy the log for whoever locks it next.
-            if let Err(again) = self.index.file.set_len(before) {
-                tracing::error!("{}: cannot be cut off after a failed write: {again}", log.display());
+            if let Err(again) = disk::truncate(&self.index.file, before, &log) {
+                tracing::error!("{again}: cannot be cut off after a failed write");
             }
             return Err(error);
         }
@@ -165,7 +165,7 @@ impl Writer<'_> {
         let index = &mut *self.index;
         let paths = index.paths.clone();
         let header = LogHeader {
-            sequence: index.header.sequence + 1,
+            sequence: following(index)?,
             initial_modseq: state.as_ref().map_or(1, State::highest_modseq),
             ..LogHeader::first(now().max(index.header.index_id.saturating_add(1)))
         };
@@ -199,7 +199,7 @@ impl Writer<'_> {
         let index = &mut *self.index;
         let paths = index.paths.clone();
         let header = LogHeader {
-            sequence: index.header.sequence + 1,
+            sequence: following(index)?,
             previous_sequence: index.header.sequence,
             previous_offset: index.offset as u32,
             created: now(),
@@ -235,6 +235,13 @@ fn write_snapshot(
 ) -> Result<()> {
     let bytes = snapshot::encode(state, sequence, head, log2_rotate_time);
     disk::replace(&paths.snapshot(), &paths.beside(".tmp"), &bytes, policy)
+}
+
+/// The sequence number of the next log.
+fn following(index: &Index) -> Result<u32> {
+    let next = index.header.sequence.checked_add(1).filter(|next| *next < u32::MAX);
+    let what = "log has the last sequence number that there is";
+    next.ok_or(StorageError::Corrupt { path: index.paths.log(), line: 0, what })
 }
 
 /// A log for a snapshot that has lost its own.
