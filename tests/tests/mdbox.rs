@@ -526,3 +526,50 @@ fn messages_of_a_lost_mailbox_come_back_to_it() {
         all_in_their_mailbox,
     );
 }
+
+#[test]
+fn names_in_the_list_index_alone_are_not_changed() {
+    let _alone = alone();
+    let fixture = Fixture::unpack("mdbox-layoutindex");
+    let mut storage = open(&fixture, |layout| layout.kind = Kind::Index);
+    let (tree, _) = storage.tree().expect("lists");
+    let create = TreeChange::Create {
+        name: name("New"),
+        guid: BOX,
+        uid_validity: UidValidity::new(77).expect("not 0"),
+        uid_next: Uid::MIN,
+    };
+    let error = storage.change_tree(&create).expect_err("refused");
+    assert!(error.to_string().contains("LAYOUT=index"), "{error}");
+    assert_eq!(storage.tree().expect("lists").0.len(), tree.len());
+    // Messages may come and go.
+    let guid = tree[&name("Work")].mailbox.as_ref().expect("a mailbox").guid;
+    let mut mailbox = storage.open(guid).expect("opens");
+    mailbox.changes(Since::All).expect("lists");
+    save(&mut *mailbox, 50, "new", FlagSet::default(), 10);
+    assert_eq!(commit(&mut *mailbox).not_kept, []);
+    let (tree, _) = open(&fixture, |layout| layout.kind = Kind::Index).tree().expect("lists");
+    assert_eq!(tree[&name("Work")].mailbox.as_ref().expect("a mailbox").messages, 3);
+}
+
+#[test]
+fn a_mailbox_of_another_map_is_refused() {
+    let account = two_mailboxes();
+    let other = Fixture::unpack("mdbox-layoutindex");
+    lose(&account, "storage", MAP);
+    let log = Path::new("storage").join(MAP[1]);
+    fs::copy(other.home().join("mdbox").join(&log), account.root().join(&log)).expect("copied");
+    let layout = Layout::new(Format::Mdbox, account.root());
+    // The tree takes what it knows of mailboxes that did not change from a note; here that must not hide it.
+    fs::read_dir(account.root())
+        .expect("is there")
+        .flatten()
+        .filter(|entry| is_note(&entry.path()))
+        .for_each(|note| fs::remove_file(note.path()).expect("removed"));
+    let mut storage = Mdbox::open(layout, Fsync::Never, None).expect("opens");
+    let problem = match storage.tree() {
+        Ok((_, mut problems)) => problems.pop().expect("a problem").error,
+        Err(error) => error,
+    };
+    assert!(problem.to_string().contains("another map"), "{problem}");
+}

@@ -324,7 +324,7 @@ impl Files {
         let mut map_uid = map.state().header.next_uid;
         let mut given: BTreeMap<u32, Ids> = BTreeMap::new();
         for (uid, Pending { saved, path }) in &moves.saved {
-            let Some(file) = numbers.get(path) else { continue };
+            let file = numbers.get(path).expect("every message was written to a file that sync set aside");
             let place = Place { file: *file, offset: saved.offset as u32, size: saved.size as u32 };
             change.appended.push((map_uid, place));
             let date = saved.message.saved.unwrap_or_else(now);
