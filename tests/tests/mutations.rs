@@ -154,8 +154,11 @@ const INDEX_MUTATIONS: u64 = 100;
 /// Of the numbers in each file, one of so many is tried at a limit; all where `DSYNC_LONG` is set.
 const LIMITS_STEP: usize = 13;
 
+/// UIDVALIDITY, UIDNEXT, UIDs, flags, keywords, modseqs.
+type Told<'a> = (u32, u32, &'a [u32], &'a [u8], Vec<Vec<usize>>, Vec<u64>);
+
 /// What must come back however the state was written.
-fn told(state: &State) -> (u32, u32, &[u32], &[u8], Vec<Vec<usize>>, Vec<u64>) {
+fn told(state: &State) -> Told<'_> {
     assert!(state.uids.is_sorted_by(|a, b| a < b) && state.uids.len() == state.flags.len());
     assert!(state.uids.last().is_none_or(|last| *last < state.header.next_uid));
     let rows = 0..state.uids.len();
