@@ -12,22 +12,35 @@ use dsync_session::{Brain, Job, Report, SessionError, local};
 /// `backup` to the second store.
 pub const BACKUP: Direction = Direction::Mirror { into: Terminus::Responder };
 
-/// One Maildir account.
+/// How long the second store's lock is waited for: a process that another test starts has it for an instant.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
+/// One account, of Maildir unless it says otherwise.
 #[derive(Clone, Debug)]
 pub struct Account {
+    pub format: &'static str,
     pub root: PathBuf,
     pub options: String,
 }
 
 impl Account {
     pub fn new(root: impl Into<PathBuf>) -> Account {
-        Account { root: root.into(), options: String::new() }
+        Account::of("maildir", root)
+    }
+
+    /// An account of another format.
+    pub fn of(format: &'static str, root: impl Into<PathBuf>) -> Account {
+        Account { format, root: root.into(), options: String::new() }
+    }
+
+    /// Where it is, as users write it.
+    pub fn location(&self) -> String {
+        format!("{}:{}{}", self.format, self.root.display(), self.options)
     }
 
     /// Opens it as dsync does.
     pub fn open(&self) -> Box<dyn Storage> {
-        let text = format!("maildir:{}{}", self.root.display(), self.options);
-        let location = Location::parse(&text, None).expect("a valid location");
+        let location = Location::parse(&self.location(), None).expect("a valid location");
         location.open(Fsync::Never).expect("opens")
     }
 
@@ -77,9 +90,7 @@ impl Account {
             let mut mailbox = storage.open(status.guid).expect("opens");
             let changes = mailbox.changes(dsync_model::Since::All).expect("lists");
             for change in changes.list {
-                let dsync_model::MessageChange::Save { uid, guid, flags, .. } = change else {
-                    panic!("{change:?}")
-                };
+                let dsync_model::MessageChange::Save { uid, guid, flags, .. } = change else { continue };
                 let mut body = mailbox.body(uid, Some(&guid)).expect("opens").expect("is there");
                 let mut bytes = Vec::new();
                 body.reader.read_to_end(&mut bytes).expect("reads");
@@ -127,6 +138,6 @@ pub fn sync_with(
     options: Options,
 ) -> Result<(Report, Report), SessionError> {
     let mut one = Brain::initiator(a.open(), Job { direction, options });
-    let mut two = Brain::responder(b.open(), Duration::ZERO);
+    let mut two = Brain::responder(b.open(), LOCK_WAIT);
     local::run(&mut one, &mut two, &mut |_| true)
 }

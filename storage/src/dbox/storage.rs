@@ -1,7 +1,8 @@
 //! Accounts of sdbox: their mailboxes, made, renamed, deleted.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,7 +158,8 @@ impl Shared {
         deleted.deleted();
         writer.append(deleted, self.account.fsync)?;
         let trash = self.account.new_trash();
-        disk::rename(&places.mail, &trash)?;
+        let directory = self.account.layout.directory(name)?;
+        disk::rename(if is_only_in(&directory, &places.mail) { &directory } else { &places.mail }, &trash)?;
         disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
         drop(writer);
         disk::remove_tree(&trash)?;
@@ -167,13 +169,14 @@ impl Shared {
                 disk::remove_tree(&trash)?;
             }
         }
-        disk::remove_empty(&self.account.layout.directory(name)?)?;
+        disk::remove_empty(&directory)?;
         Ok(true)
     }
 
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
         let layout = &self.account.layout;
         let (old, new) = (layout.places(from)?, layout.places(to)?);
+        let (directory, target) = (layout.directory(from)?, layout.directory(to)?);
         if Shared::paths(&new).log().exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
@@ -185,15 +188,29 @@ impl Shared {
         ];
         for (from, to) in pairs.into_iter().filter_map(|(from, to)| Some((from?, to?))) {
             if from.is_dir() {
+                let whole = is_only_in(&directory, &from) && to.parent() == Some(&target);
+                let whole = whole && !target.starts_with(&directory) && is_empty(&target);
+                let (from, to) = if whole { (&directory, &target) } else { (&from, &to) };
                 disk::make_directory(to.parent().unwrap_or(&layout.root))?;
                 // A directory that only waits for its mailbox may stand there.
-                disk::remove_empty(&to)?;
-                disk::rename(&from, &to)?;
+                disk::remove_empty(to)?;
+                disk::rename(from, to)?;
             }
         }
-        disk::remove_empty(&layout.directory(from)?)?;
+        disk::remove_empty(&directory)?;
         disk::sync_directory(&layout.root, self.account.fsync)
     }
+}
+
+/// Says whether a mailbox is all that its directory holds. Both then go in one step: a crash leaves no directory behind, which
+/// would be taken for one that somebody made.
+fn is_only_in(directory: &Path, mail: &Path) -> bool {
+    mail.parent() == Some(directory) && fs::read_dir(directory).is_ok_and(|entries| entries.count() == 1)
+}
+
+/// Says whether a directory may be replaced.
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
 }
 
 /// The mailbox's GUID as its index has it.
