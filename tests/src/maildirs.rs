@@ -137,6 +137,7 @@ pub fn sync_with(
     direction: Direction,
     options: Options,
 ) -> Result<(Report, Report), SessionError> {
+    let options = Options { lock_wait_secs: options.lock_wait_secs.max(1), ..options };
     let mut one = Brain::initiator(a.open(), Job { direction, options });
     let mut two = Brain::responder(b.open(), LOCK_WAIT);
     local::run(&mut one, &mut two, &mut |_| true)
