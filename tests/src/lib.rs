@@ -8,4 +8,5 @@ pub mod mutate;
 pub mod oracle;
 pub mod programs;
 pub mod sample;
+pub mod users;
 pub mod world;

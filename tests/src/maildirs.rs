@@ -12,22 +12,35 @@ use dsync_session::{Brain, Job, Report, SessionError, local};
 /// `backup` to the second store.
 pub const BACKUP: Direction = Direction::Mirror { into: Terminus::Responder };
 
-/// One Maildir account.
+/// How long the second store's lock is waited for: a process that another test starts has it for an instant.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
+/// One account, of Maildir unless it says otherwise.
 #[derive(Clone, Debug)]
 pub struct Account {
+    pub format: &'static str,
     pub root: PathBuf,
     pub options: String,
 }
 
 impl Account {
     pub fn new(root: impl Into<PathBuf>) -> Account {
-        Account { root: root.into(), options: String::new() }
+        Account::of("maildir", root)
+    }
+
+    /// An account of another format.
+    pub fn of(format: &'static str, root: impl Into<PathBuf>) -> Account {
+        Account { format, root: root.into(), options: String::new() }
+    }
+
+    /// Where it is, as users write it.
+    pub fn location(&self) -> String {
+        format!("{}:{}{}", self.format, self.root.display(), self.options)
     }
 
     /// Opens it as dsync does.
     pub fn open(&self) -> Box<dyn Storage> {
-        let text = format!("maildir:{}{}", self.root.display(), self.options);
-        let location = Location::parse(&text, None).expect("a valid location");
+        let location = Location::parse(&self.location(), None).expect("a valid location");
         location.open(Fsync::Never).expect("opens")
     }
 
@@ -125,7 +138,8 @@ pub fn sync_with(
     direction: Direction,
     options: Options,
 ) -> Result<(Report, Report), SessionError> {
+    let options = Options { lock_wait_secs: options.lock_wait_secs.max(1), ..options };
     let mut one = Brain::initiator(a.open(), Job { direction, options });
-    let mut two = Brain::responder(b.open(), Duration::ZERO);
+    let mut two = Brain::responder(b.open(), LOCK_WAIT);
     local::run(&mut one, &mut two, &mut |_| true)
 }

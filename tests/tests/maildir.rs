@@ -3,7 +3,6 @@
 use std::fs;
 
 use dsync_session::proto::{Direction, Options};
-use dsync_session::storage::disk;
 use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
 
 fn pair() -> (tempfile::TempDir, Account, Account) {
@@ -157,59 +156,4 @@ fn an_empty_source_does_not_empty_its_mirror() {
     let (report, _) = sync_with(&a, &b, BACKUP, options).expect("syncs");
     assert_eq!(report.status(), 0, "{report:?}");
     assert_eq!(b.view()["INBOX"].len(), 1);
-}
-
-/// Killed after each change to a file, the next run finishes the job: nothing lost, nothing twice.
-#[test]
-fn a_crash_at_any_change_is_mended_by_the_next_run() {
-    let script = |a: &Account, b: &Account| {
-        some_mail(a);
-        sync(a, b, BACKUP).expect("syncs");
-        a.deliver("", "1700000010.M1P1.host", b"new at a");
-        b.deliver("", "1700000011.M1P1.host", b"new at b");
-        fs::remove_file(a.find("", "1700000001")).expect("expunged at a");
-        fs::rename(a.folder("Archive.2024"), a.folder("Archive.Old")).expect("renamed at a");
-        let two = b.find("", "1700000002");
-        fs::rename(&two, two.with_file_name("1700000002.M2P1.host:2,FRSab")).expect("answered at b");
-        fs::write(b.root.join("dovecot-keywords"), "0 $Label1\n1 Work\n").expect("written");
-    };
-    let steps = {
-        let (_dir, a, b) = pair();
-        script(&a, &b);
-        let before = disk::crash_after(None);
-        sync(&a, &b, Direction::TwoWay).expect("syncs");
-        disk::crash_after(None) - before
-    };
-    assert!(steps > 20, "{steps}");
-    for step in 0..steps {
-        let (_dir, a, b) = pair();
-        script(&a, &b);
-        disk::crash_after(Some(step));
-        let crashed = sync(&a, &b, Direction::TwoWay);
-        disk::crash_after(None);
-        assert!(
-            crashed.is_err() || crashed.is_ok_and(|(report, _)| report.status() != 0),
-            "step {step} of {steps}"
-        );
-        for lock in a
-            .leftovers()
-            .into_iter()
-            .chain(b.leftovers())
-            .filter(|path| path.extension().is_some_and(|e| e == "lock"))
-        {
-            // A dead process leaves its locks; the next one sees that the pid is gone. Ours lives.
-            fs::remove_file(lock).expect("removed");
-        }
-        let (report, _) =
-            sync(&a, &b, Direction::TwoWay).unwrap_or_else(|error| panic!("step {step}: {error:?}"));
-        assert_eq!(report.status(), 0, "step {step}: {report:?}");
-        let view = a.view();
-        assert_eq!(view, b.view(), "step {step}");
-        let inbox = view["INBOX"].join("\n");
-        for (body, times) in [("new at a", 1), ("new at b", 1), ("Subject: one", 0), ("Subject: two", 1)] {
-            assert_eq!(inbox.matches(body).count(), times, "step {step}: {body}: {inbox}");
-        }
-        assert!(inbox.contains("\\Answered") && inbox.contains("Work"), "step {step}: {inbox}");
-        assert!(view.contains_key("Archive/Old"), "step {step}: {view:?}");
-    }
 }

@@ -1,7 +1,8 @@
 //! What all mailboxes of a dbox account share: finding, making, renaming, deleting them; their identity; the map.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dsync_model::{MailboxGuid, MailboxName, Uid, UidValidity};
@@ -257,9 +258,13 @@ impl Shared {
         deleted.deleted();
         let policy = self.account.fsync;
         let trash = self.account.new_trash();
+        let directory = self.account.layout.directory(name)?;
         let remove = |writer: &mut crate::index::Writer<'_>| {
             writer.append(deleted.clone(), policy)?;
-            disk::rename(&places.mail, &trash)?;
+            disk::rename(
+                if is_only_in(&directory, &places.mail) { &directory } else { &places.mail },
+                &trash,
+            )?;
             disk::sync_directory(&self.account.layout.root, policy)
         };
         match map {
@@ -284,7 +289,7 @@ impl Shared {
                 disk::remove_tree(&trash)?;
             }
         }
-        disk::remove_empty(&self.account.layout.directory(name)?)?;
+        disk::remove_empty(&directory)?;
         Ok(true)
     }
 
@@ -292,6 +297,7 @@ impl Shared {
         self.needs_names_on_disk()?;
         let layout = &self.account.layout;
         let (old, new) = (layout.places(from)?, layout.places(to)?);
+        let (directory, target) = (layout.directory(from)?, layout.directory(to)?);
         if Shared::paths(&new).log().exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
@@ -303,13 +309,16 @@ impl Shared {
         ];
         for (from, to) in pairs.into_iter().filter_map(|(from, to)| Some((from?, to?))) {
             if from.is_dir() {
+                let whole = is_only_in(&directory, &from) && to.parent() == Some(&target);
+                let whole = whole && !target.starts_with(&directory) && is_empty(&target);
+                let (from, to) = if whole { (&directory, &target) } else { (&from, &to) };
                 disk::make_directory(to.parent().unwrap_or(&layout.root))?;
                 // A directory that only waits for its mailbox may stand there.
-                disk::remove_empty(&to)?;
-                disk::rename(&from, &to)?;
+                disk::remove_empty(to)?;
+                disk::rename(from, to)?;
             }
         }
-        disk::remove_empty(&layout.directory(from)?)?;
+        disk::remove_empty(&directory)?;
         disk::sync_directory(&layout.root, self.account.fsync)
     }
 
@@ -343,4 +352,15 @@ impl Shared {
         first.ext_header(0, &header);
         first
     }
+}
+
+/// Says whether a mailbox is all that its directory holds. Both then go in one step: a crash leaves no directory behind, which
+/// would be taken for one that somebody made.
+fn is_only_in(directory: &Path, mail: &Path) -> bool {
+    mail.parent() == Some(directory) && fs::read_dir(directory).is_ok_and(|entries| entries.count() == 1)
+}
+
+/// Says whether a directory may be replaced.
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
 }

@@ -167,7 +167,10 @@ impl Writer<'_> {
         let header = LogHeader {
             sequence: following(index)?,
             initial_modseq: state.as_ref().map_or(1, State::highest_modseq),
-            ..LogHeader::first(now().max(index.header.index_id.saturating_add(1)))
+            // The same identity: a log of it that has no predecessor starts the index anew, and an older snapshot beside it counts
+            // for nothing. With another identity, Dovecot would call that snapshot corrupted after a crash.
+            created: now(),
+            ..LogHeader::first(index.header.index_id)
         };
         let mut bytes = header.to_bytes().to_vec();
         bytes.extend_from_slice(&content.into_bytes());
@@ -269,9 +272,10 @@ fn put_log(paths: &Paths, bytes: &[u8]) -> Result<()> {
     disk::rename_new(&fresh, &paths.log())
 }
 
-/// The name under which Dovecot writes a new log.
+/// The name under which a new log is written. Not Dovecot's `.log.newlock`: that is a lock too, and left behind by a crash it would keep
+/// Dovecot waiting for three minutes.
 fn new_log(paths: &Paths) -> PathBuf {
-    paths.beside(".log.newlock")
+    paths.beside(".log.dsync")
 }
 
 fn now() -> u32 {
