@@ -72,7 +72,7 @@ impl Location {
             Format::Sdbox | Format::Mdbox => {
                 Ok(Box::new(Dbox::open(self.layout.clone(), fsync, self.attachments.clone())?))
             }
-            Format::Mbox => Ok(Box::new(Mbox::open(self.layout.clone(), fsync)?)),
+            Format::Mbox => Ok(Box::new(Mbox::open_without_saves(self.layout.clone(), fsync)?)),
         }
     }
 }

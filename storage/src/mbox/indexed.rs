@@ -33,6 +33,8 @@ pub struct Shared {
     pub account: Account,
     pub read_locks: Methods,
     pub write_locks: Methods,
+    /// Messages may be saved.
+    pub saves: bool,
 }
 
 /// Tells one content of a file from another without reading it.

@@ -110,6 +110,16 @@ impl MboxMailbox {
         Ok(())
     }
 
+    fn refuse_saves(&self) -> Result<()> {
+        if self.shared.saves {
+            return Ok(());
+        }
+        let file = self.places.mail.display();
+        Err(StorageError::Impossible(format!(
+            "{file}: saving to mbox is not supported yet, as it does not keep the GUIDs of messages"
+        )))
+    }
+
     /// A new file beside the mailbox.
     fn temporary(&self) -> Result<(PathBuf, File)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -374,6 +384,7 @@ impl Mailbox for MboxMailbox {
     }
 
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
+        self.refuse_saves()?;
         self.abandon_save();
         let (path, file) = self.temporary()?;
         match copy(&mut body.reader, Path::new("the message's source"), &file, &path) {
@@ -387,6 +398,7 @@ impl Mailbox for MboxMailbox {
     }
 
     fn begin_save(&mut self, message: NewMessage) -> Result<()> {
+        self.refuse_saves()?;
         self.abandon_save();
         let (path, file) = self.temporary()?;
         self.coming = Some(Coming { pending: Pending { message, path, size: 0 }, file, buffer: Vec::new() });

@@ -49,7 +49,24 @@ impl Mbox {
             return Err(StorageError::Location(what));
         }
         let account = Account::open(layout, fsync)?;
-        Ok(Mbox { shared: Arc::new(Shared { account, read_locks, write_locks }), names: BTreeMap::new() })
+        let shared = Shared { account, read_locks, write_locks, saves: true };
+        Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new() })
+    }
+
+    /// Opens an account that takes no messages: its mail can be read, flagged and expunged.
+    ///
+    /// An mbox does not keep the GUID that a message comes with, and a merge that meets it under another one takes it for
+    /// two messages: each run would double the mail of both ends.
+    pub fn open_without_saves(layout: Layout, fsync: Fsync) -> Result<Mbox> {
+        let mbox = Mbox::open(layout, fsync)?;
+        let Shared { account, read_locks, write_locks, .. } = &*mbox.shared;
+        let shared = Shared {
+            account: account.clone(),
+            read_locks: read_locks.clone(),
+            write_locks: write_locks.clone(),
+            saves: false,
+        };
+        Ok(Mbox { shared: Arc::new(shared), names: mbox.names })
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
