@@ -3,6 +3,7 @@
 use dsync_model::{MailboxGuid, StoreId, UidValidity};
 use dsync_session::storage::dbox::{Mdbox, Sdbox};
 use dsync_session::storage::layout::{Format, Layout};
+use dsync_session::storage::mbox::Mbox;
 use dsync_session::storage::memory::MemoryStorage;
 use dsync_session::storage::{Fsync, Storage, conformance};
 use dsync_tests::maildirs::Account;
@@ -64,4 +65,24 @@ fn mdbox() {
     conformance::check(&mut || {
         Box::new(Mdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
     });
+}
+
+#[test]
+fn mbox() {
+    let dir = tempfile::tempdir().expect("made");
+    let mut layout = Layout::new(Format::Mbox, dir.path().join("mail"));
+    let check = |layout: &Layout| {
+        conformance::check_keeping(conformance::Keeps::TextAlone, &mut || {
+            Box::new(Mbox::open(layout.clone(), Fsync::Never).expect("opens")) as Box<dyn Storage>
+        });
+    };
+    check(&layout);
+    layout.root = dir.path().join("other");
+    layout.index = dsync_session::storage::layout::Index::At(dir.path().join("index"));
+    layout.control = Some(dir.path().join("control"));
+    layout.inbox = Some(dir.path().join("spool"));
+    check(&layout);
+    layout.root = dir.path().join("third");
+    layout.dirname = Some("mail".into());
+    check(&layout);
 }

@@ -44,6 +44,17 @@ fn maildir_with_its_parts_in_several_directories() {
     check("maildir-dirs", |_| {}, maildir_writes);
 }
 
+/// Our own notes and the log of the index.
+fn mbox_writes(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(".dsync-") || name.starts_with("dovecot.index")
+}
+
+#[test]
+fn mbox() {
+    check("mbox", |_| {}, mbox_writes);
+}
+
 /// Our own notes; reading writes nothing else.
 fn notes_only(path: &Path) -> bool {
     path.file_name().unwrap_or_default().to_string_lossy().starts_with(".dsync-")

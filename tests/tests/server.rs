@@ -113,7 +113,7 @@ fn what_is_wrong_is_said_in_one_line_with_its_status() {
         (&["sync", "--source", &mail, "tcps:no-such-host.invalid"], 75, "cannot find the host"),
         (&["sync", "--source", &mail, "tcp:-oProxyCommand=x"], 64, "no host"),
         (&["backup", "--source", "maildir:/no/such/mail", &tls], 78, "the source does not exist"),
-        (&["sync", "--source", &mail, "mbox:/x"], 78, "not supported yet"),
+        (&["sync", "--source", &mail, "imapc:/x"], 78, "not supported"),
         (&["sync", "--source", &mail, "/no/such/program", "x"], 75, "cannot run"),
         (&["sync", "--source", &mail, "false", "x"], 75, "remote command ended"),
         (&["sync", "--source", &mail, &mail], 75, "same store"),

@@ -5,6 +5,7 @@
 //! format mean is not known here.
 
 pub mod edit;
+pub mod follow;
 pub mod format;
 pub mod history;
 mod records;

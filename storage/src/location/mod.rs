@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::dbox::Dbox;
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
+use crate::mbox::Mbox;
 use crate::{Fsync, Result, Storage, StorageError};
 use detect::Owner;
 
@@ -71,14 +72,7 @@ impl Location {
             Format::Sdbox | Format::Mdbox => {
                 Ok(Box::new(Dbox::open(self.layout.clone(), fsync, self.attachments.clone())?))
             }
-            // The one format that is still missing.
-            Format::Mbox => {
-                let what = format!(
-                    "mbox:{}: the format mbox is not supported yet; maildir, sdbox and mdbox are",
-                    self.root().display()
-                );
-                Err(StorageError::Location(what))
-            }
+            Format::Mbox => Ok(Box::new(Mbox::open_without_saves(self.layout.clone(), fsync)?)),
         }
     }
 }

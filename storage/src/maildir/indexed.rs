@@ -3,31 +3,16 @@
 //! Files and uidlist say which messages there are; the index adds modseqs, keywords without a letter, history, and flag changes
 //! that Dovecot has not carried out yet.
 
-use std::collections::BTreeMap;
-
-use dsync_model::{
-    Digest, FlagSet, MailboxStatus, Message, MessageAction, ModSeq, NewMessage, Uid, UidValidity,
-};
+use dsync_model::{Digest, FlagSet, MailboxStatus, Message, ModSeq, Uid, UidValidity};
 
 use super::scan::{LOCK_WAIT, Scan, guid, size};
 use super::uidlist;
 use crate::index::edit::{flag_set, keywords};
-use crate::index::{Appended, Edit, Flagged, Index, Paths, State, Transaction};
+use crate::index::follow::{self, NO_GOAL, Told};
+use crate::index::{Edit, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::lock::DotLock;
 use crate::{Fsync, Goal, Result, StorageError, disk};
-
-/// The index is newer than the file.
-const DIRTY: u8 = 0x80;
-/// Nothing is asked for but what the files say.
-const NO_GOAL: Goal = Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
-
-/// What a commit did, beyond what the files can tell.
-#[derive(Default)]
-pub struct Told<'a> {
-    pub saved: BTreeMap<u32, NewMessage>,
-    pub actions: &'a [MessageAction],
-}
 
 /// Opens the index of a mailbox that was just read, and brings both into step. `None`: the account keeps its indexes in memory.
 pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<Index>> {
@@ -89,17 +74,8 @@ pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy
     let mut writer = index.lock(LOCK_WAIT)?;
     let state = writer.state();
     let mut edit = difference(scan, state);
-    tell(&mut edit, state, told);
-    if let Some(state) = edit.imported(state, goal, &[]) {
-        return writer.import(state, policy);
-    }
-    if edit.fits(state) {
-        let transaction = edit.transaction(state, goal, &[]);
-        writer.append(transaction, policy)?;
-        return writer.tidy(policy);
-    }
-    let content = edit.rebuilt(state, goal, &[]);
-    writer.rebuild(content, policy)
+    follow::tell(&mut edit, state, told);
+    follow::write(&mut writer, &edit, goal, &[], policy)
 }
 
 /// Another UIDVALIDITY for a mailbox that stays as it is.
@@ -114,86 +90,13 @@ pub fn set_validity(places: &Places, validity: UidValidity, policy: Fsync) -> Re
 
 /// What leads from the index to the files.
 fn difference(scan: &Scan, state: &State) -> Edit {
-    let mut edit = Edit::default();
-    let names = keywords(state);
-    let mut row = 0;
-    let gone = |row: usize, edit: &mut Edit| {
-        let uid = state.uids[row];
+    let files = scan.messages().map(|(record, file)| (record.uid.get(), scan.flags(file)));
+    let guid_of = |uid: u32| {
         let line = scan.list.records.binary_search_by_key(&uid, |record| record.uid.get());
-        let bits = line.map_or([0; 16], |line| guid(&scan.list.records[line]).bits());
-        edit.expunged.push((uid, bits));
+        line.map_or([0; 16], |line| guid(&scan.list.records[line]).bits())
     };
-    for (record, file) in scan.messages() {
-        let uid = record.uid.get();
-        while state.uids.get(row).is_some_and(|known| *known < uid) {
-            gone(row, &mut edit);
-            row += 1;
-        }
-        let flags = scan.flags(file);
-        if state.uids.get(row) != Some(&uid) {
-            edit.appended.push(Appended { uid, flags, modseq: ModSeq::NONE, data: Vec::new() });
-            continue;
-        }
-        if state.flags[row] & DIRTY == 0 && !state.is_requested(uid) {
-            let known = flag_set(state, row, &names);
-            let add = flags.minus(&known);
-            let mut remove = known.minus(&flags);
-            // What has no letter is kept by the index alone.
-            remove.keywords.retain(|keyword| scan.keywords.has(keyword));
-            if !add.is_empty() || !remove.is_empty() {
-                edit.flagged.push(Flagged { uid, add, remove, modseq: ModSeq::NONE });
-            }
-        }
-        row += 1;
-    }
-    (row..state.uids.len()).for_each(|row| gone(row, &mut edit));
-    edit
-}
-
-/// Adds what only the commit knows: modseqs, and keywords without a letter.
-fn tell(edit: &mut Edit, state: &State, told: &Told<'_>) {
-    for mail in &mut edit.appended {
-        if let Some(message) = told.saved.get(&mail.uid) {
-            (mail.flags, mail.modseq) = (message.flags.clone(), message.modseq);
-        }
-    }
-    let names = keywords(state);
-    for action in told.actions {
-        match action {
-            MessageAction::Flags { uid, add, remove, modseq_min } => {
-                let uid = uid.get();
-                if let Some(mail) = edit.appended.iter_mut().find(|mail| mail.uid == uid) {
-                    mail.flags = mail.flags.minus(remove).union(add);
-                    mail.modseq = mail.modseq.max(*modseq_min);
-                    continue;
-                }
-                let Some(row) = state.row(uid) else { continue };
-                let known = flag_set(state, row, &names);
-                let (add, remove) = (add.minus(&known), remove.intersection(&known));
-                if edit.expunged.iter().any(|(gone, _)| *gone == uid) || (add.is_empty() && remove.is_empty())
-                {
-                    continue;
-                }
-                match edit.flagged.binary_search_by_key(&uid, |change| change.uid) {
-                    Ok(at) => {
-                        let change = &mut edit.flagged[at];
-                        change.add = change.add.union(&add);
-                        change.remove = change.remove.union(&remove);
-                        change.modseq = *modseq_min;
-                    }
-                    Err(at) => edit.flagged.insert(at, Flagged { uid, add, remove, modseq: *modseq_min }),
-                }
-            }
-            MessageAction::Renumber { from, to } => {
-                let Some(row) = state.row(from.get()) else { continue };
-                if let Some(mail) = edit.appended.iter_mut().find(|mail| mail.uid == to.get()) {
-                    mail.flags = mail.flags.union(&flag_set(state, row, &names));
-                    mail.modseq = ModSeq::new(state.modseq_of(row)).unwrap_or_default();
-                }
-            }
-            MessageAction::Expunge { .. } => {}
-        }
-    }
+    // What has no letter is kept by the index alone.
+    follow::difference(files, state, guid_of, |keyword| scan.keywords.has(keyword))
 }
 
 /// The messages as files and index have them together.

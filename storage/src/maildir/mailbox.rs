@@ -14,9 +14,10 @@ use dsync_model::{
 
 use super::Shared;
 use super::filename::{self, Keywords};
-use super::indexed::{self, Told};
+use super::indexed;
 use super::scan::{FileName, LOCK_WAIT, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
+use crate::index::follow::Told;
 use crate::index::{Index, State};
 use crate::layout::Places;
 use crate::lock::DotLock;

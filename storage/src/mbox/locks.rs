@@ -39,6 +39,12 @@ impl Default for Methods {
     }
 }
 
+impl From<Method> for Methods {
+    fn from(method: Method) -> Methods {
+        Methods(vec![method])
+    }
+}
+
 impl FromStr for Methods {
     type Err = StorageError;
 

@@ -1,17 +1,20 @@
 //! mbox: all messages of a mailbox in one file.
 //!
-//! Here is what concerns one file: reading it, its messages as clients see them, changing it, its locks. The
-//! index, and the mailbox as a [`Storage`](crate::Storage) has it, are built on top.
+//! One file is read, changed and locked in modules of their own; `indexed` adds Dovecot's index, and the account of such
+//! mailboxes is [`Mbox`].
 
 pub mod arrival;
 pub mod from_line;
 pub mod headers;
+mod indexed;
 pub mod locks;
+mod mailbox;
 pub mod message;
 mod output;
 mod replace;
 pub mod rewrite;
 pub mod scan;
+mod storage;
 mod window;
 
 pub use arrival::Arrival;
@@ -19,6 +22,7 @@ pub use locks::{Access, MboxLock, Method, Methods};
 pub use message::VirtualMessage;
 pub use rewrite::{Change, Edits, Writing, Written};
 pub use scan::{Entry, Known, MboxFile};
+pub use storage::Mbox;
 
 #[cfg(test)]
 mod fixture_tests;

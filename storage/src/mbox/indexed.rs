@@ -1,0 +1,330 @@
+//! The file of a mailbox and Dovecot's index of it, read together and brought into step.
+//!
+//! The file says which messages there are, with UIDs and flags. The index adds the mailbox's GUID, modseqs, history, and
+//! flag changes that Dovecot has not written into the file yet.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
+use jiff::tz::TimeZone;
+use rand::RngExt;
+
+use super::locks::{Access, MboxLock, Methods};
+use super::rewrite::{self, Edits, Writing};
+use super::scan::{Entry, Known, MboxFile};
+use crate::account::Account;
+use crate::index::edit::{flag_set, keywords, uid_next};
+use crate::index::follow::{self, NO_GOAL, Told};
+use crate::index::{Edit, Extension, Index, Paths, State, Transaction};
+use crate::layout::Places;
+use crate::{Goal, Result, StorageError, disk};
+
+/// How long to wait for the file and its index.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
+const EXTENSION: &str = "mbox";
+const HEADER_BYTES: usize = 32;
+const GUID_AT: u16 = 16;
+
+/// What all mailboxes of an account share.
+pub struct Shared {
+    pub account: Account,
+    pub read_locks: Methods,
+    pub write_locks: Methods,
+    /// Messages may be saved.
+    pub saves: bool,
+}
+
+/// Tells one content of a file from another without reading it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stamp([i64; 7]);
+
+impl Stamp {
+    pub fn of(meta: &Metadata) -> Stamp {
+        let file = [meta.dev() as i64, meta.ino() as i64, meta.size() as i64];
+        let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+        Stamp([file[0], file[1], file[2], times[0], times[1], times[2], times[3]])
+    }
+
+    fn of_file(file: &File, places: &Places) -> Result<Stamp> {
+        Ok(Stamp::of(&file.metadata().map_err(StorageError::io(&places.mail))?))
+    }
+}
+
+/// A mailbox as it was when it was read. Every message has a UID.
+pub struct Content {
+    pub file: MboxFile,
+    pub stamp: Stamp,
+    pub index: Index,
+}
+
+impl Content {
+    pub fn is_current(&self, places: &Places) -> bool {
+        std::fs::metadata(&places.mail).is_ok_and(|meta| Stamp::of(&meta) == self.stamp)
+    }
+
+    pub fn uid_next(&self) -> Uid {
+        uid_next(self.index.state()).max(next_of(&self.file))
+    }
+
+    /// The messages as file and index have them together.
+    pub fn list(&self) -> Vec<Message> {
+        let state = self.index.state();
+        let names = keywords(state);
+        let message = |entry: &Entry| {
+            let uid = entry.uid?;
+            let row = state.row(uid.get());
+            Some(Message {
+                uid,
+                guid: entry.guid.clone(),
+                flags: row.map_or_else(|| entry.flags.clone(), |row| flag_set(state, row, &names)),
+                modseq: row.and_then(|row| ModSeq::new(state.modseq_of(row))).unwrap_or_default(),
+                received: None,
+                size: Some(entry.size_physical),
+            })
+        };
+        self.file.messages.iter().filter_map(message).collect()
+    }
+
+    /// Counters and digest of what [`list`](Self::list) gave.
+    pub fn status(&self, list: &[Message]) -> Result<MailboxStatus> {
+        let state = self.index.state();
+        let validity = self.file.uid_validity.or(UidValidity::new(state.header.uid_validity));
+        let (Some(guid), Some(uid_validity)) = (guid_of(state), validity) else {
+            return Err(StorageError::NoMailbox("without a GUID".into()));
+        };
+        Ok(MailboxStatus {
+            guid,
+            uid_validity,
+            uid_next: self.uid_next(),
+            messages: list.len() as u32,
+            highest_modseq: ModSeq::new(state.highest_modseq()).unwrap_or_default(),
+            digest: Digest::of(list),
+        })
+    }
+}
+
+/// UIDNEXT as far as the file tells.
+pub fn next_of(file: &MboxFile) -> Uid {
+    Uid::new(file.last_uid.saturating_add(1)).unwrap_or(Uid::MIN)
+}
+
+impl Shared {
+    pub fn writing(&self) -> Writing {
+        Writing { fsync: self.account.fsync, zone: TimeZone::system() }
+    }
+
+    pub fn lock(&self, places: &Places, access: Access) -> Result<MboxLock> {
+        let methods = if access == Access::Read { &self.read_locks } else { &self.write_locks };
+        MboxLock::take(&places.mail, methods, access, LOCK_WAIT).map_err(|error| match error {
+            StorageError::Io { source, path } if source.kind() == std::io::ErrorKind::NotFound => {
+                StorageError::NoMailbox(path.display().to_string())
+            }
+            other => other,
+        })
+    }
+
+    /// Reads a mailbox, with file and index in step. `before` knows messages that may be gone by now.
+    pub fn read(&self, places: &Places, before: Option<&MboxFile>) -> Result<Content> {
+        let mut lock = self.lock(places, Access::Read)?;
+        if let Some(content) = self.settle(&mut lock, places, before)? {
+            return Ok(content);
+        }
+        drop(lock);
+        let mut lock = self.lock(places, Access::Write)?;
+        self.settle_to_write(&mut lock, places, before)
+    }
+
+    /// The same under a lock for writing, which is held already.
+    pub fn settle_to_write(
+        &self,
+        lock: &mut MboxLock,
+        places: &Places,
+        before: Option<&MboxFile>,
+    ) -> Result<Content> {
+        let what = "messages have no UIDs after they got some";
+        let unsettled = || StorageError::Corrupt { path: places.mail.clone(), line: 0, what };
+        self.settle(lock, places, before)?.ok_or_else(unsettled)
+    }
+
+    /// `None`: the file must be written, and the lock is only for reading.
+    fn settle(
+        &self,
+        lock: &mut MboxLock,
+        places: &Places,
+        before: Option<&MboxFile>,
+    ) -> Result<Option<Content>> {
+        let mut index = open_index(paths(places))?;
+        let mut guid = index.as_ref().and_then(|index| guid_of(index.state()));
+        let mut file = MboxFile::scan(lock.file(), lock.path(), &known(index.as_ref()))?;
+        let known_validity =
+            index.as_ref().and_then(|index| UidValidity::new(index.state().header.uid_validity));
+        if file.uid_validity.is_some() && known_validity.is_some() && known_validity != file.uid_validity {
+            remove_index(&paths(places), "its UIDVALIDITY is not that of the mailbox")?;
+            index = None;
+            file = MboxFile::scan(lock.file(), lock.path(), &known(None))?;
+        }
+        let unnumbered = file.messages.iter().any(|entry| entry.uid.is_none());
+        if unnumbered && lock.access() == Access::Read {
+            return Ok(None);
+        }
+        let validity = match file.uid_validity.or(known_validity.filter(|_| index.is_some())) {
+            Some(validity) => validity,
+            None => self.account.new_uid_validity()?,
+        };
+        if unnumbered {
+            let mut edits = Edits::none(&file, validity);
+            if !edits.number(&file, index.as_ref().map_or(Uid::MIN, |index| uid_next(index.state()))) {
+                return Err(exhausted(places));
+            }
+            rewrite::write(lock, &file, &edits, &self.writing())?;
+            file = MboxFile::scan(lock.file(), lock.path(), &known(index.as_ref()))?;
+            if file.messages.iter().any(|entry| entry.uid.is_none()) {
+                return Ok(None);
+            }
+        }
+        let mut index = match index {
+            Some(index) => index,
+            None => {
+                let guid = *guid.get_or_insert_with(|| MailboxGuid(rand::rng().random()));
+                create_index(paths(places), validity, Uid::MIN, guid)?
+            }
+        };
+        if guid_of(index.state()).is_none() || index.state().header.uid_validity == 0 {
+            let guid = guid_of(index.state()).unwrap_or_else(|| MailboxGuid(rand::rng().random()));
+            self.identify_index(&mut index, guid, validity)?;
+        }
+        let goal = Goal { uid_next_min: next_of(&file), ..NO_GOAL };
+        let edit = difference(&file, index.state(), before);
+        let next = goal.uid_next_min > uid_next(index.state());
+        if next || !edit.appended.is_empty() || !edit.flagged.is_empty() || !edit.expunged.is_empty() {
+            self.follow(&mut index, &file, before, goal, &Told::default())?;
+        }
+        let stamp = Stamp::of_file(lock.file(), places)?;
+        Ok(Some(Content { file, stamp, index }))
+    }
+
+    /// Writes what the file has and the index has not. The file is locked.
+    pub fn follow(
+        &self,
+        index: &mut Index,
+        file: &MboxFile,
+        before: Option<&MboxFile>,
+        goal: Goal,
+        told: &Told<'_>,
+    ) -> Result<()> {
+        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut edit = difference(file, writer.state(), before);
+        follow::tell(&mut edit, writer.state(), told);
+        follow::write(&mut writer, &edit, goal, &[], self.account.fsync)
+    }
+
+    /// Writes GUID and UIDVALIDITY of a mailbox into its index.
+    fn identify_index(&self, index: &mut Index, guid: MailboxGuid, validity: UidValidity) -> Result<()> {
+        let mut writer = index.lock(LOCK_WAIT)?;
+        let state = writer.state();
+        let mut change = Transaction::new();
+        change.header(24, &validity.get().to_le_bytes());
+        let mut extension = state.extension(EXTENSION).cloned().unwrap_or_else(extension);
+        extension.header_bytes = extension.header_bytes.max(HEADER_BYTES);
+        change.introduce(state.extension_id(EXTENSION), &extension);
+        change.ext_header(GUID_AT, &guid.0);
+        writer.append(change, self.account.fsync)
+    }
+
+    /// Gives a mailbox another identity.
+    pub fn identify(&self, places: &Places, guid: MailboxGuid, validity: UidValidity) -> Result<()> {
+        let mut lock = self.lock(places, Access::Write)?;
+        let Content { file, mut index, .. } = self.settle_to_write(&mut lock, places, None)?;
+        if file.uid_validity.is_some_and(|known| known != validity) {
+            let edits = Edits { uid_validity: validity, ..Edits::none(&file, validity) };
+            rewrite::write(&mut lock, &file, &edits, &self.writing())?;
+        }
+        self.identify_index(&mut index, guid, validity)
+    }
+}
+
+/// What the index knows that the file may not.
+pub fn known(index: Option<&Index>) -> Known {
+    let Some(index) = index else { return Known::default() };
+    let names = keywords(index.state()).into_iter().flatten().collect();
+    Known { uid_next: Some(uid_next(index.state())), keywords: names, ..Known::default() }
+}
+
+pub fn exhausted(places: &Places) -> StorageError {
+    StorageError::Impossible(format!("{}: UIDs are exhausted", places.mail.display()))
+}
+
+/// The index of a mailbox. Accounts with indexes in memory are refused.
+pub fn paths(places: &Places) -> Paths {
+    Paths::mailbox(places.index.as_deref().unwrap_or(&places.control))
+}
+
+/// An index that is broken is made anew from the file.
+fn open_index(paths: Paths) -> Result<Option<Index>> {
+    match Index::open(paths.clone()) {
+        Ok(index) => Ok(index.filter(|index| !index.state().deleted)),
+        Err(error @ StorageError::Corrupt { .. }) => {
+            remove_index(&paths, &error.to_string())?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_index(paths: &Paths, why: &str) -> Result<()> {
+    tracing::warn!("{}: index is made anew: {why}", paths.log().display());
+    let cache = paths.directory.join("dovecot.index.cache");
+    [paths.log(), paths.log2(), paths.snapshot(), cache].iter().try_for_each(|path| disk::remove(path))
+}
+
+/// Makes the index of a mailbox that has none.
+pub fn create_index(paths: Paths, validity: UidValidity, uid_next: Uid, guid: MailboxGuid) -> Result<Index> {
+    let mut first = Transaction::new();
+    first.introduce(None, &extension());
+    first.ext_header(GUID_AT, &guid.0);
+    match Index::create(paths.clone(), validity.get(), uid_next.get(), first) {
+        // Dovecot was faster.
+        Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            let what = "index vanished while it was made";
+            Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
+        }
+        other => other,
+    }
+}
+
+fn extension() -> Extension {
+    Extension::new(EXTENSION, HEADER_BYTES, 0, 0)
+}
+
+/// The mailbox's GUID as its index has it.
+pub fn guid_of(state: &State) -> Option<MailboxGuid> {
+    let header = state.extension(EXTENSION)?.header_padded(HEADER_BYTES);
+    let guid: [u8; 16] = header.get(usize::from(GUID_AT)..HEADER_BYTES)?.try_into().ok()?;
+    (guid != [0; 16]).then_some(MailboxGuid(guid))
+}
+
+fn difference(file: &MboxFile, state: &State, before: Option<&MboxFile>) -> Edit {
+    let messages = file.messages.iter().filter_map(|entry| Some((entry.uid?.get(), entry.flags.clone())));
+    let guid_of = |uid: u32| {
+        let entry = before.and_then(|before| before.messages.get(place_of(before, uid)?));
+        // Many messages may share the sum of no header at all: that proves nothing.
+        entry.filter(|entry| entry.guid.as_str() != NO_HEADER).map_or([0; 16], |entry| entry.guid.bits())
+    };
+    follow::difference(messages, state, guid_of, |_| true)
+}
+
+/// MD5 of nothing.
+const NO_HEADER: &str = "d41d8cd98f00b204e9800998ecf8427e";
+
+/// Place of the message with this UID, where all have one.
+pub fn place_of(file: &MboxFile, uid: u32) -> Option<usize> {
+    file.messages.binary_search_by_key(&uid, |entry| entry.uid.map_or(0, Uid::get)).ok()
+}
+
+/// Says whether this is the GUID of the message, as Dovecot compares them.
+pub fn is(entry: &Entry, guid: &MessageGuid) -> bool {
+    entry.guid.bits() == guid.bits()
+}

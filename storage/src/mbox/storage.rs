@@ -1,0 +1,345 @@
+//! An account of mbox files: listing, making, renaming and deleting mailboxes, and their identity.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dsync_model::{
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, Uid, UidValidity,
+};
+use rand::RngExt;
+
+use super::indexed::{self, Shared};
+use super::locks::{Access, Method, Methods};
+use super::mailbox::{self, MboxMailbox};
+use crate::account::Account;
+use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
+use crate::status_cache::{Fingerprint, StatusCache};
+use crate::{
+    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
+};
+
+/// An account of mbox files.
+pub struct Mbox {
+    shared: Arc<Shared>,
+    names: BTreeMap<MailboxGuid, MailboxName>,
+}
+
+impl Mbox {
+    /// Opens an account; its root is made if it is missing. Locks are those of Debian's Dovecot.
+    pub fn open(layout: Layout, fsync: Fsync) -> Result<Mbox> {
+        Mbox::open_locking(layout, fsync, Methods::from(Method::Fcntl), Methods::default())
+    }
+
+    /// The same with other locks (settings `mbox_read_locks` and `mbox_write_locks`).
+    pub fn open_locking(
+        layout: Layout,
+        fsync: Fsync,
+        read_locks: Methods,
+        write_locks: Methods,
+    ) -> Result<Mbox> {
+        if layout.index == IndexPlace::Memory || layout.kind != Kind::Fs {
+            let what = format!(
+                "mbox:{}: the index has the GUID of each mailbox, and must lie on disk under the mailbox's name",
+                layout.root.display()
+            );
+            return Err(StorageError::Location(what));
+        }
+        let account = Account::open(layout, fsync)?;
+        let shared = Shared { account, read_locks, write_locks, saves: true };
+        Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new() })
+    }
+
+    /// Opens an account that takes no messages: its mail can be read, flagged and expunged.
+    ///
+    /// An mbox does not keep the GUID that a message comes with, and a merge that meets it under another one takes it for
+    /// two messages: each run would double the mail of both ends.
+    pub fn open_without_saves(layout: Layout, fsync: Fsync) -> Result<Mbox> {
+        let mbox = Mbox::open(layout, fsync)?;
+        let Shared { account, read_locks, write_locks, .. } = &*mbox.shared;
+        let shared = Shared {
+            account: account.clone(),
+            read_locks: read_locks.clone(),
+            write_locks: write_locks.clone(),
+            saves: false,
+        };
+        Ok(Mbox { shared: Arc::new(shared), names: mbox.names })
+    }
+
+    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
+        let places = self.shared.account.layout.places(name)?;
+        mailbox::sweep(&places)?;
+        let log = indexed::paths(&places).log();
+        let fingerprint = || Fingerprint::of([places.mail.as_path(), log.as_path()]);
+        let before = fingerprint();
+        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
+        if let Some(status) = known {
+            self.names.insert(status.guid, name.clone());
+            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+        }
+        let mut content = self.shared.read(&places, None)?;
+        let mut status = content.status(&content.list())?;
+        if self.names.contains_key(&status.guid) {
+            // A copied index: two mailboxes must not share a GUID.
+            tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
+            self.shared.identify(&places, MailboxGuid(rand::rng().random()), status.uid_validity)?;
+            content = self.shared.read(&places, None)?;
+            status = content.status(&content.list())?;
+        }
+        cache.put(&places.mail, before.filter(|_| fingerprint() == before), &status);
+        self.names.insert(status.guid, name.clone());
+        Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
+    }
+}
+
+impl Shared {
+    fn make_inbox(&self) -> Result<()> {
+        let places = self.account.layout.places(&MailboxName::inbox())?;
+        if places.mail.exists() { Ok(()) } else { self.make_file(&places) }
+    }
+
+    fn make_file(&self, places: &Places) -> Result<()> {
+        let parent = places.mail.parent().unwrap_or(&self.account.layout.root);
+        disk::make_directory(parent)?;
+        match disk::create(&places.mail, disk::file_mode(parent)) {
+            // A delivery was faster.
+            Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
+            made => disk::sync_file(&made?, &places.mail, self.account.fsync),
+        }
+    }
+
+    fn create(
+        &self,
+        name: &MailboxName,
+        guid: MailboxGuid,
+        validity: UidValidity,
+        uid_next: Uid,
+    ) -> Result<()> {
+        let places = self.account.layout.places(name)?;
+        if places.mail.exists() {
+            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+        }
+        self.remove_beside(&places)?;
+        disk::make_directory(places.mail.parent().unwrap_or(&self.account.layout.root))?;
+        // The index first: with the file it becomes a mailbox, and nobody gives it another identity.
+        indexed::create_index(indexed::paths(&places), validity, uid_next, guid)?;
+        self.make_file(&places)?;
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)
+    }
+
+    fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
+        let places = self.account.layout.places(name)?;
+        if !places.mail.exists() {
+            return Ok(true);
+        }
+        if name.is_inbox() {
+            return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
+        }
+        let mut lock = self.lock(&places, Access::Write)?;
+        let content = self.settle_to_write(&mut lock, &places, None)?;
+        if indexed::guid_of(content.index.state()) != Some(guid) || content.uid_next() != uid_next {
+            return Ok(false);
+        }
+        let trash = self.account.new_trash();
+        disk::rename(&places.mail, &trash)?;
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
+        drop(lock);
+        disk::remove(&trash)?;
+        self.remove_beside(&places)?;
+        if self.account.layout.dirname.is_some() {
+            disk::remove_empty(&self.account.layout.directory(name)?)?;
+        }
+        self.account.log_deleted(name, guid);
+        Ok(true)
+    }
+
+    /// Removes the files that lie beside the mail.
+    fn remove_beside(&self, places: &Places) -> Result<()> {
+        let directories = [Some(&places.control), places.index.as_ref(), places.cache.as_ref()];
+        for directory in directories.into_iter().flatten() {
+            for path in files_of(directory)? {
+                disk::remove(&path)?;
+            }
+            self.remove_empty(directory)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a directory beside the mail if it is empty, and the `.imap` it is in.
+    fn remove_empty(&self, directory: &Path) -> Result<()> {
+        if directory.is_dir() {
+            disk::remove_empty(directory)?;
+        }
+        match directory.parent() {
+            Some(above) if above.ends_with(".imap") && above != self.account.layout.control_root() => {
+                disk::remove_empty(above)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
+        let layout = &self.account.layout;
+        let (old, new) = (layout.places(from)?, layout.places(to)?);
+        if new.mail.exists() {
+            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
+        }
+        let lock = self.lock(&old, Access::Write)?;
+        disk::make_directory(new.mail.parent().unwrap_or(&layout.root))?;
+        self.remove_beside(&new)?;
+        let mut moves = vec![(&old.control, &new.control)];
+        moves.extend(old.index.as_ref().zip(new.index.as_ref()));
+        moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
+        for (from, to) in moves {
+            let files = files_of(from)?;
+            if !files.is_empty() {
+                disk::make_directory(to)?;
+            }
+            for path in files {
+                if let Some(name) = path.file_name() {
+                    disk::rename(&path, &to.join(name))?;
+                }
+            }
+            self.remove_empty(from)?;
+        }
+        disk::rename_new(&old.mail, &new.mail)?;
+        drop(lock);
+        if layout.dirname.is_some() {
+            disk::remove_empty(&layout.directory(from)?)?;
+        }
+        disk::sync_directory(&layout.root, self.account.fsync)
+    }
+
+    fn delete_directory(&self, name: &MailboxName) -> Result<()> {
+        let directory = self.account.layout.directory(name)?;
+        if directory.is_dir() {
+            let imap = directory.join(".imap");
+            if imap.is_dir() {
+                disk::remove_empty(&imap)?;
+            }
+            disk::remove_empty(&directory)?;
+        }
+        if !directory.exists() {
+            self.account.log_directory_deleted(name);
+        }
+        Ok(())
+    }
+}
+
+/// The files in a directory, which may be missing.
+fn files_of(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(StorageError::io(directory)(error)),
+    };
+    let files = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    Ok(files.map(|entry| entry.path()).collect())
+}
+
+impl Storage for Mbox {
+    fn location(&self) -> String {
+        self.shared.account.location()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
+    }
+
+    fn store_id(&mut self) -> Result<StoreId> {
+        self.shared.account.store_id()
+    }
+
+    fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
+        self.shared.account.lock(wait)
+    }
+
+    fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
+        self.names.clear();
+        let shared = self.shared.clone();
+        let account = &shared.account;
+        account.empty_trash()?;
+        shared.make_inbox()?;
+        let inbox = MailboxName::inbox();
+        let (found, mut problems) = account.layout.list()?;
+        let mut cache = StatusCache::read(account);
+        let mut tree = MailboxTree::new();
+        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        for found in found {
+            if !found.mailbox {
+                tree.entry(found.name).or_default().directory = true;
+                continue;
+            }
+            match self.list_one(&found.name, &mut cache) {
+                Ok(node) => {
+                    tree.insert(found.name, node);
+                }
+                Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
+            }
+        }
+        cache.write(account);
+        for name in account.subscribed()? {
+            tree.entry(name).or_default().subscribed = true;
+        }
+        Ok((tree, problems))
+    }
+
+    fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
+        let shared = self.shared.clone();
+        let account = &shared.account;
+        match change {
+            TreeChange::Create { name, guid, uid_validity, uid_next } => {
+                shared.create(name, *guid, *uid_validity, *uid_next)?;
+                self.names.insert(*guid, name.clone());
+            }
+            TreeChange::CreateDirectory { name } => disk::make_directory(&account.layout.directory(name)?)?,
+            TreeChange::Rename { guid, from, to } => {
+                if self.names.get(guid) != Some(from) {
+                    return Err(StorageError::NoMailbox(from.to_string()));
+                }
+                shared.rename(from, to)?;
+                account.log_renamed(to);
+                self.names.insert(*guid, to.clone());
+            }
+            TreeChange::Identify { name, guid, uid_validity } => {
+                shared.identify(&account.layout.places(name)?, *guid, *uid_validity)?;
+                self.names.retain(|_, known| known != name);
+                self.names.insert(*guid, name.clone());
+            }
+            TreeChange::Delete { name, guid, uid_next } => return shared.delete(name, *guid, *uid_next),
+            TreeChange::DeleteDirectory { name } => shared.delete_directory(name)?,
+            TreeChange::Subscribe { names } => account.subscribe(names)?,
+            TreeChange::Unsubscribe { names } => account.unsubscribe(names)?,
+        }
+        Ok(true)
+    }
+
+    fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
+        let gone = || StorageError::NoMailbox(mailbox.to_string());
+        let places = self.shared.account.layout.places(self.names.get(&mailbox).ok_or_else(gone)?)?;
+        let content = self.shared.read(&places, None)?;
+        if indexed::guid_of(content.index.state()) != Some(mailbox) {
+            return Err(gone());
+        }
+        Ok(Box::new(MboxMailbox::new(self.shared.clone(), places, content)))
+    }
+
+    fn notes(&mut self) -> Result<Vec<String>> {
+        self.shared.account.notes()
+    }
+
+    fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
+        self.shared.account.read_note(name, bytes_max)
+    }
+
+    fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()> {
+        self.shared.account.write_note(name, content)
+    }
+
+    fn remove_note(&mut self, name: &str) -> Result<()> {
+        self.shared.account.remove_note(name)
+    }
+}
