@@ -113,7 +113,9 @@ impl Session<'_> {
             }
         };
         self.check_source(&location, Terminus::Initiator)?;
-        let location = location.with_separator(self.settings.separator());
+        let location = location
+            .with_separator(self.settings.separator())
+            .with_attachments(self.settings.mail_attachment_dir(user)?);
         Ok(location.open(self.fsync()?)?)
     }
 
@@ -138,7 +140,8 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
-            .with_separator(self.settings.separator());
+            .with_separator(self.settings.separator())
+            .with_attachments(self.settings.mail_attachment_dir(user)?);
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(location.open(self.fsync()?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {

@@ -169,7 +169,8 @@ impl Service<'_> {
             dsync_accounts::Fsync::Optimized => Fsync::Optimized,
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
-        let location = location.with_separator(self.settings.separator());
+        let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
+        let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

@@ -157,3 +157,38 @@ fn an_empty_source_does_not_empty_its_mirror() {
     assert_eq!(report.status(), 0, "{report:?}");
     assert_eq!(b.view()["INBOX"].len(), 1);
 }
+
+#[test]
+fn compressed_mail_arrives_as_it_was() {
+    use std::io::Write;
+    let (_dir, a, b) = pair();
+    let text = "Subject: compressed\n\n".to_owned() + &"The same line again.\n".repeat(50);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(text.as_bytes()).expect("written");
+    let gzip = gzip.finish().expect("written");
+    a.deliver("", &format!("1700000001.M1P1.host,S={}:2,S", text.len()), &gzip);
+    // Without the size of the mail in its name.
+    a.deliver("", "1700000002.M1P1.host:2,", &gzip);
+    a.deliver("", "1700000003.M1P1.host:2,", b"\x1f\x8b is no gzip\n");
+    let (report, _) = sync(&a, &b, BACKUP).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(a.view(), b.view());
+    for prefix in ["1700000001", "1700000002"] {
+        assert_eq!(fs::read_to_string(b.find("", prefix)).expect("plain text"), text);
+    }
+    let (again, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!((again.status(), again.mailboxes.len()), (0, 0), "{again:?}");
+}
+
+#[test]
+fn encrypted_mail_is_refused() {
+    let (_dir, a, b) = pair();
+    a.deliver("", "1700000001.M1P1.host:2,", b"CRYPTED\x03\x07\x02\x00and so on");
+    a.deliver("", "1700000002.M1P1.host:2,", b"Subject: plain\n\n");
+    let status = match sync(&a, &b, BACKUP) {
+        Ok((report, _)) => report.status(),
+        Err(error) => error.status(),
+    };
+    assert_eq!(status, 65);
+    assert_eq!(b.view()["INBOX"].iter().filter(|line| line.contains("CRYPTED")).count(), 0);
+}

@@ -1,5 +1,7 @@
 //! Where a user's mail is: `mail_location` of Dovecot 2.3, or its parts in 2.4.
 
+use std::path::PathBuf;
+
 use super::{
     error::{ConfError, Place},
     settings::{Settings, invalid},
@@ -38,14 +40,7 @@ impl Settings {
         if let Some(mail) = user.mail.as_ref().filter(|mail| !mail.is_empty()) {
             return Ok(Some(mail.clone()));
         }
-        let vars = Vars::of(user);
-        let get = |setting: &str| -> Result<Option<(Place, String)>, ConfError> {
-            let Some((place, text)) = self.value(setting)? else { return Ok(None) };
-            match expand(&text, &vars) {
-                Ok(text) => Ok(Some((place, text))),
-                Err(source) => Err(ConfError::Variable { place, setting: setting.to_owned(), source }),
-            }
-        };
+        let get = |setting: &str| self.expanded(setting, user);
         // Of the two forms, an override's or the only one there.
         let overridden = self.entry("mail_location").is_some_and(|entry| entry.place == Place::Override);
         let driver = get("mail_driver")?.filter(|(_, driver)| driver != "auto");
@@ -91,6 +86,36 @@ impl Settings {
             location.push_str(":ALTNOCHECK");
         }
         Ok(Some(location))
+    }
+
+    /// Where dbox keeps attachments outside of the mails (`mail_attachment_dir`, in 2.4 `mail_ext_attachment_path`), variables
+    /// expanded; `None` if nobody says.
+    pub fn mail_attachment_dir(&self, user: &User) -> Result<Option<PathBuf>, ConfError> {
+        let (mut found, mut setting) = (None, "");
+        for name in ["mail_attachment_dir", "mail_ext_attachment_path"] {
+            if let Some(value) = self.expanded(name, user)?.filter(|_| found.is_none()) {
+                (found, setting) = (Some(value), name);
+            }
+        }
+        let Some((place, text)) = found else { return Ok(None) };
+        let path = match (text.strip_prefix("~/"), &user.home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            (Some(_), None) => return Err(invalid(place, setting, "the user has no home".to_owned())),
+            (None, _) => PathBuf::from(&text),
+        };
+        if !path.is_absolute() {
+            return Err(invalid(place, setting, format!("\"{}\" is no absolute path", text.escape_debug())));
+        }
+        Ok(Some(path))
+    }
+
+    /// The place and text of a setting, variables expanded.
+    fn expanded(&self, setting: &str, user: &User) -> Result<Option<(Place, String)>, ConfError> {
+        let Some((place, text)) = self.value(setting)? else { return Ok(None) };
+        match expand(&text, &Vars::of(user)) {
+            Ok(text) => Ok(Some((place, text))),
+            Err(source) => Err(ConfError::Variable { place, setting: setting.to_owned(), source }),
+        }
     }
 }
 

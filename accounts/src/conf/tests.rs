@@ -276,3 +276,15 @@ fn no_bytes_make_it_panic() {
         }
     }
 }
+
+#[test]
+fn the_directory_of_attachments_is_expanded() {
+    let place = |text: &str| settings(text).mail_attachment_dir(&alice()).map_err(|error| error.to_string());
+    assert_eq!(place(""), Ok(None));
+    assert_eq!(place("mail_attachment_dir = ~/att\n"), Ok(Some("/home/alice/att".into())));
+    let user = "mail_ext_attachment_path = /srv/att/%{user}\n";
+    assert_eq!(place(user), Ok(Some("/srv/att/alice@example.org".into())));
+    let both = format!("{user}mail_attachment_dir = %h/att/%n\n");
+    assert_eq!(place(&both), Ok(Some("/home/alice/att/alice".into())));
+    assert!(place("mail_attachment_dir = att\n").is_err_and(|error| error.contains("no absolute path")));
+}

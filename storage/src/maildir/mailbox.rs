@@ -17,6 +17,7 @@ use super::filename::{self, Keywords};
 use super::indexed;
 use super::scan::{FileName, LOCK_WAIT, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
+use crate::compressed::{self, Opened};
 use crate::index::follow::Told;
 use crate::index::{Index, State};
 use crate::layout::Places;
@@ -394,15 +395,18 @@ impl Mailbox for MaildirMailbox {
         let pop3_uidl = text(b'P').map(|uidl| {
             if uidl.is_empty() { String::from_utf8_lossy(&record.base).into() } else { uidl.into() }
         });
+        let Opened { reader, compression } = compressed::open(file, &path, compressed::SIZE_MAX)?;
+        // The file name tells the size of a mail before it was compressed.
+        let size = if compression.is_some() { filename::size(&record.base) } else { Some(meta.len()) };
         Ok(Some(Body {
             guid: guid(record),
             received: Some(Timestamp(meta.mtime())),
             saved: Some(Timestamp(meta.ctime())),
             pop3_uidl,
             pop3_order: text(b'O').and_then(|order| order.parse().ok()),
-            size: Some(meta.len()),
-            path: Some(path.into()),
-            reader: Box::new(file),
+            size,
+            path: compression.is_none().then(|| path.into()),
+            reader,
         }))
     }
 
