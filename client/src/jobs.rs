@@ -72,7 +72,8 @@ impl Session<'_> {
             mailboxes: self.common.mailbox.clone(),
             exclude: self.common.exclude.clone(),
             lock_wait_secs: self.common.lock_wait.unwrap_or(30),
-            force: self.common.force,
+            allow_mass_delete: self.common.force,
+            ..Options::default()
         };
         let mut brain = Brain::initiator(storage, Job { direction: self.direction, options });
         let mut display = Display::new(self.verbose);

@@ -211,9 +211,9 @@ impl Brain {
         };
         let (source, own) =
             (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
-        if source == 0 && own > 0 && !options.force {
+        if source == 0 && own > 0 && !options.allow_mass_delete {
             let text = format!(
-                "the source holds no message, and the destination holds {own}: refusing to remove them all (--force does it)"
+                "the source holds no message, and the destination holds {own}: refusing to remove them all (--allow-mass-delete does it)"
             );
             return Err(SessionError::Refused { status: 77, text });
         }
