@@ -115,7 +115,7 @@ pub struct Options {
     /// `-m ''`: mailboxes and subscriptions only, no messages.
     pub tree_only: bool,
     /// `-t`, `-e`, `-I`, `-O`.
-    pub filter: Filter,
+    pub filter: Box<Filter>,
     pub purpose: Purpose,
 }
 

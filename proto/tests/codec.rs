@@ -55,12 +55,12 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         allow_mass_delete: false,
         guids: vec![MailboxGuid([7; 16])],
         tree_only: false,
-        filter: Filter {
+        filter: Box::new(Filter {
             since: Some(Timestamp(1_700_000_000)),
             size_max: Some(1 << 20),
             without: FlagSet::system(Flags::DELETED),
             ..Filter::default()
-        },
+        }),
         purpose: Purpose::Verify { bodies: true },
     };
     let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
