@@ -243,3 +243,70 @@ fn a_state_that_is_none_is_told_and_all_is_looked_into() {
     let (status, printed, _) = dsync(&place, &["sync", "-s", "garbage!", "--source", &one, &one]);
     assert_eq!((status, printed.as_str()), (75, "\n"));
 }
+
+/// Sets when a message was received.
+fn receive(account: &Account, folder: &str, prefix: &str, seconds: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let file = fs::File::options().write(true).open(account.find(folder, prefix)).expect("opens");
+    file.set_modified(time).expect("set");
+}
+
+fn bodies(account: &Account, mailbox: &str) -> usize {
+    account.view().get(mailbox).map_or(0, |lines| lines.len() - 1)
+}
+
+/// The scenarios opt-filters and filter-then-sync-deletes of the oracle, and what Dovecot makes of the latter is not so here.
+#[test]
+fn what_a_filter_keeps_back_stays_and_comes_later() {
+    let place = Place::new("");
+    for (n, filter, passes) in [
+        (1, &["-t", "2023-06-01"][..], 1),
+        (2, &["-e", "1700000000"], 2),
+        (3, &["-t", "2021-06-01", "-e", "01-Jun-2023"], 1),
+        (4, &["-I", "200"], 2),
+        (5, &["-O", "\\Flagged"], 1),
+        (6, &["-O", "-\\Flagged"], 2),
+        (7, &["-O", "-\\Flagged", "-O", "\\Seen"], 1),
+        (8, &["-t", "99w", "-I", "1M"], 0),
+    ] {
+        let (a, b) = (Account::new(place.path(&format!("a{n}"))), Account::new(place.path(&format!("b{n}"))));
+        a.deliver("", "1577836800.M1P1.host:2,F", b"Subject: old\n\n");
+        a.deliver("", "1704067200.M2P1.host:2,S", b"Subject: new\n\n");
+        a.deliver("", "1680000000.M3P1.host:2,", &[&b"Subject: big\n\n"[..], &[b'x'; 300]].concat());
+        receive(&a, "", "1577836800", 1_577_836_800);
+        receive(&a, "", "1704067200", 1_704_067_200);
+        receive(&a, "", "1680000000", 1_680_000_000);
+        let mut line = vec!["sync"];
+        line.extend(filter);
+        let (one, two) = (a.location(), b.location());
+        line.extend(["--source", &one, &two]);
+        run(&place, &line);
+        assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (3, passes), "{filter:?}");
+        // Again, and the other way round: nothing is expunged for being kept back.
+        run(&place, &line);
+        b.deliver("", "1704067300.M4P1.host:2,FS", b"Subject: there\n\n");
+        run(&place, &["sync", "--source", &one, &two]);
+        assert_eq!(bodies(&a, "INBOX"), 4, "{filter:?}");
+        assert_eq!(a.view(), b.view(), "{filter:?}");
+    }
+}
+
+#[test]
+fn a_filtered_backup_brings_only_what_passes_and_removes_what_is_foreign() {
+    let (place, a, b) = pair();
+    a.deliver("", "1700000099.M9P1.host:2,F", b"Subject: flagged\n\n");
+    b.deliver("", "1700000098.M8P1.host", b"Subject: foreign\n\n");
+    let line = ["backup", "-O", "\\Flagged", "--source", &a.location(), &b.location()];
+    let (status, _, said) = dsync(&place, &line);
+    assert_eq!((status, said.as_str()), (0, ""));
+    assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (4, 1));
+    // A message of the base that was lost at the copy is brought again, if it passes.
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+    fs::remove_file(b.find("", "1700000099")).expect("removed");
+    fs::remove_file(b.find("", "1700000001")).expect("removed");
+    run(&place, &line);
+    assert_eq!(bodies(&b, "INBOX"), 3);
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}

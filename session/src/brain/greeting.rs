@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use dsync_merge::{Both, Direction, End, Pair};
-use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, TreeChange};
+use dsync_model::{
+    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
+};
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
 use dsync_storage::StorageError;
 
@@ -151,7 +153,9 @@ impl Brain {
         self.check_state(&pairs);
         for pair in pairs.iter().filter(|_| !options.tree_only) {
             if !self.is_settled(pair, direction, options.full) {
-                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
+                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid));
+                // What a filter kept back then is looked at anew.
+                let base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base.clone() });
                 let channel = self.open.len() as u32 + 1;
                 self.open.push(Open::new(channel, pair.clone(), base));
             } else {

@@ -4,6 +4,7 @@
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod closing;
+mod filtering;
 mod greeting;
 mod mailbox;
 mod scope;
