@@ -310,3 +310,103 @@ fn a_filtered_backup_brings_only_what_passes_and_removes_what_is_foreign() {
     run(&place, &["backup", "--source", &a.location(), &b.location()]);
     assert_eq!(a.view(), b.view());
 }
+
+/// 600 messages at both ends.
+fn much_mail() -> (Place, Account, Account) {
+    let place = Place::new("");
+    let (a, b) = (Account::new(place.path("a")), Account::new(place.path("b")));
+    for n in 0..600 {
+        a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+    }
+    run(&place, &["-o", "mail_fsync=never", "sync", "--source", &a.location(), &b.location()]);
+    (place, a, b)
+}
+
+fn remove(account: &Account, folder: &str, count: usize) {
+    let files = ["cur", "new"].map(|d| fs::read_dir(account.folder(folder).join(d)).expect("read"));
+    let paths = files.into_iter().flatten().map(|entry| entry.expect("read").path());
+    paths.take(count).for_each(|path| fs::remove_file(path).expect("removed"));
+}
+
+#[test]
+fn a_mirror_does_not_lose_a_fifth_of_its_mail_unasked() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    // A hundred may go, and so may a hundred and twenty of six hundred.
+    remove(&a, "", 100);
+    run(&place, &line);
+    let before = b.view();
+    remove(&a, "", 101);
+    a.deliver("", &mail(9000), b"Subject: late\n\n");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(
+        status == 77 && said.contains("101 of the 500 messages") && said.contains("--allow-mass-delete"),
+        "{said}"
+    );
+    assert_eq!(bodies(&b, "INBOX"), before["INBOX"].len() - 1 + 1, "saved, and nothing is gone");
+    let (status, _, said) = dsync(&place, &["backup", "-R", "--source", &b.location(), &a.location()]);
+    assert!(status == 77 && said.contains("101 of the 50"), "{status} {said}");
+    run(&place, &["backup", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn a_mailbox_that_goes_counts_with_its_mail_and_moved_mail_does_not() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    fs::rename(a.folder("Work"), place.path("aside")).expect("moved");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(status == 77 && said.contains("300 of the 600"), "{status} {said}");
+    assert_eq!(bodies(&b, "Work"), 300);
+    // All its mail in another mailbox, under the same names: nothing is lost.
+    for entry in fs::read_dir(place.path("aside/new"))
+        .expect("read")
+        .chain(fs::read_dir(place.path("aside/cur")).expect("read"))
+    {
+        let path = entry.expect("read").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        a.deliver("Elsewhere", &name, &fs::read(&path).expect("read"));
+    }
+    run(&place, &line);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn an_end_that_lost_everything_does_not_empty_the_other() {
+    let (place, a, b) = much_mail();
+    remove(&a, "", 300);
+    remove(&a, "Work", 300);
+    let before = b.view();
+    for line in [&["sync"][..], &["sync", "-1"]] {
+        let (one, two) = (a.location(), b.location());
+        let mut line = line.to_vec();
+        line.extend(["--source", &one, &two]);
+        let (status, _, said) = dsync(&place, &line);
+        assert!(
+            status == 77 && said.contains("600 of the 600") && said.contains("--allow-mass-delete"),
+            "{status} {said}"
+        );
+        assert_eq!(b.view(), before);
+    }
+    run(&place, &["sync", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!((bodies(&b, "INBOX"), bodies(&b, "Work")), (0, 0));
+}
+
+#[test]
+fn a_store_is_not_synchronised_with_itself_under_any_name() {
+    let (place, a, _) = pair();
+    std::os::unix::fs::symlink(&a.root, place.path("link")).expect("linked");
+    let link = format!("maildir:{}", place.path("link").display());
+    let indirect = format!("maildir:{}/../a", a.root.display());
+    let server = place.serve();
+    for other in [&a.location(), &link, &indirect] {
+        let (status, _, said) = dsync(&place, &["backup", "-l", "30", "--source", &a.location(), other]);
+        // Told before any lock is waited for: its holder would be named.
+        assert!(status == 75 && said.contains("same store"), "{other}: {status} {said}");
+    }
+    let theirs = format!("maildir:{}", place.path("server/alice").display());
+    run(&place, &["backup", "--source", &a.location(), &place.tls()]);
+    let (status, _, said) = dsync(&place, &["sync", "--source", &theirs, &place.tls()]);
+    assert!(status == 75 && said.contains("same store"), "{status} {said}");
+    drop(server);
+}

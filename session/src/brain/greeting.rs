@@ -6,7 +6,7 @@ use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message};
 use dsync_storage::StorageError;
 
 use super::mailbox::Open;
@@ -133,7 +133,7 @@ impl Brain {
         }
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
-        self.guard(direction, &options)?;
+        self.guard_source(direction, &options)?;
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
         let scope = Scope::new(trees, self.base.as_ref(), &options);
@@ -213,26 +213,6 @@ impl Brain {
             && next_agrees
             && a.digest == b.digest
             && (known || self.state_says_settled(pair.guid, a))
-    }
-
-    /// A mirror of nothing would remove everything: never without being told so.
-    fn guard(&self, direction: Direction, options: &Options) -> Result<(), SessionError> {
-        let Direction::Mirror { into } = direction else { return Ok(()) };
-        let messages = |tree: &MailboxTree| -> u64 {
-            tree.values()
-                .filter_map(|node| node.mailbox.as_ref())
-                .map(|status| u64::from(status.messages))
-                .sum()
-        };
-        let (source, own) =
-            (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
-        if source == 0 && own > 0 && !options.allow_mass_delete {
-            let text = format!(
-                "the source holds no message, and the destination holds {own}: refusing to remove them all (--allow-mass-delete does it)"
-            );
-            return Err(SessionError::Refused { status: 77, text });
-        }
-        Ok(())
     }
 }
 

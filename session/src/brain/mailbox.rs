@@ -136,6 +136,7 @@ impl Brain {
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
         if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
+            self.guard_deletions()?;
             self.saves_ended[self.end as usize] += 1;
             self.say(Message::End(List::Saves));
             return Ok(true);

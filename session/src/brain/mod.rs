@@ -6,6 +6,7 @@
 mod closing;
 mod filtering;
 mod greeting;
+mod guard;
 mod mailbox;
 mod scope;
 mod stateful;
