@@ -15,18 +15,45 @@ pub enum Destination {
         tls: bool,
     },
     /// A program that speaks on its stdin and stdout.
-    Command(Vec<String>),
+    Command {
+        words: Vec<String>,
+        /// The user's name goes ahead of everything, in a line of its own: what a trusted wrapper script reads.
+        user_line: bool,
+    },
 }
 
+/// How destinations begin that say what they are.
+const KINDS: [&str; 13] = [
+    "tcp",
+    "tcps",
+    "remote",
+    "remoteprefix",
+    "maildir",
+    "mbox",
+    "sdbox",
+    "mdbox",
+    "dbox",
+    "imapc",
+    "pop3c",
+    "auto",
+    "virtual",
+];
+
 impl Destination {
-    /// Reads the words of the command line.
-    pub fn parse(words: &[String], settings: &Settings, user: &str) -> Result<Destination, Failed> {
-        let [word] = words else {
-            return match words.first() {
-                Some(program) if !program.starts_with('-') => Ok(Destination::Command(words.to_vec())),
-                _ => Err(Failed::usage("the destination is missing")),
-            };
+    /// Reads the words of the command line: several destinations if each word says what it is, else one.
+    pub fn parse_all(words: &[String], settings: &Settings, user: &str) -> Result<Vec<Destination>, Failed> {
+        let speaks = |word: &String| word.split_once(':').is_some_and(|(kind, _)| KINDS.contains(&kind));
+        if words.len() > 1 && words.iter().all(speaks) {
+            return words.iter().map(|word| Destination::parse(word, settings, user)).collect();
+        }
+        let one = match words {
+            [word] => Destination::parse(word, settings, user)?,
+            _ => Destination::command(words.to_vec(), user)?,
         };
+        Ok(vec![one])
+    }
+
+    fn parse(word: &str, settings: &Settings, user: &str) -> Result<Destination, Failed> {
         let (kind, rest) = word.split_once(':').unwrap_or(("", word));
         match kind {
             "tcp" | "tcps" => {
@@ -37,16 +64,38 @@ impl Destination {
                 };
                 Ok(Destination::Tcp { host, port, tls: kind == "tcps" })
             }
-            "remote" => remote(rest, settings, user),
-            "remoteprefix" => Err(Failed::usage("remoteprefix: is not supported yet; use remote:")),
-            "" if word.contains('/') || word.starts_with('~') => Ok(Destination::Local(word.clone())),
-            "" => remote(rest, settings, user),
-            _ => Ok(Destination::Local(word.clone())),
+            "remote" | "remoteprefix" => remote(rest, kind == "remoteprefix", settings, user),
+            "" if is_program(word) => Destination::command(vec![word.to_owned()], user),
+            "" if word.contains('/') || word.starts_with('~') => Ok(Destination::Local(word.to_owned())),
+            "" if word.contains(' ') => {
+                Destination::command(word.split_whitespace().map(str::to_owned).collect(), user)
+            }
+            "" => remote(rest, false, settings, user),
+            _ => Ok(Destination::Local(word.to_owned())),
         }
+    }
+
+    /// A command that runs a dsync-server; where no word says so, that is what it is asked to run.
+    fn command(mut words: Vec<String>, user: &str) -> Result<Destination, Failed> {
+        match words.first() {
+            Some(program) if !program.starts_with('-') => {}
+            _ => return Err(Failed::usage("the destination is missing")),
+        }
+        if !words.iter().any(|word| word.rsplit('/').next() == Some("dsync-server")) {
+            words.extend(["dsync-server".to_owned(), format!("-u{user}")]);
+        }
+        Ok(Destination::Command { words, user_line: false })
     }
 }
 
-fn remote(text: &str, settings: &Settings, user: &str) -> Result<Destination, Failed> {
+/// Says whether a word is a program to run, and no mail: with a path, and a file that may be executed.
+fn is_program(word: &str) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let runs = |meta: std::fs::Metadata| meta.is_file() && meta.permissions().mode() & 0o111 != 0;
+    word.contains('/') && std::fs::metadata(word).is_ok_and(runs)
+}
+
+fn remote(text: &str, user_line: bool, settings: &Settings, user: &str) -> Result<Destination, Failed> {
     let (login, host) = match text.rsplit_once('@') {
         Some((login, host)) => (Some(login), host),
         None => (None, text),
@@ -58,7 +107,7 @@ fn remote(text: &str, settings: &Settings, user: &str) -> Result<Destination, Fa
     let words = command(&settings.dsync_remote_cmd(), &CommandVars { login, host, user });
     let words =
         words.map_err(|error| Failed::new(64, anyhow::Error::from(error).context("dsync_remote_cmd")))?;
-    Ok(Destination::Command(words))
+    Ok(Destination::Command { words, user_line })
 }
 
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), Failed> {
@@ -93,9 +142,11 @@ mod tests {
 
     #[test]
     fn destinations() {
-        let parse = |text: &str| {
+        let parse = |text: &str| -> Result<Destination, Failed> {
             let words: Vec<String> = text.split('|').map(str::to_owned).collect();
-            Destination::parse(&words, &Settings::defaults(), "alice")
+            let mut all = Destination::parse_all(&words, &Settings::defaults(), "alice")?;
+            assert_eq!(all.len(), 1, "{text}");
+            Ok(all.remove(0))
         };
         let tcp = |host: &str, port, tls| Destination::Tcp { host: host.into(), port, tls };
         assert_eq!(parse("tcps:mx1").unwrap(), tcp("mx1", 12345, true));
@@ -106,13 +157,30 @@ mod tests {
             parse("maildir:~/M:LAYOUT=fs").unwrap(),
             Destination::Local("maildir:~/M:LAYOUT=fs".into())
         );
-        let ssh = |words: &str| Destination::Command(words.split(' ').map(str::to_owned).collect());
+        let of = |words: &str, user_line| Destination::Command {
+            words: words.split(' ').map(str::to_owned).collect(),
+            user_line,
+        };
+        let ssh = |words| of(words, false);
         assert_eq!(parse("remote:bob@mx1").unwrap(), ssh("ssh -lbob mx1 dsync-server --stdio -ualice"));
         assert_eq!(parse("mx1").unwrap(), ssh("ssh mx1 dsync-server --stdio -ualice"));
-        assert_eq!(parse("ssh|-p|2222|mx1").unwrap(), ssh("ssh -p 2222 mx1"));
+        let prefixed = of("ssh -lbob mx1 dsync-server --stdio -ualice", true);
+        assert_eq!(parse("remoteprefix:bob@mx1").unwrap(), prefixed);
+        assert_eq!(parse("ssh|-p|2222|mx1").unwrap(), ssh("ssh -p 2222 mx1 dsync-server -ualice"));
+        assert_eq!(parse("ssh mx1").unwrap(), ssh("ssh mx1 dsync-server -ualice"));
+        assert_eq!(parse("/bin/true").unwrap(), ssh("/bin/true dsync-server -ualice"));
+        assert_eq!(parse("/no/mail/there").unwrap(), Destination::Local("/no/mail/there".into()));
+        let words = "ssh -i id vmail@mx1 doveadm dsync-server -u alice";
+        assert_eq!(parse(&words.replace(' ', "|")).unwrap(), ssh(words));
+        let words = ["maildir:/a", "tcps:mx1", "mx:/b"].map(str::to_owned);
+        let all = |words: &[String]| Destination::parse_all(words, &Settings::defaults(), "alice").unwrap();
+        assert_eq!(all(&words[..2]), [Destination::Local("maildir:/a".into()), tcp("mx1", 12345, true)]);
+        assert_eq!(all(&words).len(), 1, "a word that says nothing makes it a command");
         for bad in [
             "tcp:",
             "tcp:mx1:0",
+            "remoteprefix:a b",
+            "-x|y",
             "tcp:mx1:99999",
             "remote:-oProxyCommand=x",
             "tcp:-x",

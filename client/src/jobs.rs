@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
 use dsync_session::dial::{self, Trust, Way};
+use dsync_session::model::SyncState;
 use dsync_session::proto::preface::Auth;
 use dsync_session::proto::{Direction, Options, Terminus};
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use crate::Failed;
@@ -17,11 +19,16 @@ use crate::args::{Common, Compress};
 use crate::destination::Destination;
 use crate::progress::Display;
 
-/// How a session is to be run.
+/// How sessions are to be run.
 pub struct Session<'a> {
     pub settings: &'a Settings,
+    /// The same with what `-p` overrides.
+    pub destination_settings: &'a Settings,
     pub common: &'a Common,
     pub direction: Direction,
+    pub options: Options,
+    /// What `-s` gave, if it did.
+    pub state: Option<SyncState>,
     pub verbose: bool,
     pub stop: watch::Receiver<bool>,
 }
@@ -31,6 +38,12 @@ pub struct Done {
     pub user: String,
     pub report: Report,
     pub elapsed: Duration,
+}
+
+/// One destination of a run.
+pub struct Target {
+    pub user: User,
+    destination: Destination,
 }
 
 /// Which way the changes go, as the options say.
@@ -45,36 +58,49 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 }
 
 impl Session<'_> {
-    /// Runs the session.
-    pub fn run(&self) -> Result<Done, Failed> {
+    /// Where the run leads: one destination or several.
+    pub fn targets(&self) -> Result<Vec<Target>, Failed> {
+        let user = match &self.common.user {
+            Some(name) => {
+                check_user(name)?;
+                lookup(self.settings, name)?
+            }
+            None => invoking_user(),
+        };
+        let words = if self.common.default_destination {
+            let replica = self.settings.mail_replica(&user)?.ok_or_else(|| {
+                let what =
+                    format!("{}: -d: neither the userdb nor the configuration has mail_replica", user.name);
+                Failed::new(68, anyhow::Error::msg(what))
+            })?;
+            replica.split_whitespace().map(str::to_owned).collect()
+        } else {
+            self.common.destination.clone()
+        };
+        let destinations = Destination::parse_all(&words, self.settings, &user.name)?;
+        let into_here = matches!(
+            self.direction,
+            Direction::Mirror { into: Terminus::Initiator } | Direction::OneWay { into: Terminus::Initiator }
+        );
+        if destinations.len() > 1 && (into_here || self.state.is_some()) {
+            return Err(Failed::usage("several destinations go neither with -R nor with -s"));
+        }
+        Ok(destinations.into_iter().map(|destination| Target { user: user.clone(), destination }).collect())
+    }
+
+    /// Runs one session.
+    pub fn run(&self, target: Target) -> Result<Done, Failed> {
         let begun = Instant::now();
-        let user = self.user()?;
-        let outcome = self.run_for(&user);
+        let Target { user, destination } = target;
+        let outcome = self.run_for(&user, destination);
         let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
         Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
     }
 
-    fn user(&self) -> Result<User, Failed> {
-        match &self.common.user {
-            Some(name) => {
-                check_user(name)?;
-                Ok(lookup(self.settings, name)?)
-            }
-            None => Ok(invoking_user()),
-        }
-    }
-
-    fn run_for(&self, user: &User) -> Result<Report, Failed> {
-        let destination = Destination::parse(&self.common.destination, self.settings, &user.name)?;
+    fn run_for(&self, user: &User, destination: Destination) -> Result<Report, Failed> {
         let storage = self.source(user)?;
-        let options = Options {
-            full: self.common.full,
-            mailboxes: self.common.mailbox.clone(),
-            exclude: self.common.exclude.clone(),
-            lock_wait_secs: self.common.lock_wait.unwrap_or(30),
-            force: self.common.force,
-        };
-        let mut brain = Brain::initiator(storage, Job { direction: self.direction, options });
+        let job = Job { direction: self.direction, options: self.options.clone() };
+        let mut brain = Brain::initiator(storage, job).with_state(self.state.clone());
         let mut display = Display::new(self.verbose);
         let outcome = match destination {
             Destination::Local(text) => self.run_local(&mut brain, &text, user, &mut display),
@@ -84,8 +110,8 @@ impl Session<'_> {
         outcome
     }
 
-    fn fsync(&self) -> Result<Fsync, Failed> {
-        Ok(match self.settings.mail_fsync()? {
+    fn fsync(&self, settings: &Settings) -> Result<Fsync, Failed> {
+        Ok(match settings.mail_fsync()? {
             dsync_accounts::Fsync::Always => Fsync::Always,
             dsync_accounts::Fsync::Optimized => Fsync::Optimized,
             dsync_accounts::Fsync::Never => Fsync::Never,
@@ -116,7 +142,7 @@ impl Session<'_> {
         let location = location
             .with_separator(self.settings.separator())
             .with_attachments(self.settings.mail_attachment_dir(user)?);
-        Ok(location.open(self.fsync()?)?)
+        Ok(location.open(self.fsync(self.settings)?)?)
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
@@ -139,11 +165,12 @@ impl Session<'_> {
         user: &User,
         display: &mut Display,
     ) -> Result<Report, Failed> {
+        let settings = self.destination_settings;
         let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
-            .with_separator(self.settings.separator())
-            .with_attachments(self.settings.mail_attachment_dir(user)?);
+            .with_separator(settings.separator())
+            .with_attachments(settings.mail_attachment_dir(user)?);
         self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(location.open(self.fsync()?)?, Duration::from_secs(30));
+        let mut other = Brain::responder(location.open(self.fsync(settings)?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {
             display.look(brain);
             !*self.stop.borrow()
@@ -161,7 +188,7 @@ impl Session<'_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
         runtime.block_on(async {
-            let mut way = self.dial(destination).await?;
+            let mut way = self.dial(destination, user).await?;
             let compress = match self.common.compress {
                 Compress::Auto => !way.local,
                 Compress::Yes => true,
@@ -187,7 +214,12 @@ impl Session<'_> {
         })
     }
 
-    async fn dial(&self, destination: Destination) -> Result<Way, Failed> {
+    async fn dial(&self, destination: Destination, user: &User) -> Result<Way, Failed> {
+        if !self.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
+            return Err(Failed::usage(
+                "-p: the settings of a server are its own; -p goes with locations and commands",
+            ));
+        }
         match destination {
             Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
             Destination::Tcp { host, port, tls: true } => {
@@ -196,7 +228,19 @@ impl Session<'_> {
                 let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
                 Ok(dial::tls(&host, port, &trust, provider).await?)
             }
-            Destination::Command(words) => Ok(dial::command(&words)?),
+            Destination::Command { mut words, user_line } => {
+                words.extend(
+                    self.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
+                );
+                let mut way = dial::command(&words)?;
+                if user_line {
+                    let line = format!("{}\n", user.name);
+                    let told = way.stream.write_all(line.as_bytes()).await;
+                    told.context("cannot speak with the remote command")
+                        .map_err(|error| Failed::new(75, error))?;
+                }
+                Ok(way)
+            }
             Destination::Local(_) => Err(Failed::usage("a local destination needs no connection")),
         }
     }

@@ -6,6 +6,7 @@ mod destination;
 mod jobs;
 mod progress;
 mod report;
+mod select;
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
@@ -13,12 +14,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use dsync_accounts::{ConfError, Settings, UserError, hash_password};
 use dsync_session::SessionError;
+use dsync_session::model::SyncState;
+use dsync_session::proto::Direction;
 use dsync_session::storage::StorageError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use args::{Cli, Command};
-use jobs::Session;
+use args::{Changes, Cli, Command, Common, Globals};
+use jobs::{Done, Session};
 
 /// What is printed once, and the exit status that goes with it.
 #[derive(Debug)]
@@ -35,6 +38,12 @@ impl Failed {
     /// The command line is wrong.
     pub fn usage(what: impl Into<String>) -> Failed {
         Failed::new(64, anyhow::Error::msg(format!("{}; see dsync --help", what.into())))
+    }
+
+    /// Prints it, once; gives the exit status.
+    fn tell(&self) -> u8 {
+        eprintln!("dsync: {}", chain(&self.error));
+        self.status
     }
 
     fn within(self, place: String) -> Failed {
@@ -65,44 +74,97 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    start_log(cli.debug);
-    match run(&cli) {
+    let globals = cli.globals();
+    start_log(globals.debug);
+    match run(&cli, &globals) {
         Ok(status) => ExitCode::from(status),
-        Err(Failed { status, error }) => {
-            eprintln!("dsync: {}", chain(&error));
-            ExitCode::from(status)
+        Err(failed) => ExitCode::from(failed.tell()),
+    }
+}
+
+fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
+    match &cli.command {
+        Command::HashPassword => hash().map(|()| 0),
+        Command::Sync { one_way, changes, common, .. } => {
+            change(jobs::direction(false, *one_way, changes.reverse), changes, common, globals)
+        }
+        Command::Backup { changes, common, .. } => {
+            change(jobs::direction(true, false, changes.reverse), changes, common, globals)
         }
     }
 }
 
-fn run(cli: &Cli) -> Result<u8, Failed> {
-    let (backup, one_way, common) = match &cli.command {
-        Command::HashPassword => return hash().map(|()| 0),
-        Command::Sync { one_way, common } => (false, *one_way, common),
-        Command::Backup { common } => (true, false, common),
-    };
-    let settings = Settings::load(cli.config.as_deref(), &cli.overrides)?;
+/// `sync` and `backup`: one session for each destination, and the worst of their statuses.
+fn change(direction: Direction, changes: &Changes, common: &Common, globals: &Globals) -> Result<u8, Failed> {
+    let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
+    let overrides: Vec<String> =
+        globals.overrides.iter().chain(&common.destination_option).cloned().collect();
+    let destination_settings = Settings::load(globals.config.as_deref(), &overrides)?;
     tracing::debug!("configuration: {}", jobs::config_name(&settings).display());
+    let mut options = select::changing(common, changes, &settings)?;
+    let state = changes.state.as_ref().map(|text| {
+        text.parse().unwrap_or_else(|error| {
+            eprintln!("dsync: -s: the state {error}: every mailbox is looked into, as if by -f");
+            options.full = true;
+            SyncState::default()
+        })
+    });
     let session = Session {
         settings: &settings,
+        destination_settings: &destination_settings,
         common,
-        direction: jobs::direction(backup, one_way, common.reverse),
-        verbose: cli.verbose,
+        direction,
+        options,
+        state,
+        verbose: globals.verbose,
         stop: stop_on_signals()?,
     };
-    let done = session.run()?;
+    let mut worst = 0;
+    for target in session.targets()? {
+        let status = match session.run(target) {
+            Ok(done) => {
+                tell(&done, common, globals)?;
+                if changes.state.is_some() && !common.json {
+                    print_line(&done.report.state.as_ref().map(ToString::to_string).unwrap_or_default())?;
+                }
+                done.report.status()
+            }
+            Err(failed) => {
+                if let (Some(text), Some(state)) = (&changes.state, &session.state) {
+                    // What it was given still holds; what was none still is none.
+                    print_line(if state.0.is_empty() { "" } else { text.trim() })?;
+                }
+                failed.tell()
+            }
+        };
+        worst = worse(worst, status);
+    }
+    Ok(worst)
+}
+
+/// Of two exit statuses the one to end with: 75 wins, then other errors, the first of them, then 2.
+fn worse(a: u8, b: u8) -> u8 {
+    match (a, b) {
+        (75, _) | (_, 75) => 75,
+        (0 | 2, b) => b.max(a),
+        (a, _) => a,
+    }
+}
+
+/// Says what a session did.
+fn tell(done: &Done, common: &Common, globals: &Globals) -> Result<(), Failed> {
     for problem in &done.report.problems {
         eprintln!("dsync: {}: {problem}", done.user);
     }
-    if cli.verbose {
-        report::lines(&done).iter().for_each(|line| eprintln!("{line}"));
+    if globals.verbose {
+        report::lines(done).iter().for_each(|line| eprintln!("{line}"));
     } else if done.report.status() == 2 {
         done.report.notes.iter().for_each(|note| eprintln!("dsync: {}: {note}", done.user));
     }
     if common.json {
-        print_line(&report::json(&done))?;
+        print_line(&report::json(done))?;
     }
-    Ok(done.report.status())
+    Ok(())
 }
 
 /// Reads a password from stdin, so that it stands in no process list and no history.
@@ -173,4 +235,23 @@ fn chain(error: &anyhow::Error) -> String {
         text.push_str(&said);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_status_is_the_last() {
+        for (statuses, expected) in [
+            (&[0, 0][..], 0),
+            (&[0, 2], 2),
+            (&[2, 0], 2),
+            (&[2, 77, 65], 77),
+            (&[68, 75, 0], 75),
+            (&[2, 65], 65),
+        ] {
+            assert_eq!(statuses.iter().copied().fold(0, worse), expected, "{statuses:?}");
+        }
+    }
 }

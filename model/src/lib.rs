@@ -14,16 +14,19 @@
 mod base;
 mod changes;
 mod digest;
+mod filter;
 mod flags;
 mod id;
 mod mask;
 mod message;
 mod name;
+mod state;
 mod tree;
 
 pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, UidSet};
 pub use changes::{Changes, Since, changes_since};
 pub use digest::Digest;
+pub use filter::Filter;
 pub use flags::{FlagDelta, FlagSet, Flags, KEYWORD_BYTES_MAX, KEYWORDS_MAX, Keyword};
 pub use id::{
     GUID_BYTES_MAX, Generation, MailboxGuid, MessageGuid, ModSeq, StoreId, Timestamp, Uid, UidValidity,
@@ -31,4 +34,5 @@ pub use id::{
 pub use mask::Mask;
 pub use message::{MailboxStatus, Message, MessageAction, MessageChange, NewMessage};
 pub use name::{MailboxName, NAME_BYTES_MAX, NameError, PARTS_MAX};
+pub use state::{LastCommon, StateError, SyncState};
 pub use tree::{MailboxNode, MailboxTree, TreeChange};

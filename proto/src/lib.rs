@@ -10,8 +10,8 @@ pub mod preface;
 pub use error::ProtoError;
 pub use frame::{Channel, Codec, Frame, SESSION};
 pub use message::{
-    BaseRef, Blame, Counters, Direction, Failure, Handshake, List, MailHeader, MailRequest, Message, Options,
-    Role, Settled, Terminus,
+    BaseRef, Blame, Counters, Direction, Failure, Handshake, List, Listed, MailHeader, MailRequest, Message,
+    Options, Planned, Purpose, Role, Settled, Terminus,
 };
 
 /// Versions of the native protocol that this build speaks, lowest and highest.

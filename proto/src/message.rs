@@ -4,8 +4,8 @@
 
 use bincode::{Decode, Encode};
 use dsync_model::{
-    Digest, Generation, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid,
-    StoreId, Timestamp, Uid,
+    Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
+    MessageChange, MessageGuid, StoreId, Timestamp, Uid,
 };
 
 /// One message between brains.
@@ -47,6 +47,17 @@ pub enum Message {
     Settled(Settled),
     /// This end cannot take part with this mailbox; nothing more comes on the channel. Why, for people.
     Skip(String),
+
+    // --- for options that few sessions have
+    /// Of the session: the initiator's sync state, ascending by GUID, right behind its handshake.
+    State(Vec<(MailboxGuid, LastCommon)>),
+    /// On a channel, between `Changes` and their end: UIDs of messages that do not pass the filter, ascending.
+    Filtered(Vec<Uid>),
+    /// Of the session, before `Finish`, if [`Purpose`] is not to synchronise: what the responder would do.
+    Planned(Vec<Planned>),
+    /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
+    /// `End(List::Listing)` when all were listed.
+    Listing(MailboxName, Vec<Listed>),
 }
 
 /// The lists that `End` can end.
@@ -57,6 +68,8 @@ pub enum List {
     Saves,
     Changes,
     Requests,
+    /// Messages to verify, of all mailboxes.
+    Listing,
 }
 
 /// Who began the session. Settles ties, so the ends must differ in it.
@@ -95,8 +108,27 @@ pub struct Options {
     pub exclude: Vec<String>,
     /// `-l`: how long to wait for the lock of a store, in seconds.
     pub lock_wait_secs: u32,
-    /// `--force`: a source that is suddenly empty is meant to be.
-    pub force: bool,
+    /// `--allow-mass-delete`: what the guard takes for an accident is meant.
+    pub allow_mass_delete: bool,
+    /// `-g`: only mailboxes with these GUIDs; empty: any.
+    pub guids: Vec<MailboxGuid>,
+    /// `-m ''`: mailboxes and subscriptions only, no messages.
+    pub tree_only: bool,
+    /// `-t`, `-e`, `-I`, `-O`.
+    pub filter: Box<Filter>,
+    pub purpose: Purpose,
+}
+
+/// What a session is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub enum Purpose {
+    /// To make both ends equal.
+    #[default]
+    Sync,
+    /// To tell what that would do: neither end writes anything.
+    DryRun,
+    /// To compare both ends message by message, with `bodies` their content too: neither end writes anything.
+    Verify { bodies: bool },
 }
 
 /// First word of each end.
@@ -164,6 +196,33 @@ pub struct Counters {
     pub expunged: u64,
     /// Mailboxes that could not be brought to agree: the session ends with status 2.
     pub disturbed: u64,
+}
+
+/// What an end would do to one mailbox.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Planned {
+    pub name: String,
+    /// "created", "renamed from X", "deleted" and the like.
+    pub tree: Option<String>,
+    pub saved: u64,
+    pub flags: u64,
+    pub renumbered: u64,
+    pub expunged: u64,
+}
+
+/// One message as it lies at an end.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Listed {
+    pub uid: Uid,
+    pub guid: MessageGuid,
+    pub flags: FlagSet,
+    pub received: Option<Timestamp>,
+    /// Lines ended by CRLF.
+    pub size: u64,
+    /// BLAKE3 of the content, lines ended by CRLF.
+    pub content: Option<[u8; 32]>,
+    /// Why it cannot be read, if so.
+    pub problem: Option<String>,
 }
 
 /// Why an end stops.

@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use dsync_model::{KEYWORDS_MAX, MessageChange};
 
 use crate::{
-    BATCH_MAX, Channel, Codec, FRAME_BYTES_MAX, Frame, MESSAGE_MEMORY_MAX, Message, ProtoError,
+    BATCH_MAX, Channel, Codec, FRAME_BYTES_MAX, Frame, Listed, MESSAGE_MEMORY_MAX, Message, ProtoError,
     TEXT_BYTES_MAX,
 };
 
@@ -167,12 +167,33 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
             }
         }
         Message::Skip(text) if text.len() > TEXT_BYTES_MAX => long("text"),
+        Message::State(records) if records.len() > BATCH_MAX => long("list of states"),
+        Message::Filtered(uids) if uids.len() > BATCH_MAX => long("list of UIDs"),
+        Message::Planned(planned) => {
+            let texts = planned.iter().flat_map(|mailbox| mailbox.tree.iter().chain([&mailbox.name]));
+            let fits =
+                planned.len() <= BATCH_MAX && texts.map(String::len).all(|bytes| bytes <= 2 * TEXT_BYTES_MAX);
+            if fits { Ok(()) } else { long("text") }
+        }
+        Message::Listing(_, listed) => {
+            let ascending = listed.windows(2).all(|pair| pair[0].uid < pair[1].uid);
+            let fits = |listed: &Listed| {
+                let text = listed.problem.as_ref().is_none_or(|text| text.len() <= TEXT_BYTES_MAX);
+                text && listed.flags.keywords.len() <= KEYWORDS_MAX
+            };
+            match (ascending, listed.len() <= BATCH_MAX && listed.iter().all(fits)) {
+                (true, true) => Ok(()),
+                (false, _) => Err(ProtoError::Malformed("UIDs do not ascend".into())),
+                (_, false) => long("list of messages"),
+            }
+        }
         Message::Failure(failure) if failure.text.len() > TEXT_BYTES_MAX => long("text"),
         Message::Handshake(handshake) => {
             let options = &handshake.options;
             let texts = options.mailboxes.iter().chain(&options.exclude);
             let fits = handshake.location.len() <= TEXT_BYTES_MAX
-                && options.mailboxes.len() + options.exclude.len() <= 10_000
+                && options.mailboxes.len() + options.exclude.len() + options.guids.len() <= 10_000
+                && options.filter.with.keywords.len() + options.filter.without.keywords.len() <= KEYWORDS_MAX
                 && texts.map(String::len).all(|bytes| bytes <= TEXT_BYTES_MAX);
             if fits { Ok(()) } else { long("text") }
         }

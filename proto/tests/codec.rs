@@ -52,7 +52,34 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         mailboxes: vec!["INBOX".into()],
         exclude: vec!["Sp*".into()],
         lock_wait_secs: 30,
-        force: false,
+        allow_mass_delete: false,
+        guids: vec![MailboxGuid([7; 16])],
+        tree_only: false,
+        filter: Box::new(Filter {
+            since: Some(Timestamp(1_700_000_000)),
+            size_max: Some(1 << 20),
+            without: FlagSet::system(Flags::DELETED),
+            ..Filter::default()
+        }),
+        purpose: Purpose::Verify { bodies: true },
+    };
+    let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
+    let listed = Listed {
+        uid: uid(42),
+        guid: guid.clone(),
+        flags: delta().current,
+        received: Some(Timestamp(1_700_000_001)),
+        size: 300,
+        content: Some([8; 32]),
+        problem: None,
+    };
+    let planned = Planned {
+        name: "INBOX".into(),
+        tree: Some("created".into()),
+        saved: 1,
+        flags: 2,
+        renumbered: 3,
+        expunged: 4,
     };
     let handshake = Handshake {
         role: Role::Initiator,
@@ -85,7 +112,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
     BTreeMap::from([
         ("handshake", of(Message::Handshake(handshake))),
         ("bases", of(Message::Bases(vec![base]))),
-        ("nodes", of(Message::Nodes(vec![(name, node)]))),
+        ("nodes", of(Message::Nodes(vec![(name.clone(), node)]))),
         ("end-nodes", of(Message::End(List::Nodes))),
         ("end-saves", of(Message::End(List::Saves))),
         ("committed", of(Message::Committed(base))),
@@ -100,6 +127,11 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("mail", on(Message::Mail(header))),
         ("settled", on(Message::Settled(settled))),
         ("skip", on(Message::Skip("cannot be read".into()))),
+        ("state", of(Message::State(vec![(MailboxGuid([7; 16]), common)]))),
+        ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
+        ("planned", of(Message::Planned(vec![planned]))),
+        ("listing", of(Message::Listing(name, vec![listed]))),
+        ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),
         ("keep-alive", Frame::KeepAlive),

@@ -16,6 +16,7 @@ pub mod local;
 mod report;
 
 pub use brain::{Brain, Input, Job, Output};
+pub use dsync_model as model;
 pub use dsync_proto as proto;
 pub use dsync_storage as storage;
 pub use error::SessionError;

@@ -1,5 +1,6 @@
 //! What a session did, for people and programs.
 
+use dsync_model::SyncState;
 use dsync_proto::Counters;
 
 /// The outcome of a session that came to its end.
@@ -18,6 +19,8 @@ pub struct Report {
     pub problem_status: u8,
     /// Mailboxes whose digests were compared and found equal.
     pub shown_equal: u64,
+    /// The state to begin from next time, if one was asked for; `None`: the given one was ahead of the mail, begin anew.
+    pub state: Option<SyncState>,
 }
 
 /// What happened to one mailbox, at this end.

@@ -116,6 +116,44 @@ fn changes_that_dovecot_made_on_both_sides_arrive_on_both() {
     assert_equal(&world.dovecot.view(&one), &ours, "idle");
 }
 
+/// The state of `-s` is Dovecot's own: doveadm goes on from ours, and dsync from doveadm's.
+#[test]
+fn states_are_interchangeable() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.account("a"), world.account("b"));
+    sample::write(&a);
+    world.dovecot.own(&a.root);
+    let (one, two) = (location(&a), location(&b));
+    world.dovecot.view(&one);
+    let ours = |state: &str| {
+        let mut command = world.dovecot.as_user(&world.dsync);
+        command.args(["-c", "/dev/null", "sync", "-s", state, "--source", &one, &two]);
+        let output = command.output().expect("runs");
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let printed = String::from_utf8(output.stdout).expect("text");
+        printed.trim_end().parse::<dsync_model::SyncState>().expect("a state")
+    };
+    let theirs = |state: &str| {
+        let printed = world.dovecot.doveadm(&one, &["sync", "-s", state, &two]);
+        printed.trim_end().parse::<dsync_model::SyncState>().expect("a state")
+    };
+    let first = ours("");
+    assert!(first.0.values().any(|common| common.uid > 0 && common.modseq > 1), "{first:?}");
+    let records =
+        |state: &dsync_model::SyncState| -> Vec<_> { state.0.iter().map(|(g, c)| (*g, *c)).collect() };
+    let dovecots = theirs(&first.to_string());
+    assert_eq!(records(&dovecots), records(&first), "doveadm finds nothing to do");
+    world.dovecot.save(&one, "INBOX", "Subject: later\n\n");
+    let dovecots = theirs(&dovecots.to_string());
+    let again = ours(&dovecots.to_string());
+    let inbox = |state: &dsync_model::SyncState| state.0.values().map(|c| (c.uid, c.messages)).max();
+    assert_eq!(inbox(&again), inbox(&dovecots));
+    assert_equal(&world.dovecot.view(&one), &world.dovecot.view(&two), "after both");
+}
+
 #[test]
 fn a_mirror_repaired_below_uidnext_is_read_by_dovecot() {
     if !installed() {

@@ -170,7 +170,7 @@ fn an_empty_source_does_not_empty_its_mirror() {
     some_mail(&b);
     let error = sync(&a, &b, BACKUP).expect_err("refused");
     assert_eq!(error.status(), 77, "{error}");
-    let options = Options { force: true, ..Options::default() };
+    let options = Options { allow_mass_delete: true, ..Options::default() };
     let (report, _) = sync_with(&a, &b, BACKUP, options).expect("syncs");
     assert_eq!(report.status(), 0, "{report:?}");
     assert_eq!(b.view()["INBOX"].len(), 1);

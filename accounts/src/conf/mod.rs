@@ -4,6 +4,7 @@ mod error;
 mod include;
 mod line;
 mod location;
+mod mailboxes;
 mod parse;
 mod secret;
 mod settings;

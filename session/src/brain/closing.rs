@@ -228,6 +228,7 @@ impl Brain {
                 self.report.mailboxes.push(report);
             }
             self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
+            self.report.state = self.next_state()?;
             self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
             self.say(Message::Finish(self.counters));
             return Ok(true);

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use dsync_merge::{Both, Direction, End, Pair};
-use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, Mask, TreeChange};
+use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, TreeChange};
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
 use dsync_storage::StorageError;
 
 use super::mailbox::Open;
+use super::scope::Scope;
 use super::{Brain, Job, Stage, at};
 use crate::SessionError;
 
@@ -23,6 +24,9 @@ impl Brain {
         let (role, location) = (self.role(), self.storage.location());
         let Job { direction, options } = job;
         self.say(Message::Handshake(Handshake { role, store, direction, options, location }));
+        if self.end == End::Initiator {
+            self.say_state();
+        }
         self.stage = Stage::Greeted;
         Ok(true)
     }
@@ -128,16 +132,24 @@ impl Brain {
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
         self.guard(direction, &options)?;
-        let in_scope = scope(&options);
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
+        let scope = Scope::new(trees, self.base.as_ref(), &options);
+        if let Some(missing) = scope.missing() {
+            return Err(SessionError::Refused {
+                status: 68,
+                text: format!("no mailbox of either end is {missing}"),
+            });
+        }
+        let in_scope = |name: &MailboxName| scope.has(name);
         self.plan = dsync_merge::tree(trees, self.base.as_ref(), direction, &in_scope, self.end);
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;
         }
         let pairs = std::mem::take(&mut self.plan.pairs);
         self.counters.mailboxes = pairs.len() as u64;
-        for pair in &pairs {
+        self.check_state(&pairs);
+        for pair in pairs.iter().filter(|_| !options.tree_only) {
             if !self.is_settled(pair, direction, options.full) {
                 let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
                 let channel = self.open.len() as u32 + 1;
@@ -183,9 +195,9 @@ impl Brain {
     /// Equal status, and equal to what both ends remember: nothing to do.
     fn is_settled(&self, pair: &Pair, direction: Direction, full: bool) -> bool {
         let [Some(a), Some(b)] = &pair.statuses.0 else { return false };
-        let Some(base) = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)) else {
-            return false;
-        };
+        let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid));
+        let known =
+            base.is_some_and(|base| base.digest == Some(a.digest) && base.uid_validity == a.uid_validity);
         let next_agrees = match direction.source() {
             None => a.uid_next == b.uid_next,
             Some(End::Initiator) => a.uid_next <= b.uid_next,
@@ -196,8 +208,7 @@ impl Brain {
             && same
             && next_agrees
             && a.digest == b.digest
-            && base.digest == Some(a.digest)
-            && base.uid_validity == a.uid_validity
+            && (known || self.state_says_settled(pair.guid, a))
     }
 
     /// A mirror of nothing would remove everything: never without being told so.
@@ -211,9 +222,9 @@ impl Brain {
         };
         let (source, own) =
             (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
-        if source == 0 && own > 0 && !options.force {
+        if source == 0 && own > 0 && !options.allow_mass_delete {
             let text = format!(
-                "the source holds no message, and the destination holds {own}: refusing to remove them all (--force does it)"
+                "the source holds no message, and the destination holds {own}: refusing to remove them all (--allow-mass-delete does it)"
             );
             return Err(SessionError::Refused { status: 77, text });
         }
@@ -224,16 +235,6 @@ impl Brain {
 /// The name of the note that holds a base.
 pub(super) fn note_name(pair: &str, base: BaseRef) -> String {
     format!("base-{pair}-{:016x}", base.generation.0)
-}
-
-/// Which names `-m` and `-x` leave.
-fn scope(options: &Options) -> impl Fn(&MailboxName) -> bool + use<> {
-    let wanted: Vec<Mask> = options.mailboxes.iter().map(|mask| Mask::list_pattern(mask)).collect();
-    let excluded: Vec<Mask> = options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect();
-    move |name| {
-        (wanted.is_empty() || wanted.iter().any(|mask| mask.matches(name)))
-            && !excluded.iter().any(|mask| mask.matches(name))
-    }
 }
 
 fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {

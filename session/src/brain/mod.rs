@@ -6,12 +6,14 @@
 mod closing;
 mod greeting;
 mod mailbox;
+mod scope;
+mod stateful;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{End, TreePlan};
-use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId};
+use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
 };
@@ -102,6 +104,9 @@ pub struct Brain {
     report: Report,
     renamed: BTreeMap<MailboxName, String>,
     old_notes: BTreeSet<String>,
+    /// The initiator's sync state, at both ends; `None`: it has none and wants none.
+    state: Option<SyncState>,
+    state_is_stale: bool,
 }
 
 impl Brain {
@@ -109,6 +114,13 @@ impl Brain {
     pub fn initiator(storage: Box<dyn Storage>, job: Job) -> Brain {
         let wait = Duration::from_secs(job.options.lock_wait_secs.into());
         Brain { job: Some(job), ..Brain::new(End::Initiator, storage, wait) }
+    }
+
+    /// The same, beginning from a sync state (`-s`); the report has the new one.
+    #[must_use]
+    pub fn with_state(mut self, state: Option<SyncState>) -> Brain {
+        self.state = state;
+        self
     }
 
     /// The end that answers; it learns from the handshake what to do. `lock_wait` is used where the job names none.
@@ -147,6 +159,8 @@ impl Brain {
             report: Report::default(),
             renamed: BTreeMap::new(),
             old_notes: BTreeSet::new(),
+            state: None,
+            state_is_stale: false,
         }
     }
 
@@ -219,6 +233,7 @@ impl Brain {
         let peer = self.end.other() as usize;
         match message {
             Message::Handshake(handshake) if self.peer.is_none() => self.meet(handshake),
+            Message::State(records) => self.take_state(records),
             Message::Bases(bases) if self.bases[peer].is_none() => {
                 self.bases[peer] = Some(bases);
                 Ok(())

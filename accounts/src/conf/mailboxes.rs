@@ -1,0 +1,93 @@
+//! What the configuration says of mailboxes and destinations: special uses, namespaces, `mail_replica`.
+
+use super::{
+    error::ConfError,
+    settings::{Settings, invalid},
+    tree::Section,
+};
+use crate::{
+    user::User,
+    variables::{Vars, expand},
+};
+
+impl Settings {
+    /// Names of the mailboxes whose `special_use` has this flag, `\Trash` say, prefixes of their namespaces included.
+    pub fn special_use(&self, flag: &str) -> Vec<String> {
+        let root = [("", self.root())].into_iter();
+        let namespaces = self.root().of_kind("namespace").filter(|namespace| !namespace.yes("disabled"));
+        let holders = root.chain(namespaces.map(|namespace| (prefix(namespace), namespace)));
+        let mut names = Vec::new();
+        for (prefix, holder) in holders {
+            for mailbox in holder.of_kind("mailbox") {
+                let uses =
+                    mailbox.text("special_use").or(mailbox.text("mailbox_special_use")).unwrap_or_default();
+                if uses.split_whitespace().any(|known| known.eq_ignore_ascii_case(flag)) {
+                    let name = mailbox.text("mailbox_name").unwrap_or(&mailbox.title);
+                    names.push(format!("{prefix}{name}"));
+                }
+            }
+        }
+        names
+    }
+
+    /// The prefixes of all namespaces; without any in the configuration there is one, without a prefix.
+    pub fn namespace_prefixes(&self) -> Vec<String> {
+        let namespaces = self.root().of_kind("namespace").filter(|namespace| !namespace.yes("disabled"));
+        let mut prefixes: Vec<String> = namespaces.map(|namespace| prefix(namespace).to_owned()).collect();
+        if prefixes.is_empty() {
+            prefixes.push(String::new());
+        }
+        prefixes
+    }
+
+    /// Where `-d` leads: the user's field `mail_replica`, or else the setting, variables expanded.
+    pub fn mail_replica(&self, user: &User) -> Result<Option<String>, ConfError> {
+        if let Some(known) = user.extra.get("mail_replica").filter(|text| !text.is_empty()) {
+            return Ok(Some(known.clone()));
+        }
+        let mut plugins = self.root().of_kind("plugin");
+        let entry =
+            self.entry("mail_replica").or_else(|| plugins.find_map(|plugin| plugin.entry("mail_replica")));
+        let Some(entry) = entry else { return Ok(None) };
+        let super::tree::Value::Text(text) = &entry.value else {
+            return Err(invalid(entry.place.clone(), "mail_replica", "a file is no destination".to_owned()));
+        };
+        let expanded = expand(text, &Vars::of(user)).map_err(|source| ConfError::Variable {
+            place: entry.place.clone(),
+            setting: "mail_replica".to_owned(),
+            source,
+        })?;
+        Ok((!expanded.is_empty()).then_some(expanded))
+    }
+}
+
+fn prefix(namespace: &Section) -> &str {
+    namespace.text("prefix").or(namespace.text("namespace_prefix")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_uses_are_found_in_namespaces_and_outside() {
+        let text = "namespace inbox {\n inbox = yes\n mailbox Trash {\n special_use = \\Trash\n }\n mailbox \"Sent Messages\" {\n \
+                    special_use = \\Sent \\Archive\n }\n}\nnamespace shared {\n prefix = Shared/\n mailbox Bin {\n special_use = \\trash\n }\n}\n";
+        let settings = Settings::parse(text).unwrap();
+        assert_eq!(settings.special_use("\\Trash"), ["Trash", "Shared/Bin"]);
+        assert_eq!(settings.special_use("\\Sent"), ["Sent Messages"]);
+        assert!(settings.special_use("\\Junk").is_empty());
+        assert_eq!(settings.namespace_prefixes(), ["", "Shared/"]);
+        assert_eq!(Settings::defaults().namespace_prefixes(), [""]);
+    }
+
+    #[test]
+    fn the_replica_is_the_users_or_the_plugins() {
+        let settings = Settings::parse("plugin {\n mail_replica = tcp:%d.example.org\n}\n").unwrap();
+        let mut user = User::named("alice@mx");
+        assert_eq!(settings.mail_replica(&user).unwrap().as_deref(), Some("tcp:mx.example.org"));
+        user.extra.insert("mail_replica".into(), "remote:other".into());
+        assert_eq!(settings.mail_replica(&user).unwrap().as_deref(), Some("remote:other"));
+        assert_eq!(Settings::defaults().mail_replica(&User::named("bob")).unwrap(), None);
+    }
+}
