@@ -215,7 +215,7 @@ fn what_breaks_the_rules_is_refused_with_its_name() {
         (format!("{tables}Bxyz\t1\n"), "B: mailbox_guid is not a GUID"),
         (format!("{tables}Q1\n"), "there is no item 'Q'"),
         (format!("{tables}\n"), "empty line"),
-        (format!("{tables}N{}", "x".repeat(4 << 20)), "waits"),
+        (format!("{tables}N{}", "x".repeat((4 << 20) - 1)), "waits"),
         (format!("{tables}N{}", "x".repeat((4 << 20) + 1)), "longer than"),
         (format!("{tables}N{}\ty\n", "x\x01t".repeat(100_001)), "N: name is not a list"),
         (format!("VERSION\tdsync\t3\t5\n{}", "Zx\n".repeat(101)), "too many tables"),
