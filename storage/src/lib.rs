@@ -12,6 +12,7 @@ pub mod compressed;
 pub mod conformance;
 pub mod dbox;
 pub mod disk;
+pub mod dry_run;
 mod error;
 pub mod filter;
 pub mod index;

@@ -46,6 +46,7 @@ const KNOWN: &[&str] = &[
     "mail_index_path",
     "mail_location",
     "mail_path",
+    "mail_replica",
     "mailbox_list_layout",
     "passdb_default_password_scheme",
     "passwd_file_path",
@@ -65,6 +66,11 @@ const KNOWN: &[&str] = &[
     "ssl_server_request_client_cert",
     "ssl_verify_client_cert",
 ];
+
+/// The names of the settings that mean something here, for the manual.
+pub fn known_settings() -> &'static [&'static str] {
+    KNOWN
+}
 
 /// Whether clients may, or must, use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
