@@ -5,6 +5,7 @@ mod args;
 mod destination;
 mod jobs;
 mod progress;
+mod purge;
 mod report;
 mod select;
 
@@ -85,6 +86,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
     match &cli.command {
         Command::HashPassword => hash().map(|()| 0),
+        Command::Purge { user, lock_wait, location, .. } => {
+            purge::run(globals, user.as_deref(), location.as_deref(), *lock_wait).map(|()| 0)
+        }
         Command::Sync { one_way, changes, common, .. } => {
             change(jobs::direction(false, *one_way, changes.reverse), changes, common, globals)
         }

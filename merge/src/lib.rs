@@ -8,6 +8,7 @@
 //! docs/merge.md.
 #![forbid(unsafe_code)]
 
+pub mod dovecot;
 mod flags;
 mod messages;
 mod tree;

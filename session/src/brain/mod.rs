@@ -4,7 +4,9 @@
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod closing;
+mod filtering;
 mod greeting;
+mod guard;
 mod mailbox;
 mod scope;
 mod stateful;
@@ -99,6 +101,8 @@ pub struct Brain {
     written: [Option<Generation>; 2],
     counters: Counters,
     finish_said: bool,
+    /// Where a purge that was asked for goes on.
+    purge_from: Option<u32>,
     peer_finish: Option<Counters>,
     progress: Progress,
     report: Report,
@@ -154,6 +158,7 @@ impl Brain {
             written: [None; 2],
             counters: Counters::default(),
             finish_said: false,
+            purge_from: Some(0),
             peer_finish: None,
             progress: Progress::default(),
             report: Report::default(),
