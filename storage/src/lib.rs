@@ -23,7 +23,10 @@ pub mod mailbox_log;
 pub mod maildir;
 pub mod mbox;
 pub mod memory;
+#[cfg(not(feature = "conformance"))]
 mod mutf7;
+#[cfg(feature = "conformance")]
+pub mod mutf7;
 mod status_cache;
 mod subscriptions;
 
