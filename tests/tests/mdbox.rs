@@ -11,7 +11,7 @@ use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid, ModSeq,
     NewMessage, Since, Timestamp, TreeChange, Uid, UidValidity,
 };
-use dsync_storage::dbox::Mdbox;
+use dsync_storage::dbox::{Mdbox, Rotation};
 use dsync_storage::layout::{Format, Kind, Layout};
 use dsync_storage::{Committed, Fsync, Goal, Mailbox, Purged, Storage, disk};
 use dsync_tests::dovecot::{Dovecot, installed};
@@ -89,6 +89,10 @@ impl Account {
         self.dir.path().join("home/mdbox")
     }
 
+    fn rotation(&self) -> Rotation {
+        Rotation { bytes: self.rotate_bytes, secs: 0 }
+    }
+
     fn location(&self) -> String {
         format!("mdbox:{}", self.root().display())
     }
@@ -96,7 +100,7 @@ impl Account {
     fn open(&self) -> Mdbox {
         let layout = Layout::new(Format::Mdbox, self.root());
         let mut storage =
-            Mdbox::open_rotating(layout, Fsync::Optimized, None, self.rotate_bytes).expect("opens");
+            Mdbox::open_rotating(layout, Fsync::Optimized, None, self.rotation()).expect("opens");
         let (_, problems) = storage.tree().expect("lists");
         assert!(problems.is_empty(), "{problems:?}");
         storage
@@ -300,7 +304,7 @@ fn subjects(view: &BTreeSet<String>) -> Vec<String> {
 /// What is to be done to the account, as far as it is not done yet.
 fn work(account: &Account) -> dsync_storage::Result<()> {
     let layout = Layout::new(Format::Mdbox, account.root());
-    let mut storage = Mdbox::open_rotating(layout, Fsync::Optimized, None, account.rotate_bytes)?;
+    let mut storage = Mdbox::open_rotating(layout, Fsync::Optimized, None, account.rotation())?;
     let (_, mut problems) = storage.tree()?;
     if let Some(problem) = problems.pop() {
         return Err(problem.error);

@@ -202,3 +202,83 @@ fn links_and_strange_directories_are_left_alone_and_named() {
     assert_eq!(view["Linked"].len(), 2, "a link to a directory of the same owner is a mailbox");
     assert!(!format!("{view:?}").contains("not for mail"), "no file outside is sent");
 }
+
+/// Everything in an account but our own notes: path and content.
+fn content(root: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut content = std::collections::BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).expect("listed").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                content.insert(path.clone(), Vec::new());
+                left.push(path);
+            } else if !entry.file_name().to_string_lossy().starts_with(".dsync-") {
+                content.insert(path.clone(), fs::read(&path).expect("read"));
+            }
+        }
+    }
+    content
+}
+
+/// Mail that only Dovecot can read is found first: nothing is made, flagged, saved or expunged at the other end.
+#[test]
+fn encrypted_mail_is_refused_before_anything_is_written() {
+    let place = Place::new("");
+    let (a, b) = (mail(&place, 3), Account::new(place.path("copy")));
+    let run = |more: &[&str]| {
+        let mut line = vec!["backup", "--source"];
+        let (from, to) = (a.location(), b.location());
+        line.extend([&*from, &*to]);
+        line.splice(1..1, more.iter().copied());
+        let output = place.dsync(&line).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(run(&[]), (Some(0), String::new()));
+    let before = content(&b.root);
+    fs::remove_file(a.find("", "1700000001")).expect("removed");
+    a.deliver("", "1800000000.M1P1.test:2,S", b"Subject: plain\n\n");
+    a.deliver("Secret", "1800000001.M1P1.test:2,S", b"CRYPTED\x03\x07\x02 and so on");
+    let (status, said) = run(&[]);
+    assert!(status == Some(65) && said.lines().count() == 1, "{status:?} {said}");
+    for word in ["Secret", "1800000001.M1P1.test", "mail_crypt", "nothing was synchronised"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(content(&b.root), before);
+    assert_eq!(run(&[]).0, Some(65), "it is found again");
+    assert_eq!(run(&["-x", "Secret"]), (Some(0), String::new()));
+    assert_ne!(content(&b.root), before);
+    // What came since, in a mailbox that was looked into before.
+    a.deliver("", "1800000002.M1P1.test:2,S", b"CRYPTED\x03\x07\x02 and so on");
+    let before = content(&b.root);
+    let (status, said) = run(&["-x", "Secret"]);
+    assert!(status == Some(65) && said.contains("1800000002.M1P1.test"), "{status:?} {said}");
+    assert_eq!(content(&b.root), before);
+    // The same by the settings alone.
+    let (status, said) = run(&["-o", "mail_plugins=zlib mail_crypt"]);
+    assert!(status == Some(65) && said.contains("mail_plugins"), "{status:?} {said}");
+}
+
+#[test]
+fn attachments_that_are_not_there_are_named_before_anything_is_written() {
+    for format in ["sdbox", "mdbox"] {
+        let place = Place::new("");
+        let fixture = dsync_tests::formats::Fixture::unpack(&format!("{format}-att"));
+        let (from, to) = (fixture.home().join(format), place.path("copy"));
+        let b = Account::new(&to);
+        b.deliver("", "1700000000.M1P1.test:2,", b"Subject: of the copy's own\n\n");
+        drop(b.open().tree().expect("lists"));
+        let before = content(&to);
+        let line = [
+            "sync",
+            "--source",
+            &format!("{format}:{}", from.display()),
+            &format!("maildir:{}", to.display()),
+        ];
+        let output = place.dsync(&line).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(65), "{said}");
+        assert!(said.contains("mail_attachment_dir") && said.contains(&from.display().to_string()), "{said}");
+        assert_eq!(content(&to), before);
+    }
+}

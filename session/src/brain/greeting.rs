@@ -72,6 +72,7 @@ impl Brain {
         for problem in problems {
             self.problem(describe(&problem.mailbox, &problem.error), problem.error.status());
         }
+        self.check_messages(&tree)?;
         let mut nodes = tree.iter();
         loop {
             let batch: Vec<_> =

@@ -8,6 +8,7 @@ mod greeting;
 mod mailbox;
 mod scope;
 mod stateful;
+mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

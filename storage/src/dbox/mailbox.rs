@@ -83,6 +83,19 @@ impl DboxMailbox {
         Ok(list)
     }
 
+    /// See [`Storage::check`](crate::Storage::check). Damage is another matter, and shows when a message is sent.
+    pub(super) fn check(&mut self, from: Uid) -> Result<()> {
+        let state = self.index.state();
+        for uid in state.uids.iter().copied().filter(|uid| *uid >= from.get()) {
+            match self.bodies.open(state, uid) {
+                Ok(Some(mail)) => super::check_mail(&mail.file, &mail.stored, mail.attachments.as_ref())?,
+                Ok(None) => {}
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn status_of(&self, list: &[Message]) -> Result<MailboxStatus> {
         let state = self.index.state();
         Ok(MailboxStatus {
@@ -201,6 +214,8 @@ impl DboxMailbox {
                 }
             }
         }
+        let saved = uids.iter().zip(self.pending.iter().map(|pending| &pending.saved.message));
+        edit.headers = self.shared.pop3_headers(state, saved);
         edit.appended.sort_by_key(|mail| mail.uid);
         edit.expunged.sort_unstable();
         let saved = uids.into_iter().zip(std::mem::take(&mut self.pending)).collect();

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dsync_model::{MailboxGuid, MailboxName, Uid, UidValidity};
+use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
 
 use super::bodies::Bodies;
@@ -14,12 +14,17 @@ use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
 use super::{list_index, mdbox, sdbox};
 use crate::account::Account;
+use crate::index::edit::{HeaderData, pop3_uidl};
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Places};
 use crate::{MailboxProblem, Result, StorageError, disk};
 
 const HEADER_BYTES: usize = 24;
+/// Behind the map's UIDVALIDITY (or the count of rebuilds) and the mailbox GUID.
+const POP3_FLAGS: usize = 20;
+const HAVE_POP3_UIDLS: u8 = 1;
+const HAVE_POP3_ORDERS: u8 = 2;
 
 /// See the module.
 pub(super) struct Shared {
@@ -56,6 +61,29 @@ impl Shared {
     /// The extension that keeps a mailbox's GUID.
     fn header(&self) -> &'static str {
         if self.store.is_some() { "mdbox-hdr" } else { "dbox-hdr" }
+    }
+
+    /// What tells Dovecot that messages with POP3 UIDLs or POP3 orders come: without that it looks for none.
+    pub fn pop3_headers<'m>(
+        &self,
+        state: &State,
+        saved: impl Iterator<Item = (&'m u32, &'m NewMessage)>,
+    ) -> Vec<HeaderData> {
+        let known = state.extension(self.header());
+        let known = known.map_or(0, |known| known.header_padded(HEADER_BYTES)[POP3_FLAGS]);
+        let (mut flags, mut last) = (known, 0);
+        for (uid, message) in saved {
+            if message.pop3_uidl.is_some() {
+                flags |= HAVE_POP3_UIDLS;
+                last = last.max(*uid);
+            }
+            if message.pop3_order.is_some() {
+                flags |= HAVE_POP3_ORDERS;
+            }
+        }
+        let ours = HeaderData { extension: self.header(), at: POP3_FLAGS as u16, data: vec![flags] };
+        let ours = (flags != known).then_some(ours);
+        ours.into_iter().chain(pop3_uidl(state, last)).collect()
     }
 
     /// Where a mailbox lies.

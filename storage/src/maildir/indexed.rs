@@ -7,7 +7,7 @@ use dsync_model::{Digest, FlagSet, MailboxStatus, Message, ModSeq, Uid, UidValid
 
 use super::scan::{LOCK_WAIT, Scan, guid, size};
 use super::uidlist;
-use crate::index::edit::{flag_set, keywords};
+use crate::index::edit::{flag_set, keywords, pop3_uidl};
 use crate::index::follow::{self, NO_GOAL, Told};
 use crate::index::{Edit, Index, Paths, State, Transaction};
 use crate::layout::Places;
@@ -75,6 +75,10 @@ pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy
     let state = writer.state();
     let mut edit = difference(scan, state);
     follow::tell(&mut edit, state, told);
+    if !edit.appended.is_empty() {
+        let named = scan.list.records.iter().rev().find(|record| record.field(b'P').is_some());
+        edit.headers.extend(named.and_then(|record| pop3_uidl(state, record.uid.get())));
+    }
     follow::write(&mut writer, &edit, goal, &[], policy)
 }
 

@@ -25,7 +25,8 @@ use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
 use crate::lock::DotLock;
 use crate::status_cache::StatusCache;
 use crate::{
-    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
+    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
+    compressed, disk,
 };
 use filename::Keywords;
 use mailbox::MaildirMailbox;
@@ -391,6 +392,17 @@ impl Storage for Maildir {
             return Err(StorageError::NoMailbox(mailbox.to_string()));
         }
         Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan, index)))
+    }
+
+    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
+        let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
+        let known = self.scans.get(&mailbox).filter(|scan| scan.is_current(&places));
+        let taken = if known.is_none() { Some(self.shared.scan(&places)?) } else { None };
+        let Some(scan) = known.or(taken.as_ref()) else { return Ok(true) };
+        for (_, file) in scan.messages().filter(|(record, _)| record.uid >= from) {
+            compressed::check_file(&file.path(&places.mail))?;
+        }
+        Ok(true)
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
