@@ -37,6 +37,7 @@ struct Counts {
 struct Mailbox<'a> {
     name: &'a str,
     saved: u64,
+    copied: u64,
     sent: u64,
     flags: u64,
     renumbered: u64,
@@ -69,7 +70,16 @@ pub fn json(done: &Done) -> String {
     };
     let mailboxes = mailboxes.iter().map(|m| {
         let (saved, sent, flags, renumbered, expunged) = mailbox(m);
-        Mailbox { name: &m.name, saved, sent, flags, renumbered, expunged, tree: m.tree.as_deref() }
+        Mailbox {
+            name: &m.name,
+            saved,
+            copied: m.copied,
+            sent,
+            flags,
+            renumbered,
+            expunged,
+            tree: m.tree.as_deref(),
+        }
     });
     let document = Document {
         user: &done.user,
@@ -91,7 +101,8 @@ pub fn lines(done: &Done) -> Vec<String> {
     let mut lines = Vec::new();
     for mailbox in &report.mailboxes {
         let counts = [
-            (mailbox.saved, "received"),
+            (mailbox.saved - mailbox.copied.min(mailbox.saved), "received"),
+            (mailbox.copied, "copied"),
             (mailbox.sent, "sent"),
             (mailbox.flags, "flag changes"),
             (mailbox.renumbered, "renumbered"),

@@ -28,6 +28,8 @@ pub struct Report {
 pub struct MailboxReport {
     pub name: String,
     pub saved: u64,
+    /// Of the saved ones those that were here already, in another mailbox.
+    pub copied: u64,
     pub sent: u64,
     pub flags: u64,
     pub renumbered: u64,

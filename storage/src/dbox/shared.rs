@@ -9,7 +9,7 @@ use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
 
 use super::bodies::Bodies;
-use super::mailbox::{DboxMailbox, LOCK_WAIT};
+use super::mailbox::DboxMailbox;
 use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
 use super::{list_index, mdbox, sdbox};
@@ -18,6 +18,7 @@ use crate::index::edit::{HeaderData, pop3_uidl};
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Places};
+use crate::lock::patience;
 use crate::{MailboxProblem, Result, StorageError, disk};
 
 const HEADER_BYTES: usize = 24;
@@ -233,7 +234,7 @@ impl Shared {
         guid: MailboxGuid,
         validity: Option<UidValidity>,
     ) -> Result<()> {
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         let mut change = Transaction::new();
         if let Some(validity) = validity {
             change.header(24, &validity.get().to_le_bytes());
@@ -277,7 +278,7 @@ impl Shared {
         if name.is_inbox() {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         if self.guid_of(writer.state()) != Some(guid) || writer.state().header.next_uid != uid_next.get() {
             return Ok(false);
         }

@@ -22,7 +22,7 @@ use rand::RngExt;
 use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::status_cache::StatusCache;
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
@@ -30,7 +30,7 @@ use crate::{
 };
 use filename::Keywords;
 use mailbox::MaildirMailbox;
-use scan::{LOCK_WAIT, Scan};
+use scan::Scan;
 use uidlist::UidList;
 
 /// Messages whose listings are kept between `tree` and `open`.
@@ -123,7 +123,7 @@ impl Shared {
     }
 
     fn identify(&self, places: &Places, guid: MailboxGuid, uid_validity: UidValidity) -> Result<()> {
-        let lock = DotLock::take(&uidlist::path(&places.control), LOCK_WAIT)?;
+        let lock = DotLock::take(&uidlist::path(&places.control), patience())?;
         let mut list = UidList::read(&places.control)?;
         list.guid = Some(guid);
         list.uid_validity = Some(uid_validity);
