@@ -13,6 +13,7 @@ pub mod conformance;
 pub mod dbox;
 pub mod disk;
 mod error;
+pub mod filter;
 pub mod index;
 pub mod layout;
 pub mod location;

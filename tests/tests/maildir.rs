@@ -122,6 +122,24 @@ fn a_damaged_uidlist_loses_no_message() {
 }
 
 #[test]
+fn a_lost_uidlist_changes_no_uidvalidity() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    let identity =
+        |account: &Account| account.view()["INBOX"][0].split_once(' ').expect("words").1.to_owned();
+    let before = identity(&b);
+    fs::remove_file(b.root.join("dovecot-uidlist")).expect("removed");
+    // The messages get UIDs that none had before.
+    let lines = &b.view()["INBOX"];
+    let numbers: Vec<&str> = lines[0].split(' ').skip(1).collect();
+    let old: Vec<&str> = before.split(' ').collect();
+    assert_eq!(numbers[0], old[0], "UIDVALIDITY");
+    let first: u32 = lines[1].split(' ').next().and_then(|uid| uid.parse().ok()).expect("a UID");
+    assert_eq!(first.to_string(), old[1], "UIDNEXT as it was");
+}
+
+#[test]
 fn excluded_mailboxes_are_left_alone() {
     let (_dir, a, b) = pair();
     some_mail(&a);
@@ -210,7 +228,8 @@ fn moved_messages_are_not_transferred_again() {
         // One comes anew among those that are moved.
         for n in 0..100 {
             let name = format!("{}:2,S", base(n));
-            fs::rename(a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name)).expect("moved");
+            fs::rename(a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name))
+                .expect("moved");
         }
         a.deliver("Work", "1700000050.M0P1.host:2,", b"Subject: new\n\n");
         let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
@@ -219,6 +238,6 @@ fn moved_messages_are_not_transferred_again() {
         let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
         assert_eq!((sent, copied), (1, 100), "{format}");
         assert_eq!(a.view(), b.view(), "{format}");
-        assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (1, 102), "{format}");
+        assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
     }
 }

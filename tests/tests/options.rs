@@ -244,6 +244,173 @@ fn a_state_that_is_none_is_told_and_all_is_looked_into() {
     assert_eq!((status, printed.as_str()), (75, "\n"));
 }
 
+/// Sets when a message was received.
+fn receive(account: &Account, folder: &str, prefix: &str, seconds: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let file = fs::File::options().write(true).open(account.find(folder, prefix)).expect("opens");
+    file.set_modified(time).expect("set");
+}
+
+fn bodies(account: &Account, mailbox: &str) -> usize {
+    account.view().get(mailbox).map_or(0, |lines| lines.len() - 1)
+}
+
+/// The scenarios opt-filters and filter-then-sync-deletes of the oracle, and what Dovecot makes of the latter is not so here.
+#[test]
+fn what_a_filter_keeps_back_stays_and_comes_later() {
+    let place = Place::new("");
+    for (n, filter, passes) in [
+        (1, &["-t", "2023-06-01"][..], 1),
+        (2, &["-e", "1700000000"], 2),
+        (3, &["-t", "2021-06-01", "-e", "01-Jun-2023"], 1),
+        (4, &["-I", "200"], 2),
+        (5, &["-O", "\\Flagged"], 1),
+        (6, &["-O", "-\\Flagged"], 2),
+        (7, &["-O", "-\\Flagged", "-O", "\\Seen"], 1),
+        (8, &["-t", "99w", "-I", "1M"], 0),
+    ] {
+        let (a, b) = (Account::new(place.path(&format!("a{n}"))), Account::new(place.path(&format!("b{n}"))));
+        a.deliver("", "1577836800.M1P1.host:2,F", b"Subject: old\n\n");
+        a.deliver("", "1704067200.M2P1.host:2,S", b"Subject: new\n\n");
+        a.deliver("", "1680000000.M3P1.host:2,", &[&b"Subject: big\n\n"[..], &[b'x'; 300]].concat());
+        receive(&a, "", "1577836800", 1_577_836_800);
+        receive(&a, "", "1704067200", 1_704_067_200);
+        receive(&a, "", "1680000000", 1_680_000_000);
+        let mut line = vec!["sync"];
+        line.extend(filter);
+        let (one, two) = (a.location(), b.location());
+        line.extend(["--source", &one, &two]);
+        run(&place, &line);
+        assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (3, passes), "{filter:?}");
+        // Again, and the other way round: nothing is expunged for being kept back.
+        run(&place, &line);
+        b.deliver("", "1704067300.M4P1.host:2,FS", b"Subject: there\n\n");
+        run(&place, &["sync", "--source", &one, &two]);
+        assert_eq!(bodies(&a, "INBOX"), 4, "{filter:?}");
+        assert_eq!(a.view(), b.view(), "{filter:?}");
+    }
+}
+
+#[test]
+fn a_filtered_backup_brings_only_what_passes_and_removes_what_is_foreign() {
+    let (place, a, b) = pair();
+    a.deliver("", "1700000099.M9P1.host:2,F", b"Subject: flagged\n\n");
+    b.deliver("", "1700000098.M8P1.host", b"Subject: foreign\n\n");
+    let line = ["backup", "-O", "\\Flagged", "--source", &a.location(), &b.location()];
+    let (status, _, said) = dsync(&place, &line);
+    assert_eq!((status, said.as_str()), (0, ""));
+    assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (4, 1));
+    // A message of the base that was lost at the copy is brought again, if it passes.
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+    fs::remove_file(b.find("", "1700000099")).expect("removed");
+    fs::remove_file(b.find("", "1700000001")).expect("removed");
+    run(&place, &line);
+    assert_eq!(bodies(&b, "INBOX"), 3);
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}
+
+/// 600 messages at both ends.
+fn much_mail() -> (Place, Account, Account) {
+    let place = Place::new("");
+    let (a, b) = (Account::new(place.path("a")), Account::new(place.path("b")));
+    for n in 0..600 {
+        a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+    }
+    run(&place, &["-o", "mail_fsync=never", "sync", "--source", &a.location(), &b.location()]);
+    (place, a, b)
+}
+
+fn remove(account: &Account, folder: &str, count: usize) {
+    let files = ["cur", "new"].map(|d| fs::read_dir(account.folder(folder).join(d)).expect("read"));
+    let paths = files.into_iter().flatten().map(|entry| entry.expect("read").path());
+    paths.take(count).for_each(|path| fs::remove_file(path).expect("removed"));
+}
+
+#[test]
+fn a_mirror_does_not_lose_a_fifth_of_its_mail_unasked() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    // A hundred may go, and so may a hundred and twenty of six hundred.
+    remove(&a, "", 100);
+    run(&place, &line);
+    let before = b.view();
+    remove(&a, "", 101);
+    a.deliver("", &mail(9000), b"Subject: late\n\n");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(
+        status == 77 && said.contains("101 of the 500 messages") && said.contains("--allow-mass-delete"),
+        "{said}"
+    );
+    assert_eq!(bodies(&b, "INBOX"), before["INBOX"].len() - 1 + 1, "saved, and nothing is gone");
+    let (status, _, said) = dsync(&place, &["backup", "-R", "--source", &b.location(), &a.location()]);
+    assert!(status == 77 && said.contains("101 of the 50"), "{status} {said}");
+    run(&place, &["backup", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn a_mailbox_that_goes_counts_with_its_mail_and_moved_mail_does_not() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    fs::rename(a.folder("Work"), place.path("aside")).expect("moved");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(status == 77 && said.contains("300 of the 600"), "{status} {said}");
+    assert_eq!(bodies(&b, "Work"), 300);
+    // All its mail in another mailbox, under the same names: nothing is lost.
+    for entry in fs::read_dir(place.path("aside/new"))
+        .expect("read")
+        .chain(fs::read_dir(place.path("aside/cur")).expect("read"))
+    {
+        let path = entry.expect("read").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        a.deliver("Elsewhere", &name, &fs::read(&path).expect("read"));
+    }
+    run(&place, &line);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn an_end_that_lost_everything_does_not_empty_the_other() {
+    let (place, a, b) = much_mail();
+    remove(&a, "", 300);
+    remove(&a, "Work", 300);
+    let before = b.view();
+    for line in [&["sync"][..], &["sync", "-1"]] {
+        let (one, two) = (a.location(), b.location());
+        let mut line = line.to_vec();
+        line.extend(["--source", &one, &two]);
+        let (status, _, said) = dsync(&place, &line);
+        assert!(
+            status == 77 && said.contains("600 of the 600") && said.contains("--allow-mass-delete"),
+            "{status} {said}"
+        );
+        assert_eq!(b.view(), before);
+    }
+    run(&place, &["sync", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!((bodies(&b, "INBOX"), bodies(&b, "Work")), (0, 0));
+}
+
+#[test]
+fn a_store_is_not_synchronised_with_itself_under_any_name() {
+    let (place, a, _) = pair();
+    std::os::unix::fs::symlink(&a.root, place.path("link")).expect("linked");
+    let link = format!("maildir:{}", place.path("link").display());
+    let indirect = format!("maildir:{}/../a", a.root.display());
+    let server = place.serve();
+    for other in [&a.location(), &link, &indirect] {
+        let (status, _, said) = dsync(&place, &["backup", "-l", "30", "--source", &a.location(), other]);
+        // Told before any lock is waited for: its holder would be named.
+        assert!(status == 75 && said.contains("same store"), "{other}: {status} {said}");
+    }
+    let theirs = format!("maildir:{}", place.path("server/alice").display());
+    run(&place, &["backup", "--source", &a.location(), &place.tls()]);
+    let (status, _, said) = dsync(&place, &["sync", "--source", &theirs, &place.tls()]);
+    assert!(status == 75 && said.contains("same store"), "{status} {said}");
+    drop(server);
+}
+
 /// What is expunged from mdbox takes up room until it is purged: with -P, or by a command of its own.
 #[test]
 fn a_purge_frees_what_was_expunged() {

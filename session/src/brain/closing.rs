@@ -3,7 +3,7 @@
 use dsync_merge::{Direction, End};
 use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    Since,
+    Since, UidSet,
 };
 use dsync_proto::{BaseRef, Counters, Message, Purpose, Settled};
 
@@ -50,9 +50,15 @@ impl Brain {
         let mut not_kept = std::mem::take(&mut open.not_kept);
         if two_way {
             // Mail that came below the agreed UIDNEXT while we worked: the mailbox is not as agreed, and is done again.
-            let changes = mailbox.changes(Since::Base(&plan.agreed)).map_err(at(name))?;
+            let filtered = &open.filtered[self.end as usize];
+            let mut agreed = std::borrow::Cow::Borrowed(&plan.agreed);
+            if !agreed.out_of_scope.is_empty() {
+                agreed.to_mut().out_of_scope = UidSet::new();
+            }
+            let changes = mailbox.changes(Since::Base(&agreed)).map_err(at(name))?;
             let stray = changes.list.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
-            not_kept.extend(stray.map(MessageChange::uid).filter(|uid| *uid < plan.agreed.uid_next));
+            let stray = stray.map(MessageChange::uid).filter(|uid| !filtered.contains(uid.get()));
+            not_kept.extend(stray.filter(|uid| *uid < plan.agreed.uid_next));
         }
         not_kept.sort_unstable();
         not_kept.dedup();
@@ -106,7 +112,9 @@ impl Brain {
             let unkept = a.not_kept.iter().chain(&b.not_kept).copied().collect::<Vec<_>>();
             unkept.iter().for_each(|uid| plan.agreed.remove(*uid));
             open.confirmed = a.digest == b.digest && unkept.is_empty();
-            plan.agreed.digest = open.confirmed.then_some(a.digest);
+            // What a filter kept back is there as well: the digest would say that there is nothing else.
+            let all = plan.agreed.out_of_scope.is_empty();
+            plan.agreed.digest = (open.confirmed && all).then_some(a.digest);
             open.base = Some(plan.agreed.clone());
             if open.confirmed {
                 self.progress.settled += 1;

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use dsync_merge::{Both, Direction, End, Pair};
-use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, TreeChange};
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
+use dsync_model::{
+    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
+};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message};
 use dsync_storage::StorageError;
 
 use super::mailbox::Open;
@@ -132,7 +134,7 @@ impl Brain {
         }
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
-        self.guard(direction, &options)?;
+        self.guard_source(direction, &options)?;
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
         let scope = Scope::new(trees, self.base.as_ref(), &options);
@@ -152,7 +154,9 @@ impl Brain {
         self.check_state(&pairs);
         for pair in pairs.iter().filter(|_| !options.tree_only) {
             if !self.is_settled(pair, direction, options.full) {
-                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
+                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid));
+                // What a filter kept back then is looked at anew.
+                let base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base.clone() });
                 let channel = self.open.len() as u32 + 1;
                 self.open.push(Open::new(channel, pair.clone(), base));
             } else {
@@ -210,26 +214,6 @@ impl Brain {
             && next_agrees
             && a.digest == b.digest
             && (known || self.state_says_settled(pair.guid, a))
-    }
-
-    /// A mirror of nothing would remove everything: never without being told so.
-    fn guard(&self, direction: Direction, options: &Options) -> Result<(), SessionError> {
-        let Direction::Mirror { into } = direction else { return Ok(()) };
-        let messages = |tree: &MailboxTree| -> u64 {
-            tree.values()
-                .filter_map(|node| node.mailbox.as_ref())
-                .map(|status| u64::from(status.messages))
-                .sum()
-        };
-        let (source, own) =
-            (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
-        if source == 0 && own > 0 && !options.allow_mass_delete {
-            let text = format!(
-                "the source holds no message, and the destination holds {own}: refusing to remove them all (--allow-mass-delete does it)"
-            );
-            return Err(SessionError::Refused { status: 77, text });
-        }
-        Ok(())
     }
 }
 

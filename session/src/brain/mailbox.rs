@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
-use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid};
+use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid, UidSet};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, StorageError};
 
@@ -38,6 +38,8 @@ pub(super) struct Open {
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs_done: bool,
+    /// Messages of each end that do not pass the filter.
+    pub filtered: [UidSet; 2],
     pub plan: Option<MessagePlan>,
     /// What is to be saved here, in its order; what is here already is copied.
     pub fetches: VecDeque<(Fetch, Option<Donor>)>,
@@ -72,6 +74,7 @@ impl Open {
             mine: None,
             theirs: None,
             theirs_done: false,
+            filtered: Default::default(),
             plan: None,
             fetches: VecDeque::new(),
             saving: None,
@@ -92,7 +95,8 @@ impl Open {
         let fresh = Open::new(self.channel, self.pair.clone(), None);
         let old = std::mem::replace(self, fresh);
         self.since_base = base.is_some();
-        self.base = base;
+        // What the filter kept back at one end may be the UID of another message at the other: each looks anew.
+        self.base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base });
         self.skipped = old.skipped;
         self.report = old.report;
     }
@@ -142,6 +146,7 @@ impl Brain {
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
         if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
+            self.guard_deletions()?;
             self.saves_ended[self.end as usize] += 1;
             self.say(Message::End(List::Saves));
             return Ok(true);
@@ -166,6 +171,7 @@ impl Brain {
         if !first && (held + self.open[next].size() > CREDIT || in_flight >= MAILBOXES_IN_FLIGHT) {
             return Ok(false);
         }
+        let filter = self.own_filter();
         let open = &mut self.open[next];
         let since = match &open.base {
             Some(base) if open.since_base => Since::Base(base),
@@ -173,9 +179,10 @@ impl Brain {
         };
         let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
             let changes = mailbox.changes(since)?;
-            Ok((mailbox, changes))
+            let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
+            Ok((mailbox, changes, kept_back))
         });
-        let (mailbox, changes) = match opened {
+        let (mailbox, changes, kept_back) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.skip(next, &error),
         };
@@ -187,7 +194,11 @@ impl Brain {
         for batch in changes.list.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Changes(batch.to_vec()));
         }
+        for batch in kept_back.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Filtered(batch.to_vec()));
+        }
         self.say_on(channel, Message::End(List::Changes));
+        self.open[next].filtered[self.end as usize] = kept_back.into_iter().map(Uid::get).collect();
         self.open[next].mine = Some((changes.status, changes.list));
         Ok(true)
     }
@@ -219,7 +230,11 @@ impl Brain {
         let name = open.name();
         let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
-        let views = Both(lists.map(|(status, changes)| MailboxView { status, changes }));
+        let filtered = &open.filtered;
+        let views = Both([0, 1].map(|i| {
+            let (status, changes) = lists[i];
+            MailboxView { status, changes, filtered: &filtered[i] }
+        }));
         let base = open.base.as_ref().filter(|_| open.since_base);
         let plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
@@ -415,6 +430,9 @@ impl Brain {
                     )));
                 }
                 list.extend(changes);
+            }
+            Message::Filtered(uids) if open.theirs.is_some() && !open.theirs_done => {
+                open.filtered[peer].extend(uids.into_iter().map(Uid::get));
             }
             Message::End(List::Changes) if open.theirs.is_some() => open.theirs_done = true,
             Message::Requests(requests) if !open.asked_done => {

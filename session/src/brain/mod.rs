@@ -5,7 +5,9 @@
 
 mod closing;
 mod donors;
+mod filtering;
 mod greeting;
+mod guard;
 mod mailbox;
 mod scope;
 mod stateful;
