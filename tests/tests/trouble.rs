@@ -204,6 +204,34 @@ fn links_and_strange_directories_are_left_alone_and_named() {
     assert!(!format!("{view:?}").contains("not for mail"), "no file outside is sent");
 }
 
+/// A mailbox that cannot be read is not gone: its copy stays, whatever name that has, and the rest is synchronised.
+#[test]
+fn what_cannot_be_read_is_not_taken_for_deleted() {
+    for direction in [BACKUP, Direction::TwoWay] {
+        let place = Place::new("");
+        let (account, copy) = (mail(&place, 3), Account::new(place.path("copy")));
+        account.deliver("Work", "1700000001.M1P1.work", b"Subject: work\n\n");
+        sync(&account, &copy, direction).expect("syncs");
+        let before = copy.view();
+        account.deliver("", "1700000009.M1P1.test", b"Subject: more\n\n");
+        // There, and not to be read.
+        let list = account.folder("Work").join("dovecot-uidlist");
+        let sound = fs::read(&list).expect("read");
+        fs::remove_file(&list).expect("removed");
+        fs::create_dir(&list).expect("made");
+        let (report, _) = sync(&account, &copy, direction).expect("syncs");
+        assert!(report.status() != 0 && report.problems.join(" ").contains("Work"), "{report:?}");
+        let after = copy.view();
+        assert_eq!(after["Work"], before["Work"], "{direction:?}");
+        assert_eq!(after["INBOX"].len(), 5);
+        fs::remove_dir(&list).expect("removed");
+        fs::write(&list, sound).expect("written");
+        let (report, _) = sync(&account, &copy, direction).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!(account.view(), copy.view());
+    }
+}
+
 /// Everything in an account but our own notes: path and content.
 fn content(root: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
     let mut content = std::collections::BTreeMap::new();
@@ -366,5 +394,49 @@ fn whoever_holds_a_lock_is_named() {
     // Its process is gone: the lock counts no more.
     for copy in &copies {
         assert_eq!(run(copy, "1"), (Some(0), String::new()));
+    }
+}
+
+/// What is left when the index (sdbox) or the map (mdbox) is lost comes back, and what does not is named.
+#[test]
+fn a_rebuild_says_what_it_could_not_recover() {
+    for format in ["sdbox", "mdbox"] {
+        let place = Place::new("");
+        let (a, dbox, c) =
+            (mail(&place, 4), Account::of(format, place.path(format)), Account::new(place.path("c")));
+        let run = |from: &Account, to: &Account| {
+            let line = ["backup", "--source", &from.location(), &to.location()];
+            let output = place.dsync(&line).output().expect("runs");
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        assert_eq!(run(&a, &dbox), (Some(0), String::new()));
+        let inbox = dbox.root.join("mailboxes/INBOX/dbox-Mails");
+        let (lost, damaged, cut) = match format {
+            "sdbox" => (inbox.clone(), inbox.join("u.2"), 1000),
+            _ => (dbox.root.join("storage"), dbox.root.join("storage/m.1"), 3000),
+        };
+        for entry in fs::read_dir(&lost).expect("listed").flatten() {
+            if entry.file_name().to_string_lossy().contains("index") {
+                fs::remove_file(entry.path()).expect("removed");
+            }
+        }
+        let size = fs::metadata(&damaged).expect("known").len();
+        fs::File::options().write(true).open(&damaged).expect("opens").set_len(size - cut).expect("cut");
+        let (_, said) = run(&dbox, &c);
+        let name = damaged.display().to_string();
+        let expected: &[&str] = match format {
+            "sdbox" => &["the index is gone; 3 messages", "UIDVALIDITY", "not recovered", &name],
+            _ => &["the map is gone", "3 messages found", "1 messages of mailboxes are not there", &name],
+        };
+        for words in expected {
+            assert!(said.contains(words), "{format}: {words}: {said}");
+        }
+        let view = c.view();
+        let subjects =
+            |n: u32| view["INBOX"].iter().filter(|line| line.contains(&format!("Subject: {n}\\n"))).count();
+        let gone = if format == "sdbox" { 1 } else { 3 };
+        for n in 0..4 {
+            assert_eq!(subjects(n), usize::from(n != gone), "{format}: {n}: {said}");
+        }
     }
 }

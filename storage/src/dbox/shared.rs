@@ -215,16 +215,23 @@ impl Shared {
         }
         let files = sdbox::Files { places: places.clone(), attachments: None, mailbox: guid };
         let found = files.all()?;
+        let whole: Vec<u32> =
+            found.iter().filter(|(_, damage)| damage.is_none()).map(|(uid, _)| *uid).collect();
         if !found.is_empty() {
-            let (directory, mails) = (places.mail.display(), found.len());
             tracing::warn!(
-                "{directory}: the index is gone; {mails} messages are taken from their files under their UIDs, without flags and keywords"
+                "{}: the index is gone; {} messages are taken from their files under their UIDs; lost are flags, keywords, \
+                 modseqs, the mailbox's UIDVALIDITY and its GUID",
+                places.mail.display(),
+                whole.len()
             );
+        }
+        for error in found.values().flatten() {
+            tracing::warn!("{error}: not recovered; the file stays as it is");
         }
         let validity = self.account.new_uid_validity()?;
         let next = found.last_key_value().map_or(1, |(uid, _)| uid + 1);
         let mut first = self.identity(guid)?;
-        first.append(&found.keys().map(|uid| (*uid, 0)).collect::<Vec<_>>());
+        first.append(&whole.iter().map(|uid| (*uid, 0)).collect::<Vec<_>>());
         Index::create(paths, validity.get(), next, first)
     }
 
