@@ -259,6 +259,12 @@ pub fn user(settings: &Settings, name: Option<&str>) -> Result<User, Failed> {
 
 /// Where a user's mail is: as said on the command line, else as configured, else where it usually is.
 pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<Location, Failed> {
+    if let Some(place) = settings.encrypts() {
+        let what = format!(
+            "{place}: mail_plugins: mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone (if this mail is not encrypted: -o mail_plugins=)"
+        );
+        return Err(Failed::new(65, anyhow::Error::msg(what)));
+    }
     let text = match said {
         Some(text) => Some(text.to_owned()),
         None => settings.mail_location(user)?,
@@ -275,7 +281,10 @@ pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<
             return Err(Failed::new(78, anyhow::Error::msg(what)));
         }
     };
-    Ok(location.with_separator(settings.separator()).with_attachments(settings.mail_attachment_dir(user)?))
+    Ok(location
+        .with_separator(settings.separator())
+        .with_attachments(settings.mail_attachment_dir(user)?)
+        .with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
 }
 
 /// When what is written goes to disk.

@@ -46,6 +46,7 @@ struct Counts {
 struct Mailbox<'a> {
     name: &'a str,
     saved: u64,
+    copied: u64,
     sent: u64,
     flags: u64,
     renumbered: u64,
@@ -93,9 +94,17 @@ pub fn json(done: &Done) -> String {
 
 impl<'a> From<&'a MailboxReport> for Mailbox<'a> {
     fn from(report: &'a MailboxReport) -> Mailbox<'a> {
-        let MailboxReport { name, saved, sent, flags, renumbered, expunged, tree } = report;
-        let (saved, sent, flags, renumbered, expunged) = (*saved, *sent, *flags, *renumbered, *expunged);
-        Mailbox { name, saved, sent, flags, renumbered, expunged, tree: tree.as_deref() }
+        let MailboxReport { name, saved, copied, sent, flags, renumbered, expunged, tree } = report;
+        Mailbox {
+            name,
+            saved: *saved,
+            copied: *copied,
+            sent: *sent,
+            flags: *flags,
+            renumbered: *renumbered,
+            expunged: *expunged,
+            tree: tree.as_deref(),
+        }
     }
 }
 
@@ -132,7 +141,8 @@ pub fn lines(done: &Done) -> Vec<String> {
     let mut lines = Vec::new();
     for mailbox in &report.mailboxes {
         let counts = [
-            (mailbox.saved, "received"),
+            (mailbox.saved - mailbox.copied.min(mailbox.saved), "received"),
+            (mailbox.copied, "copied"),
             (mailbox.sent, "sent"),
             (mailbox.flags, "flag changes"),
             (mailbox.renumbered, "renumbered"),

@@ -32,6 +32,8 @@ pub struct Report {
 pub struct MailboxReport {
     pub name: String,
     pub saved: u64,
+    /// Of the saved ones those that were here already, in another mailbox.
+    pub copied: u64,
     pub sent: u64,
     pub flags: u64,
     pub renumbered: u64,
@@ -50,7 +52,7 @@ impl From<&MailboxReport> for Planned {
 impl From<Planned> for MailboxReport {
     fn from(planned: Planned) -> MailboxReport {
         let Planned { name, tree, saved, flags, renumbered, expunged } = planned;
-        MailboxReport { name, sent: 0, saved, flags, renumbered, expunged, tree }
+        MailboxReport { name, sent: 0, copied: 0, saved, flags, renumbered, expunged, tree }
     }
 }
 

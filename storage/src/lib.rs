@@ -81,6 +81,13 @@ pub trait Storage: Send {
     /// Removes a note, if it is there.
     fn remove_note(&mut self, name: &str) -> Result<()>;
 
+    /// Looks into the messages from this UID on for one that only other software can read, and fails with the first.
+    /// `false`: in this format a message that is listed is one that can be read.
+    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
+        let _ = (mailbox, from);
+        Ok(false)
+    }
+
     /// Frees what expunged messages still take up, a bounded piece at a time: begins at `from`, which is 0 or what the last
     /// call gave as [`Purged::next`]. `None`: with this format nothing is ever left to be freed.
     fn purge(&mut self, from: u32) -> Result<Option<Purged>> {

@@ -9,6 +9,7 @@ mod parse;
 mod secret;
 mod settings;
 mod tree;
+mod units;
 
 #[cfg(test)]
 mod tests;

@@ -11,7 +11,7 @@ use dsync_storage::memory::MemoryStorage;
 use dsync_storage::{Storage, StorageError};
 
 use super::mailbox::Open;
-use super::scope::Scope;
+use super::scope::{Scope, unreadable};
 use super::{Brain, Job, Stage, at};
 use crate::SessionError;
 
@@ -76,10 +76,15 @@ impl Brain {
         let refs = self.read_bases(&me.pair(peer))?;
         self.bases[self.end as usize] = Some(refs.clone());
         self.say(Message::Bases(refs));
-        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let (mut tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         for problem in problems {
             self.problem(describe(&problem.mailbox, &problem.error), problem.error.status());
+            // It is there all the same: the other end must not take it for deleted.
+            if let Ok(name) = MailboxName::parse(&problem.mailbox, '/') {
+                tree.insert(name, unreadable());
+            }
         }
+        self.check_messages(&tree)?;
         let mut nodes = tree.iter();
         loop {
             let batch: Vec<_> =

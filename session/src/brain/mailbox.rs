@@ -7,6 +7,7 @@ use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, 
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, StorageError};
 
+use super::donors::Donor;
 use super::{Brain, Output, Stage, at};
 use crate::{MailboxReport, SessionError};
 
@@ -31,16 +32,19 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
-    mailbox: Option<Box<dyn Mailbox>>,
+    /// Was looked through for messages that the other end moved away.
+    pub searched: bool,
+    pub mailbox: Option<Box<dyn Mailbox>>,
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs_done: bool,
     /// Messages of each end that do not pass the filter.
     pub filtered: [UidSet; 2],
     pub plan: Option<MessagePlan>,
-    fetches: VecDeque<Fetch>,
-    saving: Option<(NewMessage, bool)>,
-    unsaved: (u64, u64),
+    /// What is to be saved here, in its order; what is here already is copied.
+    pub fetches: VecDeque<(Fetch, Option<Donor>)>,
+    pub saving: Option<(NewMessage, bool)>,
+    pub unsaved: (u64, u64),
     asked: VecDeque<MailRequest>,
     asked_done: bool,
     saved: bool,
@@ -65,6 +69,7 @@ impl Open {
             base,
             active: true,
             skipped: false,
+            searched: false,
             mailbox: None,
             mine: None,
             theirs: None,
@@ -131,7 +136,12 @@ impl Open {
 impl Brain {
     /// One piece of work on the mailboxes; `false` if there is none until something comes in.
     pub(super) fn work_on_mailboxes(&mut self) -> Result<bool, SessionError> {
-        if self.open_next()? || self.plan_next()? || self.serve_next()? || self.close_next()? {
+        if self.open_next()?
+            || self.plan_next()?
+            || self.serve_next()?
+            || self.copy_next()?
+            || self.close_next()?
+        {
             return Ok(true);
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
@@ -256,14 +266,15 @@ impl Brain {
                 .notes
                 .push(format!("{name}: {} foreign messages are removed from the mirror", plan.foreign));
         }
-        let open = &mut self.open[index];
-        open.fetches = plan.fetches.iter().cloned().collect();
-        let requests: Vec<MailRequest> = plan
-            .fetches
+        let fetches = self.with_donors(index, &plan.fetches)?;
+        let requests: Vec<MailRequest> = fetches
             .iter()
-            .map(|fetch| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
+            .filter(|(_, donor)| donor.is_none())
+            .map(|(fetch, _)| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
             .collect();
-        self.progress.wanted += requests.len() as u64;
+        self.progress.wanted += fetches.len() as u64;
+        let open = &mut self.open[index];
+        open.fetches = fetches.into();
         open.plan = Some(plan);
         for batch in requests.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Requests(batch.to_vec()));
@@ -445,9 +456,10 @@ impl Brain {
     }
 
     fn begin(&mut self, index: usize, header: MailHeader) -> Result<(), SessionError> {
+        while self.copy_at(index)? {}
         let open = &mut self.open[index];
         let name = open.name();
-        let fetch = open.fetches.pop_front();
+        let fetch = open.fetches.pop_front().map(|(fetch, _)| fetch);
         let Some(fetch) = fetch.filter(|fetch| fetch.from == header.uid && open.saving.is_none()) else {
             return Err(SessionError::Peer("sends a message that was not asked for".into()));
         };
@@ -528,7 +540,7 @@ impl Brain {
         self.count_save(index)
     }
 
-    fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
+    pub(super) fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
         let open = &mut self.open[index];
         open.unsaved.0 += 1;
         self.progress.received += 1;

@@ -4,12 +4,14 @@
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod closing;
+mod donors;
 mod filtering;
 mod greeting;
 mod guard;
 mod mailbox;
 mod scope;
 mod stateful;
+mod unreadable;
 mod verifying;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +27,7 @@ use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
+use donors::Donors;
 use mailbox::Open;
 
 /// What a session is to do.
@@ -98,6 +101,7 @@ pub struct Brain {
     plan: TreePlan,
     round: u8,
     open: Vec<Open>,
+    donors: Donors,
     /// Rounds in which the end has all its saves on the disk; the peer may be ahead by one.
     saves_ended: [u8; 2],
     committed: [Option<BaseRef>; 2],
@@ -158,6 +162,7 @@ impl Brain {
             plan: TreePlan::default(),
             round: 0,
             open: Vec::new(),
+            donors: Donors::new(),
             saves_ended: [0; 2],
             committed: [None; 2],
             next_base: None,
