@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use dsync_session::proto::{Direction, Options};
+use dsync_model::{MailboxName, MessageAction, ModSeq, Since, Uid};
+use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::storage::Goal;
+use dsync_session::storage::index::{Index, Paths};
 use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
 
 fn pair() -> (tempfile::TempDir, Account, Account) {
