@@ -3,6 +3,7 @@
 
 pub mod dovecot;
 pub mod formats;
+pub mod imap;
 pub mod maildirs;
 pub mod mutate;
 pub mod oracle;
