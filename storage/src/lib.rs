@@ -189,7 +189,9 @@ pub struct Goal {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
     /// UIDs (as asked for) that are not as they were to be: taken by a delivery meanwhile (the message was then saved
-    /// under the next free UID), gone, or with flags or keywords that the format could not keep.
+    /// under the next free UID), gone before it got that UID, or with
+    /// flags or keywords that the format could not keep. Not a message whose flags were
+    /// to change and that is gone: that is a change since what was agreed; taken out of it, the other end's message would look new.
     pub not_kept: Vec<Uid>,
     /// Messages saved, bytes written.
     pub saved: u64,

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use dsync_session::proto::{Direction, Options};
+use dsync_model::{MailboxName, MessageAction, ModSeq, Since, Uid};
+use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::storage::Goal;
+use dsync_session::storage::index::{Index, Paths};
 use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
 
 fn pair() -> (tempfile::TempDir, Account, Account) {
@@ -119,6 +122,57 @@ fn a_damaged_uidlist_loses_no_message() {
     for body in ["Subject: one", "Subject: two"] {
         assert_eq!(inbox.matches(body).count(), 1, "{inbox}");
     }
+}
+
+/// An index that is made anew ends the sessions of all who have it open.
+#[test]
+fn a_two_way_sync_goes_on_with_the_same_index() {
+    for direction in [Direction::TwoWay, Direction::OneWay { into: Terminus::Responder }] {
+        let (_dir, a, b) = pair();
+        a.deliver("", "1700000001.M1P1.host", b"both");
+        sync(&a, &b, Direction::TwoWay).expect("syncs");
+        let log = || {
+            let paths = Paths::mailbox(&b.root);
+            Index::open(paths).expect("read").expect("there").position().0
+        };
+        let before = log();
+        // UID 2 is taken at both, so that of b gets one behind 3, which a's second message keeps.
+        a.deliver("", "1700000002.M1P1.host", b"first at a");
+        a.deliver("", "1700000003.M1P1.host", b"second at a");
+        b.deliver("", "1700000004.M1P1.host", b"at b");
+        let (report, _) = sync(&a, &b, direction).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!(b.view()["INBOX"].len(), 5);
+        assert_eq!(log(), before, "{direction:?}");
+    }
+}
+
+#[test]
+fn a_commit_does_not_bring_back_what_another_expunged_meanwhile() {
+    let (_dir, a, _) = pair();
+    a.deliver("", "1700000001.M1P1.host", b"one");
+    a.deliver("", "1700000002.M1P1.host", b"two");
+    let index = || Index::open(Paths::mailbox(&a.root)).expect("read").expect("there");
+    let open = || {
+        let mut storage = a.open();
+        let (tree, _) = storage.tree().expect("lists");
+        let inbox = tree[&MailboxName::inbox()].mailbox.clone().expect("a mailbox");
+        let mut mailbox = storage.open(inbox.guid).expect("opens");
+        mailbox.changes(Since::All).expect("lists");
+        mailbox
+    };
+    let (mut ours, mut other) = (open(), open());
+    let goal = |next| Goal {
+        uid_next_min: Uid::new(next).expect("a UID"),
+        modseq_min: ModSeq::NONE,
+        uid_validity: None,
+    };
+    let before = index().position().0;
+    other.apply(&[MessageAction::Expunge { uid: Uid::MIN, guid: None }]).expect("takes note");
+    other.commit(goal(1)).expect("expunges");
+    ours.commit(goal(9)).expect("commits");
+    let index = index();
+    assert_eq!((index.state().uids.as_slice(), index.position().0), (&[2][..], before));
 }
 
 #[test]

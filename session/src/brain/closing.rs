@@ -120,8 +120,9 @@ impl Brain {
                 self.progress.settled += 1;
                 self.report.shown_equal += 1;
             } else if next < ROUNDS_MAX {
-                // First from what both planned: whatever a user did meanwhile is a change since then. Then from the lists alone.
-                let base = (next == 1).then(|| plan.agreed.clone());
+                // From what both planned: whatever a user did meanwhile is a change since then. If nobody did anything, what was planned is
+                // not what is there: then from the lists alone.
+                let base = (next == 1 || !open.quiet).then(|| plan.agreed.clone());
                 open.again(base);
                 again = true;
             } else {

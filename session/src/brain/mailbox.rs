@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
-use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid, UidSet};
+use dsync_model::{MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, StorageError};
 
@@ -34,6 +34,8 @@ pub(super) struct Open {
     pub skipped: bool,
     /// Was looked through for messages that the other end moved away.
     pub searched: bool,
+    /// Nothing had changed at either end since the base.
+    pub quiet: bool,
     pub mailbox: Option<Box<dyn Mailbox>>,
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
@@ -43,6 +45,8 @@ pub(super) struct Open {
     pub plan: Option<MessagePlan>,
     /// What is to be saved here, in its order; what is here already is copied.
     pub fetches: VecDeque<(Fetch, Option<Donor>)>,
+    /// Actions that wait for the saves whose UIDs come before theirs.
+    waiting: Vec<MessageAction>,
     pub saving: Option<(NewMessage, bool)>,
     pub unsaved: (u64, u64),
     asked: VecDeque<MailRequest>,
@@ -70,6 +74,7 @@ impl Open {
             active: true,
             skipped: false,
             searched: false,
+            quiet: false,
             mailbox: None,
             mine: None,
             theirs: None,
@@ -77,6 +82,7 @@ impl Open {
             filtered: Default::default(),
             plan: None,
             fetches: VecDeque::new(),
+            waiting: Vec::new(),
             saving: None,
             unsaved: (0, 0),
             asked: VecDeque::new(),
@@ -236,6 +242,7 @@ impl Brain {
             MailboxView { status, changes, filtered: &filtered[i] }
         }));
         let base = open.base.as_ref().filter(|_| open.since_base);
+        open.quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
         let plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
             Err(_) if open.since_base => {
@@ -249,16 +256,21 @@ impl Brain {
         let goal = goal(&plan, &mine.0);
         let mailbox = open.mailbox.as_mut().ok_or_else(|| gone(&name))?;
         let touched = plan.uid_validity.is_some() || goal.uid_next_min > mine.0.uid_next;
-        if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
+        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, which ends the sessions
+        // that have it open. A mirror has to make room first.
+        let mirrors = matches!(direction, dsync_merge::Direction::Mirror { .. });
+        if !mirrors && is_behind_saves(&plan) {
+            open.waiting = plan.actions.clone();
+        } else if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
             mailbox.apply(&plan.actions).map_err(at(name.clone()))?;
             let committed = mailbox.commit(goal).map_err(at(name.clone()))?;
             open.not_kept.extend(committed.not_kept);
         }
         for action in &plan.actions {
             match action {
-                dsync_model::MessageAction::Flags { .. } => open.report.flags += 1,
-                dsync_model::MessageAction::Renumber { .. } => open.report.renumbered += 1,
-                dsync_model::MessageAction::Expunge { .. } => {}
+                MessageAction::Flags { .. } => open.report.flags += 1,
+                MessageAction::Renumber { .. } => open.report.renumbered += 1,
+                MessageAction::Expunge { .. } => {}
             }
         }
         if plan.foreign > 0 && direction.source() != Some(end) {
@@ -368,6 +380,14 @@ impl Brain {
             modseq_min: plan.modseq_min,
             uid_validity: plan.uid_validity,
         };
+        let next = open.fetches.front().map(|(fetch, _)| fetch.uid);
+        let waiting = std::mem::take(&mut open.waiting);
+        let (now, later) = waiting.into_iter().partition(|action| match action {
+            MessageAction::Renumber { to, .. } => next.is_none_or(|next| *to < next),
+            MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
+        });
+        open.waiting = later;
+        mailbox.apply(&Vec::from_iter(now)).map_err(at(name.clone()))?;
         let committed = mailbox.commit(goal).map_err(at(name))?;
         open.not_kept.extend(committed.not_kept);
         open.report.saved += open.unsaved.0;
@@ -555,6 +575,12 @@ pub(super) fn goal(plan: &MessagePlan, status: &MailboxStatus) -> Goal {
     // With saves to come, UIDNEXT is raised by the commit that ends them.
     let uid_next_min = if plan.fetches.is_empty() { plan.uid_next_min } else { status.uid_next };
     Goal { uid_next_min, modseq_min: plan.modseq_min, uid_validity: plan.uid_validity }
+}
+
+/// Says whether a message is to get a UID above one that is still to come.
+fn is_behind_saves(plan: &MessagePlan) -> bool {
+    let Some(first) = plan.fetches.first().map(|fetch| fetch.uid) else { return false };
+    plan.actions.iter().any(|action| matches!(action, MessageAction::Renumber { to, .. } if *to > first))
 }
 
 fn gone(name: &str) -> SessionError {

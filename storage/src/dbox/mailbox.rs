@@ -58,15 +58,30 @@ impl DboxMailbox {
     /// Every message as the index has it.
     pub(super) fn list(&mut self) -> Result<Vec<Message>> {
         self.index.refresh()?;
+        let (list, gone) = self.look()?;
+        if gone.is_empty() {
+            return Ok(list);
+        }
+        // Dovecot removes files first, and tells the index before it lets go of it.
+        drop(self.index.lock(patience())?);
+        let (list, gone) = self.look()?;
+        let directory = self.bodies.places().mail.display();
+        for uid in gone {
+            tracing::warn!("{directory}: UID {uid} is in the index, and is gone; left out");
+        }
+        Ok(list)
+    }
+
+    /// The messages that are there, and the UIDs of those that are in the index alone.
+    fn look(&mut self) -> Result<(Vec<Message>, Vec<u32>)> {
         let DboxMailbox { index, bodies, guids, .. } = self;
         let state = index.state();
         let names = keywords(state);
-        let mut list = Vec::with_capacity(state.uids.len());
+        let (mut list, mut gone) = (Vec::with_capacity(state.uids.len()), Vec::new());
         for (row, number) in state.uids.iter().enumerate() {
             let Some(uid) = Uid::new(*number) else { continue };
             let Some(guid) = guid(guids, bodies, state, *number)? else {
-                let directory = bodies.places().mail.display();
-                tracing::warn!("{directory}: UID {number} is in the index, and is gone; left out");
+                gone.push(*number);
                 continue;
             };
             list.push(Message {
@@ -78,7 +93,7 @@ impl DboxMailbox {
                 size: None,
             });
         }
-        Ok(list)
+        Ok((list, gone))
     }
 
     /// See [`Storage::check`](crate::Storage::check). Damage is another matter, and shows when a message is sent.
@@ -197,7 +212,7 @@ impl DboxMailbox {
                                 });
                             }
                         }
-                        (None, None) => committed.not_kept.push(uid),
+                        (None, None) => {}
                     }
                 }
                 MessageAction::Expunge { uid, guid } => {

@@ -52,7 +52,7 @@ impl Rotation {
 pub struct Dbox {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
-    /// The map, as it was last looked at.
+    /// The map, as it was last looked at: not before a mailbox has to be read, as it is as large as the account.
     map: Option<Map>,
 }
 
@@ -88,8 +88,17 @@ impl Dbox {
         let account = Account::open(layout, fsync)?;
         let store = multi.then(|| Store::new(&account.layout, rotation));
         let shared = Arc::new(Shared { account, attachments, store });
-        let map = shared.open_map()?;
-        Ok(Dbox { shared, names: BTreeMap::new(), map })
+        let mut dbox = Dbox { shared, names: BTreeMap::new(), map: None };
+        dbox.make_missing_map()?;
+        Ok(dbox)
+    }
+
+    fn make_missing_map(&mut self) -> Result<()> {
+        let store = self.shared.store.as_ref();
+        if store.is_some_and(|store| Index::stamp(&Map::paths(&store.map)).is_none()) {
+            self.map = self.shared.open_map()?;
+        }
+        Ok(())
     }
 
     /// Mailboxes and names without mail, INBOX left out.
@@ -110,6 +119,9 @@ impl Dbox {
         let mail = places.mail.clone();
         super::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
+        if self.map.is_none() {
+            self.map = self.shared.open_map()?;
+        }
         if let Some(map) = &self.map
             && self.shared.map_validity_of(index.state()) != map.uid_validity()
         {
@@ -158,11 +170,8 @@ impl Storage for Dbox {
         let inbox = MailboxName::inbox();
         if let Some(store) = &self.shared.store {
             super::sweep(&store.directory)?;
-            let current = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
-            self.map = match current {
-                Some(map) => Some(map),
-                None => self.shared.open_map()?,
-            };
+            self.map = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
+            self.make_missing_map()?;
         }
         if account.layout.kind != Kind::Index {
             disk::make_directory(&account.layout.places(&inbox)?.mail)?;
@@ -275,5 +284,19 @@ mod tests {
         assert_eq!(oldest(2 * 86_400, 10 * day + 5), Some(9 * day));
         assert_eq!(oldest(3600, 10 * day + 3700), Some(10 * day + 3600));
         assert_eq!(oldest(30, 1000), Some(971));
+    }
+
+    #[test]
+    fn a_map_is_read_when_a_mailbox_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || {
+            let layout = Layout::new(Format::Mdbox, directory.path().join("mail"));
+            Dbox::open(layout, Fsync::Never, None).unwrap()
+        };
+        assert!(open().map.is_some(), "just made");
+        let mut again = open();
+        assert!(again.map.is_none());
+        again.tree().unwrap();
+        assert!(again.map.is_some());
     }
 }

@@ -3,13 +3,13 @@
 //! Files and uidlist say which messages there are; the index adds modseqs, keywords without a letter, history, and flag changes
 //! that Dovecot has not carried out yet.
 
-use dsync_model::{Digest, FlagSet, MailboxStatus, Message, ModSeq, Uid, UidValidity};
+use dsync_model::{Digest, FlagSet, MailboxStatus, Message, MessageAction, ModSeq, Uid, UidValidity};
 
 use super::scan::{Scan, guid, size};
 use super::uidlist;
 use crate::index::edit::{flag_set, keywords, pop3_uidl};
 use crate::index::follow::{self, NO_GOAL, Told};
-use crate::index::{Edit, Index, Paths, State, Transaction};
+use crate::index::{Appended, Edit, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::lock::{DotLock, patience};
 use crate::{Fsync, Goal, Result, StorageError, disk};
@@ -27,7 +27,7 @@ pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<In
         }
         let goal =
             Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
-        write(&mut index, scan, goal, &Told::default(), policy)?;
+        write(&mut index, places, scan, goal, &Told::default(), policy)?;
         drop(lock);
     }
     Ok(Some(index))
@@ -72,10 +72,21 @@ fn is_behind(index: &Index, scan: &Scan, goal: Goal) -> bool {
 }
 
 /// Writes what the files have and the index has not. The uidlist's lock is held.
-pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy: Fsync) -> Result<()> {
+pub fn write(
+    index: &mut Index,
+    places: &Places,
+    scan: &mut Scan,
+    goal: Goal,
+    told: &Told<'_>,
+    policy: Fsync,
+) -> Result<()> {
     let mut writer = index.lock(patience())?;
     let state = writer.state();
     let mut edit = difference(scan, state);
+    if is_doubtful(&edit, state, told) {
+        (*scan, _) = Scan::look(places)?;
+        edit = difference(scan, state);
+    }
     follow::tell(&mut edit, state, told);
     if !edit.appended.is_empty() {
         let named = scan.list.records.iter().rev().find(|record| record.field(b'P').is_some());
@@ -89,6 +100,21 @@ pub fn numbers(places: &Places) -> Option<(UidValidity, Uid)> {
     let index = Index::open(Paths::mailbox(places.index.as_ref()?)).ok()??;
     let header = &index.state().header;
     Some((UidValidity::new(header.uid_validity)?, Uid::new(header.next_uid).unwrap_or(Uid::MIN)))
+}
+
+/// Says whether index and files may differ only because Dovecot expunged or renamed files after we had read their names. It does neither
+/// while we hold the index.
+fn is_doubtful(edit: &Edit, state: &State, told: &Told<'_>) -> bool {
+    let ours = |uid: u32| {
+        told.actions.iter().any(|action| match action {
+            MessageAction::Expunge { uid: gone, .. } => gone.get() == uid,
+            MessageAction::Renumber { from, to } => from.get() == uid || to.get() == uid,
+            MessageAction::Flags { .. } => false,
+        })
+    };
+    let came_back = |mail: &Appended| mail.uid < state.header.next_uid && !told.saved.contains_key(&mail.uid);
+    edit.appended.iter().any(|mail| came_back(mail) && !ours(mail.uid))
+        || edit.expunged.iter().any(|(uid, _)| !ours(*uid))
 }
 
 /// Another UIDVALIDITY for a mailbox that stays as it is.

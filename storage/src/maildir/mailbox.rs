@@ -298,10 +298,10 @@ impl MaildirMailbox {
         self.scan.list.rewrite = true;
     }
 
-    fn set_flags(&mut self, uid: Uid, add: &FlagSet, remove: &FlagSet) -> Result<bool> {
+    fn set_flags(&mut self, uid: Uid, add: &FlagSet, remove: &FlagSet) -> Result<()> {
         for _ in 0..TRIES {
-            let Some(index) = self.scan.index_of(uid) else { return Ok(false) };
-            let Some(file) = &self.scan.files[index] else { return Ok(false) };
+            let Some(index) = self.scan.index_of(uid) else { return Ok(()) };
+            let Some(file) = &self.scan.files[index] else { return Ok(()) };
             let known = indexed::flags_of(&self.scan, self.state(), uid).unwrap_or_default();
             let flags = known.minus(remove).union(add);
             let base = &self.scan.list.records[index].base;
@@ -309,24 +309,24 @@ impl MaildirMailbox {
             let renamed = FileName { in_new: false, name: name.into() };
             let (from, to) = (file.path(&self.places.mail), renamed.path(&self.places.mail));
             if from == to {
-                return Ok(true);
+                return Ok(());
             }
             match disk::rename_new(&from, &to) {
                 Ok(()) => {
                     self.scan.files[index] = Some(renamed);
-                    return Ok(true);
+                    return Ok(());
                 }
                 Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     let (now, _) = Scan::look(&self.places)?;
                     self.scan.files = now.files;
                     if self.scan.files.len() != self.scan.list.records.len() {
-                        return Ok(false);
+                        return Ok(());
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     fn expunge(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<()> {
@@ -516,9 +516,7 @@ impl Mailbox for MaildirMailbox {
                 MessageAction::Renumber { .. } => {}
                 MessageAction::Flags { uid, add, remove, .. } => {
                     renamed = true;
-                    if !self.set_flags(*uid, add, remove)? {
-                        committed.not_kept.push(*uid);
-                    }
+                    self.set_flags(*uid, add, remove)?;
                 }
                 MessageAction::Expunge { uid, guid } => {
                     renamed = true;
@@ -532,7 +530,7 @@ impl Mailbox for MaildirMailbox {
         if let Some(index) = &mut self.index {
             let (uid_next_min, uid_validity) = (self.scan.list.uid_next(), self.scan.list.uid_validity);
             let goal = Goal { uid_next_min, uid_validity, ..goal };
-            indexed::write(index, &self.scan, goal, &told, policy)?;
+            indexed::write(index, &self.places, &mut self.scan, goal, &told, policy)?;
         }
         self.expected_next = Some(self.scan.list.uid_next());
         self.scan.refresh_stamps(&self.places);

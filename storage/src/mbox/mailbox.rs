@@ -235,7 +235,7 @@ impl MboxMailbox {
                         let flags = &mut edits.arrivals[*place].flags;
                         *flags = flags.minus(remove).union(add);
                     }
-                    None => committed.not_kept.push(*uid),
+                    None => {}
                 },
                 MessageAction::Expunge { uid, guid } => {
                     let Some(Slot::Old(place)) = slots.get(&uid.get()).copied() else { continue };
