@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dsync_model::{MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, UidValidity};
+use dsync_model::{
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, UidValidity,
+};
 use rand::RngExt;
 
 use super::Purged;
@@ -124,6 +126,10 @@ impl Storage for Dbox {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
+    }
+
+    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
+        self.shared.account.deletions()
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
