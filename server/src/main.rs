@@ -1,6 +1,7 @@
 //! The program `dsync-server`: listens with TLS, or speaks on stdin and stdout.
 #![forbid(unsafe_code)]
 
+mod doveadm;
 mod limits;
 mod listen;
 mod serve;
@@ -36,6 +37,12 @@ struct Cli {
     /// Say all that is going on
     #[arg(short = 'D')]
     debug: bool,
+    /// As Dovecot's callers send it; there is no replicator to be told
+    #[arg(short = 'U', hide = true)]
+    replicator: bool,
+    /// The word that Dovecot puts behind a command of its own accord
+    #[arg(value_parser = ["dsync-server"], hide = true)]
+    appended: Option<String>,
 }
 
 fn main() -> ExitCode {
