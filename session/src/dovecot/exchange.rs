@@ -273,8 +273,10 @@ impl Exchange {
         let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
         let modseq = ModSeq::new(self.theirs.highest_modseq)
             .ok_or_else(|| SessionError::Peer(format!("has a modseq of 2^63 or more in {}", self.name)))?;
+        let mirror = matches!(self.terms.direction, Direction::Mirror { .. });
         let (plan, actions) = match self.part {
-            Part::Both => {
+            // One way without overwriting, the receiver's own changes count as they do in both directions.
+            Part::Both | Part::Receiver if !mirror => {
                 let terms = dovecot::Terms {
                     end: self.terms.end,
                     uid_next: next(&self.ours),
@@ -293,12 +295,14 @@ impl Exchange {
                 (decided, plan.actions)
             }
             Part::Receiver => self.decide_alone(modseq)?,
-            Part::Sender => return Err(SessionError::Peer("lists messages where it only receives".into())),
+            Part::Both | Part::Sender => {
+                return Err(SessionError::Peer("lists messages where it only receives".into()));
+            }
         };
         self.act(plan, actions, progress)
     }
 
-    /// One way, into us: our own rules, as both ends of our own would have them.
+    /// A mirror, which we are: our own rules, as both ends of our own would have them. Dovecot makes a mailbox anew where we repair it.
     fn decide_alone(&mut self, modseq: ModSeq) -> Result<(Plan, Vec<MessageAction>), SessionError> {
         if let Some(known) = self.terms.known {
             complete(&mut self.peer, &self.own, known.uid);
@@ -325,11 +329,10 @@ impl Exchange {
             let from = From::Peer(fetch.from);
             Some(Save { uid, guid, flags: fetch.flags.clone(), modseq: fetch.modseq, from })
         });
-        let mirror = matches!(self.terms.direction, Direction::Mirror { .. });
         let decided = Plan {
             saves: saves.collect(),
             expunges: plan.expunges,
-            last_common: if mirror { self.theirs.uid_next.saturating_sub(1) } else { 0 },
+            last_common: self.theirs.uid_next.saturating_sub(1),
             uid_next_min: plan.uid_next_min.get(),
             modseq_min: plan.modseq_min.get().max(self.theirs.highest_modseq),
         };

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use dsync_merge::{Direction, End, Pair, TreePlan};
-use dsync_model::{LastCommon, MailboxTree, SyncState, TreeChange};
+use dsync_model::{LastCommon, MailboxGuid, MailboxStatus, MailboxTree, SyncState, TreeChange};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
@@ -76,6 +76,8 @@ pub struct Brain {
     tree: MailboxTree,
     peer_tree: MailboxTree,
     peer_tree_done: bool,
+    /// Our INBOX if it never held a message.
+    pristine: Option<MailboxStatus>,
     plan: TreePlan,
     /// Mailboxes that are still to be looked into; the slave is told which.
     pairs: VecDeque<Pair>,
@@ -139,6 +141,7 @@ impl Brain {
             tree: MailboxTree::new(),
             peer_tree: MailboxTree::new(),
             peer_tree_done: false,
+            pristine: None,
             plan: TreePlan::default(),
             pairs: VecDeque::new(),
             asked: None,
@@ -254,6 +257,14 @@ impl Brain {
             if theirs.mailbox_ignore {
                 return Ok(true);
             }
+            if theirs.mailbox_lost
+                && let Some(guid) = self.disputed(&pair)
+            {
+                // It kept its own: so we take that one.
+                self.identify(&pair, guid)?;
+                self.pairs.push_front(Pair { guid, ..pair });
+                return Ok(true);
+            }
             if theirs.mailbox_lost {
                 self.counters.disturbed += 1;
                 self.full_resync = true;
@@ -299,6 +310,12 @@ impl Brain {
             other => return Err(unexpected(&other, "counters of a mailbox")),
         };
         let guid = theirs.mailbox_guid;
+        let disputed =
+            self.plan.pairs.iter().position(|pair| pair.guid != guid && self.disputed(pair) == Some(guid));
+        if let Some(index) = disputed {
+            self.identify(&self.plan.pairs[index].clone(), guid)?;
+            self.plan.pairs[index].guid = guid;
+        }
         let pair = self.plan.pairs.iter().find(|pair| pair.guid == guid).cloned();
         let status = match &pair {
             Some(pair) => {
@@ -336,6 +353,19 @@ impl Brain {
             }
         }
         Ok(true)
+    }
+
+    /// The peer's GUID of a mailbox that had two of them. Which one it has now cannot be known: Dovecot's Maildir takes ours, others the higher.
+    fn disputed(&self, pair: &Pair) -> Option<MailboxGuid> {
+        let theirs = pair.statuses[self.end.other()].as_ref()?.guid;
+        let open = pair.statuses[self.end].is_some() && self.direction.source() != Some(self.end);
+        (open && theirs != pair.guid).then_some(theirs)
+    }
+
+    fn identify(&mut self, pair: &Pair, guid: MailboxGuid) -> Result<(), SessionError> {
+        let Some(ours) = &pair.statuses[self.end] else { return Ok(()) };
+        let change = TreeChange::Identify { name: pair.name.clone(), guid, uid_validity: ours.uid_validity };
+        self.change_tree(&change).map(drop)
     }
 
     /// Both ends have told their counters: there is an exchange, or there is none.
@@ -440,6 +470,7 @@ impl Brain {
         }
         self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
         self.report.local = self.counters;
+        self.report.remote.bytes = self.progress.bytes_sent;
         self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
         if self.wants_state && !self.full_resync {
             // What was not looked into stays as it was, what is gone goes.

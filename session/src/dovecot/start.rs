@@ -1,7 +1,7 @@
 //! The first stages: who is there and what for, the state, and the trees.
 
 use dsync_merge::{Both, Direction, End};
-use dsync_model::{LastCommon, MailboxName, MailboxTree, Mask, TreeChange};
+use dsync_model::{LastCommon, MailboxName, MailboxStatus, MailboxTree, Mask, TreeChange, Uid};
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
 use super::{Brain, Stage, at, chain, lines, unexpected};
@@ -99,6 +99,16 @@ impl Brain {
         let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         for problem in problems {
             self.problem(format!("{}: {}", problem.mailbox, chain(&problem.error)), problem.error.status());
+        }
+        let mut tree = tree;
+        self.pristine =
+            tree.get(&MailboxName::inbox()).and_then(|node| node.mailbox.clone()).filter(is_pristine);
+        if self.pristine.is_some()
+            && self.direction.source() != Some(self.end)
+            && let Some(inbox) = tree.get_mut(&MailboxName::inbox())
+        {
+            // An INBOX that was only just made, or never used, becomes that of the other end; two GUIDs would have to be settled first.
+            inbox.mailbox = None;
         }
         let scope = self.scope();
         self.tree = tree
@@ -279,13 +289,33 @@ impl Brain {
         if !matches!(direction, Direction::Mirror { .. }) {
             self.forget_deleted()?;
         }
+        self.adopt_inbox()?;
         let mut trees = [&self.tree, &self.peer_tree];
         if me == End::Responder {
             trees.swap(0, 1);
         }
-        self.plan = dsync_merge::tree(Both(trees), None, direction, &|_| true, me);
-        for change in std::mem::take(&mut self.plan.changes) {
-            self.change_tree(&change)?;
+        // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
+        let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
+        self.plan = dsync_merge::tree(Both(trees), None, rules, &|_| true, me);
+        let changes = std::mem::take(&mut self.plan.changes);
+        if direction.source() == Some(me) {
+            self.plan.deletes.clear();
+            self.plan.pairs.retain(|pair| pair.statuses[me].is_some());
+        } else {
+            for change in changes {
+                match change {
+                    // Settled when it turns out which of the two GUIDs the other end takes.
+                    TreeChange::Identify { .. } if rules == Direction::TwoWay => {}
+                    change => drop(self.change_tree(&change)?),
+                }
+            }
+        }
+        for pair in &mut self.plan.pairs {
+            if let ([Some(_), Some(_)], Some(own)) = (&pair.statuses.0, &pair.statuses[me])
+                && rules == Direction::TwoWay
+            {
+                pair.guid = own.guid;
+            }
         }
         self.counters.mailboxes = self.plan.pairs.len() as u64;
         self.progress.mailboxes = self.counters.mailboxes;
@@ -293,6 +323,24 @@ impl Brain {
             self.pairs = self.plan.pairs.iter().cloned().collect();
         }
         self.stage = Stage::Mailboxes;
+        Ok(())
+    }
+
+    /// Gives our INBOX, if it never held a message, the GUID of the peer's.
+    fn adopt_inbox(&mut self) -> Result<(), SessionError> {
+        let name = MailboxName::inbox();
+        let theirs = self.peer_tree.get(&name).and_then(|node| node.mailbox.clone());
+        let (Some(ours), Some(theirs)) = (self.pristine.take(), theirs) else { return Ok(()) };
+        let Some(node) = self.tree.get_mut(&name).filter(|node| node.mailbox.is_none()) else {
+            return Ok(());
+        };
+        let (guid, uid_validity) = (theirs.guid, theirs.uid_validity);
+        node.mailbox = Some(MailboxStatus { guid, uid_validity, ..ours.clone() });
+        if ours.guid != guid || ours.uid_validity != uid_validity {
+            self.storage
+                .change_tree(&TreeChange::Identify { name, guid, uid_validity })
+                .map_err(at("INBOX"))?;
+        }
         Ok(())
     }
 
@@ -359,6 +407,10 @@ impl Brain {
         }
         Ok(())
     }
+}
+
+fn is_pristine(status: &MailboxStatus) -> bool {
+    status.messages == 0 && status.uid_next == Uid::MIN
 }
 
 fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
