@@ -6,20 +6,25 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
 use dsync_session::dial::{self, Trust, Way};
+use dsync_session::dovecot::greet::Peer;
+use dsync_session::dovecot::link::Early;
 use dsync_session::model::SyncState;
 use dsync_session::proto::preface::Auth;
 use dsync_session::proto::{Direction, Options, Purpose, Terminus};
 use dsync_session::rawlog::RawLog;
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
+use dsync_session::{Brain, Job, Report, SessionError, dovecot, greet, link, local};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use crate::Failed;
-use crate::args::{Common, Compress};
+use crate::args::{Common, Compress, Protocol};
 use crate::destination::Destination;
 use crate::progress::Display;
+
+/// How long a program may take to end once all is said.
+const CHILD_WAIT: Duration = Duration::from_secs(30);
 
 /// How sessions are to be run.
 pub struct Session<'a> {
@@ -97,15 +102,21 @@ impl Session<'_> {
 
     fn run_for(&self, user: &User, destination: Destination) -> Result<Report, Failed> {
         let storage = self.source(user)?;
-        let job = Job { direction: self.direction, options: self.options.clone() };
-        let mut brain = Brain::initiator(storage, job).with_state(self.state.clone());
         let mut display = Display::new(self.verbose);
         let outcome = match destination {
-            Destination::Local(text) => self.run_local(&mut brain, &text, user, &mut display),
-            other => self.run_remote(&mut brain, other, user, &mut display),
+            Destination::Local(text) => self.run_local(&mut self.brain(storage), &text, user, &mut display),
+            other => self.run_remote(storage, other, user, &mut display),
         };
         display.end();
         outcome
+    }
+
+    fn job(&self) -> Job {
+        Job { direction: self.direction, options: self.options.clone() }
+    }
+
+    fn brain(&self, storage: Box<dyn Storage>) -> Brain {
+        Brain::initiator(storage, self.job()).with_state(self.state.clone())
     }
 
     /// The mail here.
@@ -153,7 +164,7 @@ impl Session<'_> {
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
         let mut watch = |brain: &Brain| {
-            display.look(brain);
+            display.look(brain.progress());
             !*self.stop.borrow()
         };
         Ok(local::run_recorded(brain, &mut other, &mut watch, self.rawlog()?)?.0)
@@ -161,7 +172,7 @@ impl Session<'_> {
 
     fn run_remote(
         &self,
-        brain: &mut Brain,
+        storage: Box<dyn Storage>,
         destination: Destination,
         user: &User,
         display: &mut Display,
@@ -170,30 +181,69 @@ impl Session<'_> {
         let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
         runtime.block_on(async {
             let mut way = self.dial(destination, user).await?;
-            let compress = match self.common.compress {
-                Compress::Auto => !way.local,
-                Compress::Yes => true,
-                Compress::No => false,
-            };
             let auth = self.auth(&way)?;
-            let greeted = greet::client(&mut *way.stream, auth, &user.name, compress).await;
-            let (compress, early) = match greeted {
-                Ok(greeted) => greeted,
-                Err(error) => return Err(child_failed(&mut way, error).await.into()),
-            };
-            let options = link::Options {
-                silence: Duration::from_secs(self.common.timeout.into()),
-                compress,
-                stop: self.stop.clone(),
-                rawlog: self.rawlog()?,
-            };
-            let report =
-                link::run(brain, &mut *way.stream, early, options, &mut |brain| display.look(brain)).await;
-            match report {
-                Ok(report) => Ok(report),
+            let rawlog = self.rawlog()?;
+            let talked = self.talk(storage, &mut way, auth, user, rawlog, display).await;
+            match talked {
+                Ok(report) => {
+                    dovecot_ended(&mut way).await;
+                    Ok(report)
+                }
                 Err(error) => Err(child_failed(&mut way, error).await.into()),
             }
         })
+    }
+
+    async fn talk(
+        &self,
+        storage: Box<dyn Storage>,
+        way: &mut Way,
+        auth: Auth,
+        user: &User,
+        rawlog: Option<RawLog>,
+        display: &mut Display,
+    ) -> Result<Report, SessionError> {
+        let compress = match self.common.compress {
+            Compress::Auto => !way.local,
+            Compress::Yes => true,
+            Compress::No => false,
+        };
+        let mut options = link::Options {
+            silence: Duration::from_secs(self.common.timeout.into()),
+            compress,
+            stop: self.stop.clone(),
+            rawlog,
+        };
+        if let Peer::Dovecot(early) = self.peer(way, &auth, user).await? {
+            let mut brain = dovecot::Brain::master(storage, self.job(), self.state.clone(), &hostname());
+            let watch = &mut |brain: &dovecot::Brain| display.look(brain.progress());
+            return dovecot::link::run(&mut brain, &mut *way.stream, early, &options, watch).await;
+        }
+        let (compress, early) = greet::client(&mut *way.stream, auth, &user.name, compress).await?;
+        options.compress = compress;
+        let mut brain = self.brain(storage);
+        let watch = &mut |brain: &Brain| display.look(brain.progress());
+        link::run(&mut brain, &mut *way.stream, early, options, watch).await
+    }
+
+    /// Who is at the other end.
+    async fn peer(&self, way: &mut Way, auth: &Auth, user: &User) -> Result<Peer, SessionError> {
+        let dovecot = match (self.common.protocol, way.native) {
+            (Protocol::Native, _) | (Protocol::Auto, Some(true)) => return Ok(Peer::Native),
+            (Protocol::Dovecot, _) | (Protocol::Auto, Some(false)) => true,
+            (Protocol::Auto, None) => false,
+        };
+        if way.child.is_some() {
+            return match dovecot {
+                true => Ok(Peer::Dovecot(Early::default())),
+                false => dovecot::greet::probe(&mut *way.stream).await,
+            };
+        }
+        let password = match auth {
+            Auth::Plain { user, password } => Some((user.clone(), password.clone())),
+            Auth::None => None,
+        };
+        dovecot::greet::call(&mut *way.stream, password, &user.name, dovecot).await
     }
 
     async fn dial(&self, destination: Destination, user: &User) -> Result<Way, Failed> {
@@ -294,6 +344,24 @@ pub fn fsync(settings: &Settings) -> Result<Fsync, Failed> {
         dsync_accounts::Fsync::Optimized => Fsync::Optimized,
         dsync_accounts::Fsync::Never => Fsync::Never,
     })
+}
+
+/// Lets a program end by itself: what it still logs belongs to the session.
+async fn dovecot_ended(way: &mut Way) {
+    let Some(child) = &mut way.child else { return };
+    match tokio::time::timeout(CHILD_WAIT, child.wait()).await {
+        Ok(Ok(status)) if status.success() => {}
+        Ok(Ok(status)) => tracing::warn!("the remote command ended with {status}"),
+        Ok(Err(error)) => tracing::debug!("the remote command: {error}"),
+        Err(_) => tracing::warn!("the remote command does not end, and is ended"),
+    }
+}
+
+/// Our name, as a Dovecot is told it.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }
 
 /// A program that ended says more than the pipe that it left behind.

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use dsync_session::{Brain, Progress};
+use dsync_session::Progress;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 /// Between two lines where there is no terminal.
@@ -33,12 +33,11 @@ impl Display {
     }
 
     /// Takes a look, if it is time.
-    pub fn look(&mut self, brain: &Brain) {
+    pub fn look(&mut self, progress: Progress) {
         if !self.verbose || self.looked.elapsed() < LOOK_EVERY {
             return;
         }
         self.looked = Instant::now();
-        let progress = brain.progress();
         let (done, all) = (progress.received + progress.sent, progress.wanted + progress.asked);
         let bytes = progress.bytes_received + progress.bytes_sent;
         let rate = bytes as f64 / self.begun.elapsed().as_secs_f64().max(0.001);

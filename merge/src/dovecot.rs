@@ -4,7 +4,7 @@
 //! 7.6). So these rules are followed to the letter, also where [`messages`](crate::messages()) would be kinder, and each end plans
 //! only its own half. One-way sessions need none of this: there only the receiver decides, by our own rules.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{FlagDelta, FlagSet, MessageAction, MessageChange, MessageGuid, ModSeq, Uid};
 
@@ -377,20 +377,6 @@ fn merge_flags(local: &Mail<'_>, remote: &Mail<'_>, end: End) -> FlagSet {
     let removes = removed.union(&their_removed).intersection(&differing);
     let preferred = if prefer_remote { &theirs.current } else { &ours.current };
     preferred.union(&adds).minus(&removes)
-}
-
-/// Of saves that share one body of the peer, in the order of their UIDs: the peer's UID, and where it is to be.
-pub fn by_body(saves: &[Save]) -> BTreeMap<Uid, Vec<Save>> {
-    let mut bodies: BTreeMap<Uid, Vec<Save>> = BTreeMap::new();
-    for save in saves {
-        if let From::Peer(uid) = save.from {
-            match bodies.entry(uid) {
-                btree_map::Entry::Vacant(entry) => drop(entry.insert(vec![save.clone()])),
-                btree_map::Entry::Occupied(mut entry) => entry.get_mut().push(save.clone()),
-            }
-        }
-    }
-    bodies
 }
 
 #[cfg(test)]

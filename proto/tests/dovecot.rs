@@ -56,6 +56,7 @@ fn again(wire: &[u8], at_once: usize) -> (BytesMut, Vec<Item>, Decoder) {
                     encoder.item(&item, &mut output);
                     items.push(item);
                 }
+                Event::Version(minor) => assert_eq!(minor, 5),
                 Event::Body(piece) => body.get_or_insert_with(Writer::new).write(&piece, &mut output),
                 Event::BodyEnd => body.take().unwrap_or_default().end(&mut output),
             }
@@ -73,7 +74,7 @@ fn every_recorded_session_is_read_and_written_again_to_the_byte() {
         let broken = BROKEN.iter().any(|number| recording.name.starts_with(number));
         for at_once in [1 << 20, 7] {
             let (output, items, decoder) = again(wire, at_once);
-            assert!(decoder.minor() == 5 && (broken || !decoder.in_body()), "{}", recording.name);
+            assert!(broken || !decoder.in_body(), "{}", recording.name);
             assert!(output == wire, "{}: {}", recording.name, first_difference(&output, wire));
             seen.extend(items.iter().map(Item::tag));
         }
@@ -231,6 +232,7 @@ fn what_breaks_the_rules_is_refused_with_its_name() {
     let mut decoder = Decoder::new();
     let more = tables.replace("Rguid\tuid", "Rnew\tuid\tguid\nYunknown\tx");
     let mut input = BytesMut::from(&*format!("{more}Rx\t7\tabc\tsurplus\n"));
+    assert_eq!(decoder.decode(&mut input), Ok(Some(Event::Version(5))));
     let Ok(Some(Event::Item(Item::Request(request)))) = decoder.decode(&mut input) else { panic!() };
     assert_eq!((request.uid, request.guid.as_deref()), (Some(7), Some(&b"abc"[..])));
 }

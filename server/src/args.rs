@@ -23,4 +23,10 @@ pub struct Cli {
     /// Say all that is going on
     #[arg(short = 'D', long)]
     pub debug: bool,
+    /// As Dovecot's callers send it; there is no replicator to be told
+    #[arg(short = 'U', hide = true)]
+    pub replicator: bool,
+    /// The word that Dovecot puts behind a command of its own accord
+    #[arg(value_parser = ["dsync-server"], hide = true)]
+    pub appended: Option<String>,
 }

@@ -252,9 +252,9 @@ impl Visit {
             }
         });
         let answer: &[u8] = match spoken.await.context("said too little")?? {
-            Spoken::Native => return Ok(early),
+            Spoken::Native | Spoken::Dovecot => return Ok(early),
             Spoken::Http => b"HTTP/1.0 400 Bad Request\r\nContent-Length: 40\r\n\r\nThis is dsync-server, not a web server.\r\n",
-            Spoken::Dovecot | Spoken::Other | Spoken::Tls => b"",
+            Spoken::Other | Spoken::Tls => b"",
         };
         let told = tokio::io::AsyncWriteExt::write_all(stream, answer).await;
         if let Err(error) = told {

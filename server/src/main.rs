@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod doveadm;
 mod limits;
 mod listen;
 mod serve;

@@ -1,18 +1,23 @@
-//! One connection: preface, who it is, and the brain.
+//! One connection: what it speaks, who it is, and the brain.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, verify_secret};
+use dsync_session::dovecot::greet::Caller;
 use dsync_session::link::Stream;
-use dsync_session::proto::preface::{Auth, Verdict};
+use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, SessionError, greet, link};
+use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
 use tokio::sync::watch;
 
+use crate::doveadm::Doveadm;
 use crate::limits::Permit;
+
+/// How long to wait for the lock of a store where the client says nothing about it.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// Where a connection comes from, and what that proves.
 pub struct Peer {
@@ -86,7 +91,34 @@ impl Service<'_> {
         peer: &Peer,
         permit: Option<&mut Permit>,
         named: &mut String,
-    ) -> Result<dsync_session::Report, SessionError> {
+    ) -> Result<Report, SessionError> {
+        let early = if peer.trusted_user.is_some() {
+            match dovecot::greet::listen(stream).await? {
+                Caller::Native(early) => early,
+                Caller::Dovecot(early) => return self.started_by_dovecot(stream, early, peer, named).await,
+            }
+        } else if recognise(&early) == Some(Spoken::Dovecot) {
+            match self.called_by_doveadm(stream, early, peer, permit, named).await? {
+                Doveadm::Done(report) => return Ok(*report),
+                // A dsync that could not know whom it calls.
+                Doveadm::Native(early, permit) => {
+                    return self.native(stream, early, peer, permit, named).await;
+                }
+            }
+        } else {
+            early
+        };
+        self.native(stream, early, peer, permit, named).await
+    }
+
+    async fn native(
+        &self,
+        stream: &mut dyn Stream,
+        early: BytesMut,
+        peer: &Peer,
+        permit: Option<&mut Permit>,
+        named: &mut String,
+    ) -> Result<Report, SessionError> {
         let asked = greet::server(stream, early, !peer.local).await?;
         if check_user(&asked.user).is_ok() {
             named.clone_from(&asked.user);
@@ -104,19 +136,23 @@ impl Service<'_> {
             permit.authenticated();
         }
         greet::answer(stream, Verdict::Welcome).await?;
-        let mut brain = Brain::responder(storage, Duration::from_secs(30));
-        let silence = self.settings.silence_secs().map_or(600, u64::from);
-        let options = link::Options {
-            silence: Duration::from_secs(silence),
-            compress: asked.compress,
-            stop: self.stop.clone(),
-            rawlog: None,
-        };
+        let mut brain = Brain::responder(storage, LOCK_WAIT);
+        let options = self.link_options(asked.compress);
         link::run(&mut brain, stream, asked.early, options, &mut |_| {}).await
     }
 
+    pub(crate) fn link_options(&self, compress: bool) -> link::Options {
+        let silence = self.settings.silence_secs().map_or(600, u64::from);
+        link::Options {
+            silence: Duration::from_secs(silence),
+            compress,
+            stop: self.stop.clone(),
+            rawlog: None,
+        }
+    }
+
     /// Settles who the client is, and whether it may have this user's mail.
-    fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<User, (u8, String)> {
+    pub(crate) fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<User, (u8, String)> {
         check_user(name).map_err(refused)?;
         let denied = |text: &str| (77, text.to_owned());
         if let Some(trusted) = &peer.trusted_user {
@@ -134,14 +170,9 @@ impl Service<'_> {
                 Err(denied("a password is needed: set doveadm_password"))
             }
             Auth::None => Err(denied("the certificate is not for this user")),
-            Auth::Plain { .. } if peer.exposed => Err(denied("passwords are taken over TLS only")),
             Auth::Plain { user, password } => {
+                let by_secret = self.knows_secret(peer, password)?;
                 let _one_at_a_time = VERIFYING.lock().unwrap_or_else(PoisonError::into_inner);
-                let secret = self.settings.doveadm_password().map_err(|error| (78, error.to_string()))?;
-                let by_secret = match &secret {
-                    Some(secret) => verify_secret(secret, password).map_err(refused)?,
-                    None => false,
-                };
                 // The user's own password opens that user's mail only.
                 let by_user = || user == name && verify(self.settings, name, password).unwrap_or(false);
                 if by_secret || by_user() {
@@ -153,11 +184,23 @@ impl Service<'_> {
         }
     }
 
-    fn user(&self, name: &str) -> Result<User, (u8, String)> {
+    /// Whether this is the password that opens every user's mail.
+    pub(crate) fn knows_secret(&self, peer: &Peer, password: &str) -> Result<bool, (u8, String)> {
+        if peer.exposed {
+            return Err((77, "passwords are taken over TLS only".to_owned()));
+        }
+        let _one_at_a_time = VERIFYING.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.settings.doveadm_password().map_err(|error| (78, error.to_string()))? {
+            Some(secret) => verify_secret(&secret, password).map_err(refused),
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn user(&self, name: &str) -> Result<User, (u8, String)> {
         lookup(self.settings, name).map_err(refused)
     }
 
-    fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
+    pub(crate) fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
         if let Some(place) = self.settings.encrypts() {
             let what = "mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone";
             return Err((65, format!("{place}: mail_plugins: {what}")));

@@ -29,6 +29,8 @@ pub struct Way {
     pub local: bool,
     /// The program at the other end of the pipe, if it is one.
     pub child: Option<Child>,
+    /// TLS says whether our own protocol is spoken; `None`: nothing says so yet.
+    pub native: Option<bool>,
 }
 
 /// Whom a TLS client trusts, and how it shows itself. PEM.
@@ -43,7 +45,7 @@ pub struct Trust {
 pub async fn tcp(host: &str, port: u16) -> Result<Way, SessionError> {
     let (stream, address) = connect(host, port).await?;
     let local = address.ip().is_loopback();
-    Ok(Way { stream: Box::new(stream), private: local, local, child: None })
+    Ok(Way { stream: Box::new(stream), private: local, local, child: None, native: None })
 }
 
 /// Connects by TLS, and checks the server's name and certificate.
@@ -64,7 +66,14 @@ pub async fn tls(
         Ok(Err(error)) => return Err(tls_failed(host, port, &error)),
         Err(_) => return Err(no_answer(host, port)),
     };
-    Ok(Way { stream: Box::new(stream), private: true, local: address.ip().is_loopback(), child: None })
+    let native = Some(stream.get_ref().1.alpn_protocol() == Some(ALPN));
+    Ok(Way {
+        stream: Box::new(stream),
+        private: true,
+        local: address.ip().is_loopback(),
+        child: None,
+        native,
+    })
 }
 
 fn tls_failed(host: &str, port: u16, error: &std::io::Error) -> SessionError {
@@ -130,6 +139,7 @@ pub fn command(words: &[String]) -> Result<Way, SessionError> {
             private: true,
             local: false,
             child: Some(child),
+            native: None,
         }),
         _ => Err(SessionError::Link { status: 75, text: format!("cannot speak with {program}") }),
     }
@@ -138,7 +148,7 @@ pub fn command(words: &[String]) -> Result<Way, SessionError> {
 /// The way of a server that was started for us.
 pub fn own_stdio() -> Way {
     let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    Way { stream: Box::new(stream), private: true, local: false, child: None }
+    Way { stream: Box::new(stream), private: true, local: false, child: None, native: None }
 }
 
 fn client_config(trust: &Trust, provider: Arc<CryptoProvider>) -> Result<ClientConfig, SessionError> {

@@ -100,7 +100,7 @@ async fn expect_native(stream: &mut dyn Stream, input: &mut BytesMut) -> Result<
             }
             Some(other) => {
                 let what = match other {
-                    Spoken::Dovecot => "it is a Dovecot, and that protocol is not spoken yet",
+                    Spoken::Dovecot => "it is a Dovecot; --protocol native is not for it",
                     Spoken::Http => "it is HTTP",
                     Spoken::Tls => "it is TLS where none was expected; use tcps:",
                     _ => "it is not dsync",

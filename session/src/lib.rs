@@ -7,6 +7,7 @@
 mod brain;
 #[cfg(feature = "net")]
 pub mod dial;
+pub mod dovecot;
 mod error;
 #[cfg(feature = "net")]
 pub mod greet;

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_model::{MailboxGuid, MailboxName, StoreId, UidValidity};
+use dsync_model::{MailboxGuid, MailboxName, StoreId, Timestamp, UidValidity};
 use rand::RngExt;
 
 use crate::layout::Layout;
@@ -67,6 +67,18 @@ impl Account {
         let id = StoreId(rand::rng().random());
         self.write_note("store", format!("{id} {here}\n").as_bytes())?;
         Ok(id)
+    }
+
+    /// Mailboxes that the log says were deleted, and when.
+    pub fn deletions(&self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
+        let deleted = mailbox_log::read(&self.layout)?.into_iter().filter_map(|record| match record.change {
+            Change::DeleteMailbox(guid) => Some((guid, Timestamp(record.at.into()))),
+            Change::DeleteDirectory(_)
+            | Change::Rename(_)
+            | Change::Subscribe(_)
+            | Change::Unsubscribe(_) => None,
+        });
+        Ok(deleted.collect())
     }
 
     /// Takes the one lock of the store. All other locks are waited for as long.

@@ -63,6 +63,11 @@ pub trait Storage: Send {
     /// reported in the second part, and its name is left out of the first.
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)>;
 
+    /// Mailboxes that a log says were deleted, and when; one of them may exist again. Without such a log: nothing.
+    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
+        Ok(Vec::new())
+    }
+
     /// Makes one change durable. `false`: it was not to be done any more (see [`TreeChange::Delete`]).
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool>;
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The user that Dovecot and dsync run as when the tests run as root: Dovecot refuses to handle mail as root.
 const USER: &str = "mail";
@@ -124,6 +124,83 @@ impl Dovecot {
         subscribed.sort_unstable();
         view.push_str(&format!("\nsubscribed {}", subscribed.join(", ")));
         comparable(&view)
+    }
+}
+
+/// A running Dovecot with a doveadm service on TCP and TLS, and one user, alice; ended when dropped.
+pub struct Service {
+    pid: String,
+    dir: PathBuf,
+    ports: [u16; 2],
+}
+
+impl Service {
+    /// Starts it on `location`, with its files below `dir`.
+    pub fn start(dovecot: &Dovecot, dir: &Path, location: &str, password: &str) -> Service {
+        let dir = dir.join("service");
+        fs::create_dir_all(&dir).expect("made");
+        let ports = [crate::programs::free_port(), crate::programs::free_port()];
+        for file in ["ca.pem", "server.pem", "server.key"] {
+            fs::copy(crate::programs::certificates().join(file), dir.join(file)).expect("copied");
+        }
+        let id = |what: &str| {
+            let output = dovecot.as_user(Path::new("id")).arg(what).output().expect("id runs");
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        let (user, group) = (id("-un"), id("-gn"));
+        let passwd = format!("alice:{{PLAIN}}x:{}:{}::{}::\n", id("-u"), id("-g"), dovecot.home.display());
+        fs::write(dir.join("passwd"), passwd).expect("written");
+        let text = format!(
+            "base_dir = {0}/run\nstate_dir = {0}/state\nlog_path = {0}/log\nssl = yes\nssl_cert = <{0}/server.pem\n\
+             ssl_key = <{0}/server.key\nfirst_valid_uid = 1\nfirst_valid_gid = 1\ndefault_internal_user = {user}\n\
+             default_internal_group = {group}\ndefault_login_user = {user}\nmail_location = {location}\n\
+             doveadm_password = {password}\nprotocols =\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\n\
+             passdb {{\n  driver = passwd-file\n  args = {0}/passwd\n}}\nuserdb {{\n  driver = passwd-file\n  args = {0}/passwd\n}}\n\
+             service anvil {{\n  chroot =\n}}\nservice stats {{\n  chroot =\n}}\n\
+             service doveadm {{\n  inet_listener plain {{\n    address = 127.0.0.1\n    port = {1}\n  }}\n  \
+             inet_listener tls {{\n    address = 127.0.0.1\n    port = {2}\n    ssl = yes\n  }}\n}}\n",
+            dir.display(),
+            ports[0],
+            ports[1]
+        );
+        let conf = dir.join("dovecot.conf");
+        fs::write(&conf, text).expect("written");
+        dovecot.own(&dir);
+        let mut command = dovecot.as_user(Path::new("/usr/sbin/dovecot"));
+        // It stays in the background: no pipe of the test is to stay open with it.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let started = command.arg("-c").arg(&conf).status();
+        assert!(started.expect("dovecot runs").success(), "dovecot does not start");
+        // It listens before it goes into the background.
+        let pid = fs::read_to_string(dir.join("run/master.pid")).expect("a pid");
+        Service { pid: pid.trim().to_owned(), dir, ports }
+    }
+
+    /// The destination in plain TCP.
+    pub fn tcp(&self) -> String {
+        format!("tcp:localhost:{}", self.ports[0])
+    }
+
+    /// The destination by TLS.
+    pub fn tls(&self) -> String {
+        format!("tcps:localhost:{}", self.ports[1])
+    }
+
+    /// The CA of its certificate, for everybody to read.
+    pub fn ca(&self) -> PathBuf {
+        self.dir.join("ca.pem")
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).expect("a log")
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // If it has ended already, there is nothing to end.
+        let _ = Command::new("kill").arg(&self.pid).status();
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-pub use session::{Changes, Common, Compress};
+pub use session::{Changes, Common, Compress, Protocol};
 
 /// Synchronises mailboxes: two ways, one way, or as a backup.
 #[derive(Debug, Parser)]

@@ -60,6 +60,9 @@ pub struct Common {
     /// Compress what travels
     #[arg(long, value_enum, default_value_t = Compress::Auto)]
     pub compress: Compress,
+    /// What the other end speaks
+    #[arg(long, value_enum, default_value_t = Protocol::Auto)]
+    pub protocol: Protocol,
     /// One or several of maildir:/path (and other locations), tcp:host[:port], tcps:host[:port], remote:[login@]host,
     /// remoteprefix:[login@]host; or a command and its arguments
     #[arg(
@@ -118,4 +121,14 @@ pub enum Compress {
     Auto,
     Yes,
     No,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// Found out by what it says first
+    Auto,
+    /// That of a dsync-server
+    Native,
+    /// That of a Dovecot
+    Dovecot,
 }

@@ -19,6 +19,8 @@ const TABLES_MAX: usize = 100;
 /// What a peer sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
+    /// The first: its minor version.
+    Version(u32),
     Item(Item),
     /// The next piece of the body of the item before.
     Body(BytesMut),
@@ -47,11 +49,6 @@ impl Decoder {
         Decoder { phase: Phase::Version, minor: 0, tables: BTreeMap::new(), searched: 0 }
     }
 
-    /// The peer's minor version; 0 until its first line has come.
-    pub fn minor(&self) -> u32 {
-        self.minor
-    }
-
     /// Says whether a body is under way: nothing but a body's end may be said then, and nothing is heard.
     pub fn in_body(&self) -> bool {
         matches!(self.phase, Phase::Body(_))
@@ -70,8 +67,8 @@ impl Decoder {
                 }));
             }
             let Some(line) = self.line(input)? else { return Ok(None) };
-            if let Some(item) = self.take_line(&line)? {
-                return Ok(Some(Event::Item(item)));
+            if let Some(event) = self.take_line(&line)? {
+                return Ok(Some(event));
             }
         }
     }
@@ -93,12 +90,12 @@ impl Decoder {
         Ok(Some(line))
     }
 
-    fn take_line(&mut self, line: &[u8]) -> Result<Option<Item>, ProtoError> {
+    fn take_line(&mut self, line: &[u8]) -> Result<Option<Event>, ProtoError> {
         match &mut self.phase {
             Phase::Version => {
                 self.minor = version(line)?;
                 self.phase = Phase::Tables(0);
-                Ok(None)
+                Ok(Some(Event::Version(self.minor)))
             }
             Phase::Tables(_) if line == b"." => {
                 self.check_tables()?;
@@ -113,7 +110,7 @@ impl Decoder {
                 self.take_table(line)?;
                 Ok(None)
             }
-            Phase::Lines | Phase::Body(_) => self.item(line).map(Some),
+            Phase::Lines | Phase::Body(_) => self.item(line).map(|item| Some(Event::Item(item))),
         }
     }
 

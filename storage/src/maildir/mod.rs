@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, Uid, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -277,6 +277,10 @@ impl Storage for Maildir {
             return Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories };
         }
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories }
+    }
+
+    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
+        self.shared.account.deletions()
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, Uid, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -247,6 +247,10 @@ impl Storage for Mbox {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
+    }
+
+    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
+        self.shared.account.deletions()
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

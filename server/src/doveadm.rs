@@ -1,0 +1,153 @@
+//! Connections of Dovecot's doveadm: by TCP with a password and one command, or as the program that it started.
+
+use bytes::BytesMut;
+use dsync_accounts::check_user;
+use dsync_session::dovecot::Brain;
+use dsync_session::dovecot::greet::{more, send};
+use dsync_session::dovecot::link::{self, Early};
+use dsync_session::greet::PREFACE_WAIT;
+use dsync_session::link::Stream;
+use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
+use dsync_session::proto::preface::MAGIC;
+use dsync_session::storage::Storage;
+use dsync_session::{Report, SessionError};
+use tokio::time::timeout;
+
+use crate::limits::Permit;
+use crate::serve::{LOCK_WAIT, Peer, Service};
+
+/// What became of a connection that began as doveadm's.
+pub enum Doveadm<'a> {
+    Done(Box<Report>),
+    /// It goes on in our own protocol.
+    Native(BytesMut, Option<&'a mut Permit>),
+}
+
+/// A connection before its session.
+struct Talk<'a> {
+    stream: &'a mut dyn Stream,
+    server: Server,
+    input: BytesMut,
+}
+
+impl Talk<'_> {
+    /// Hears out what the client wants; `None`: to go on in our own protocol.
+    async fn asked(&mut self, may_be_ours: bool) -> Result<Option<Asked>, SessionError> {
+        let talk = async {
+            loop {
+                if may_be_ours && self.input.starts_with(MAGIC) {
+                    return Ok(None);
+                }
+                let mut output = BytesMut::new();
+                let asked = self.server.advance(&mut self.input, &mut output);
+                send(self.stream, &output).await?;
+                if let Some(asked) = asked? {
+                    return Ok(Some(asked));
+                }
+                more(self.stream, &mut self.input).await?;
+            }
+        };
+        let silent = || SessionError::Link {
+            status: 75,
+            text: format!("the other end did not say what it wants for {} s", PREFACE_WAIT.as_secs()),
+        };
+        timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    async fn say(&mut self, say: impl FnOnce(&mut Server, &mut BytesMut)) -> Result<(), SessionError> {
+        let mut output = BytesMut::new();
+        say(&mut self.server, &mut output);
+        send(self.stream, &output).await
+    }
+}
+
+impl Service<'_> {
+    /// Serves a client that began with doveadm's version line.
+    pub async fn called_by_doveadm<'a>(
+        &self,
+        stream: &mut dyn Stream,
+        input: BytesMut,
+        peer: &Peer,
+        permit: Option<&'a mut Permit>,
+        named: &mut String,
+    ) -> Result<Doveadm<'a>, SessionError> {
+        let mut talk = Talk { stream, server: Server::new(false), input };
+        let Some(Asked::Password { user, password }) = talk.asked(true).await? else {
+            return Ok(Doveadm::Native(talk.input, permit));
+        };
+        let admitted = self.admit_doveadm(peer, &user, &password);
+        if let Err((status, text)) = admitted {
+            talk.say(|_, output| Server::turn_away(output)).await?;
+            return Err(SessionError::Refused { status, text });
+        }
+        if let Some(permit) = permit {
+            permit.authenticated();
+        }
+        talk.say(Server::admit).await?;
+        let Some(Asked::Command(command)) = talk.asked(false).await? else {
+            return Err(SessionError::Peer("authenticates twice".into()));
+        };
+        let storage = match self.opened(&command, named) {
+            Ok(storage) => storage,
+            Err((status, text)) => {
+                talk.say(|_, output| Server::refuse(status, output)).await?;
+                return Err(SessionError::Refused { status, text });
+            }
+        };
+        talk.say(|_, output| Server::accept(output)).await?;
+        let early = Early { input: talk.input, ..Early::default() };
+        let report = self.dovecot_session(storage, stream, early).await?;
+        Ok(Doveadm::Done(Box::new(report)))
+    }
+
+    /// Serves a Dovecot that started us for one user.
+    pub async fn started_by_dovecot(
+        &self,
+        stream: &mut dyn Stream,
+        early: Early,
+        peer: &Peer,
+        named: &mut String,
+    ) -> Result<Report, SessionError> {
+        let user = peer.trusted_user.as_deref().unwrap_or_default();
+        user.clone_into(named);
+        let opened = self.user(user).and_then(|user| self.storage(&user));
+        let storage = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
+        self.dovecot_session(storage, stream, early).await
+    }
+
+    async fn dovecot_session(
+        &self,
+        storage: Box<dyn Storage>,
+        stream: &mut dyn Stream,
+        early: Early,
+    ) -> Result<Report, SessionError> {
+        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let mut brain = Brain::slave(storage, LOCK_WAIT, hostname.trim());
+        link::run(&mut brain, stream, early, &self.link_options(false), &mut |_| {}).await
+    }
+
+    /// Whoever knows doveadm's password may have every user's mail, as with Dovecot.
+    fn admit_doveadm(&self, peer: &Peer, user: &str, password: &str) -> Result<(), (u8, String)> {
+        let expected = self.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
+        if user != expected {
+            return Err((77, "wrong user name or password".to_owned()));
+        }
+        match self.knows_secret(peer, password)? {
+            true => Ok(()),
+            false => Err((77, "wrong user name or password".to_owned())),
+        }
+    }
+
+    fn opened(&self, command: &Command, named: &mut String) -> Result<Box<dyn Storage>, (u8, String)> {
+        if command.name != "dsync-server" {
+            let text = format!("asks for the command {:?}; only dsync-server is served", command.name);
+            return Err((77, text));
+        }
+        if !command.is_dsync_server() {
+            return Err((64, format!("calls dsync-server with {:?}", command.arguments)));
+        }
+        check_user(&command.user).map_err(|error| (67, error.to_string()))?;
+        named.clone_from(&command.user);
+        self.storage(&self.user(&command.user)?)
+    }
+}

@@ -1,0 +1,246 @@
+//! Joins a brain that speaks Dovecot's protocol to a byte stream. Reading and writing go on at once, always: two ends that both send
+//! megabytes cannot deadlock.
+
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use dsync_proto::BODY_PIECE_BYTES;
+use dsync_proto::dovecot::body::Writer;
+use dsync_proto::dovecot::codec::{Decoder, Encoder};
+use dsync_proto::dovecot::doveadm::{Demux, Level, Logged};
+use dsync_proto::dovecot::items::Item;
+use dsync_storage::Body;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Brain, Output};
+use crate::link::{Options, Stream};
+use crate::{Report, SessionError};
+
+/// Bytes that may wait to be sent before the brain is asked for more.
+const SEND_BYTES_HIGH: usize = 1 << 20;
+/// Bytes that may wait to be read: more than the longest line.
+const RECEIVE_BYTES_HIGH: usize = 8 << 20;
+/// Pieces of work between two looks at the stream.
+const WORK_STEPS: u32 = 32;
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What came before the session on the same stream.
+#[derive(Default)]
+pub struct Early {
+    /// Bytes as they came.
+    pub input: BytesMut,
+    /// Where the peer sends packets: how far they are taken apart, and what of the session has come.
+    pub demux: Option<(Demux, BytesMut)>,
+    /// The line that names our version was said already.
+    pub named: bool,
+}
+
+struct Link {
+    decoder: Decoder,
+    encoder: Encoder,
+    raw: BytesMut,
+    demux: Option<Demux>,
+    input: BytesMut,
+    output: BytesMut,
+    sending: Option<(Body, Writer)>,
+    piece: Vec<u8>,
+}
+
+/// Runs a session over `stream` to its end. `watch` is called now and then.
+pub async fn run(
+    brain: &mut Brain,
+    stream: &mut dyn Stream,
+    early: Early,
+    options: &Options,
+    watch: &mut (dyn FnMut(&Brain) + Send),
+) -> Result<Report, SessionError> {
+    let (raw, demux, input) = match early.demux {
+        Some((demux, plain)) => (early.input, Some(demux), plain),
+        None => (BytesMut::new(), None, early.input),
+    };
+    let mut link = Link {
+        decoder: Decoder::new(),
+        encoder: Encoder::default(),
+        raw,
+        demux,
+        input,
+        output: BytesMut::new(),
+        sending: None,
+        piece: vec![0; BODY_PIECE_BYTES],
+    };
+    link.encoder.start(&mut link.output);
+    if early.named {
+        let line = memchr::memchr(b'\n', &link.output).map_or(0, |end| end + 1);
+        link.output.advance(line);
+    }
+    match link.work(brain, stream, options, watch).await {
+        Ok(report) => {
+            let closed = timeout(LAST_WORDS, async {
+                stream.write_all(&link.output).await?;
+                stream.flush().await?;
+                stream.shutdown().await
+            });
+            if let Ok(Err(error)) = closed.await {
+                tracing::debug!("closing the connection: {error}");
+            }
+            Ok(*report)
+        }
+        Err(error) => {
+            link.part(stream).await;
+            Err(error)
+        }
+    }
+}
+
+impl Link {
+    async fn work(
+        &mut self,
+        brain: &mut Brain,
+        stream: &mut dyn Stream,
+        options: &Options,
+        watch: &mut (dyn FnMut(&Brain) + Send),
+    ) -> Result<Box<Report>, SessionError> {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut heard = Instant::now();
+        let (mut stop, mut done, mut ended) = (options.stop.clone(), None, false);
+        loop {
+            let busy = self.turn(brain, &mut done)?;
+            watch(brain);
+            if self.output.is_empty()
+                && let Some(report) = done
+            {
+                return Ok(report);
+            }
+            let room = !ended && self.input.len() + self.raw.len() < RECEIVE_BYTES_HIGH;
+            let incoming = if self.demux.is_some() { &mut self.raw } else { &mut self.input };
+            tokio::select! {
+                biased;
+                read = reader.read_buf(incoming), if room => match read {
+                    Ok(0) => {
+                        ended = true;
+                        brain.close();
+                    }
+                    Ok(_) => heard = Instant::now(),
+                    Err(error) => return Err(broken(&error)),
+                },
+                written = writer.write_buf(&mut self.output), if !self.output.is_empty() => {
+                    written.map_err(|error| broken(&error))?;
+                    if self.output.is_empty() && !busy {
+                        writer.flush().await.map_err(|error| broken(&error))?;
+                    }
+                    heard = Instant::now();
+                }
+                () = std::future::ready(()), if busy || (ended && self.output.is_empty()) => {}
+                changed = stop.changed() => {
+                    if changed.is_ok() && *stop.borrow() {
+                        brain.stop();
+                    } else if changed.is_err() {
+                        // Nobody is left who could say stop.
+                        stop = tokio::sync::watch::channel(false).1;
+                    }
+                }
+                () = sleep_until(heard + options.silence) => {
+                    let text = format!("the other end said nothing for {} s", options.silence.as_secs());
+                    return Err(SessionError::Link { status: 75, text });
+                }
+            }
+        }
+    }
+
+    /// Hears and works until there is nothing more to do at once, or enough to send. Says which.
+    fn turn(&mut self, brain: &mut Brain, done: &mut Option<Box<Report>>) -> Result<bool, SessionError> {
+        if let Some(demux) = &mut self.demux {
+            demux.take(&mut self.raw, &mut self.input)?.into_iter().for_each(tell);
+        }
+        for _ in 0..WORK_STEPS {
+            if done.is_some() {
+                return Ok(false);
+            }
+            let mut heard = false;
+            if brain.is_hungry()
+                && let Some(event) = self.decoder.decode(&mut self.input)?
+            {
+                brain.handle(event)?;
+                heard = true;
+            }
+            if self.output.len() >= SEND_BYTES_HIGH {
+                if heard {
+                    continue;
+                }
+                return Ok(false);
+            }
+            // Nothing else may be said in the middle of a body.
+            if self.send_piece()? {
+                continue;
+            }
+            match brain.poll()? {
+                Output::Item(item) => self.encoder.item(&item, &mut self.output),
+                Output::Body(body) => self.sending = Some((body, Writer::new())),
+                Output::Working => {}
+                Output::Idle if heard => {}
+                Output::Idle => return Ok(false),
+                Output::Done(report) => *done = Some(report),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends the next piece of a body, if one is under way.
+    fn send_piece(&mut self) -> Result<bool, SessionError> {
+        let Some((body, writer)) = &mut self.sending else { return Ok(false) };
+        let read = body.reader.read(&mut self.piece).map_err(|error| SessionError::Storage {
+            context: "a message could not be read to its end".into(),
+            source: dsync_storage::StorageError::Io {
+                path: body.path.as_deref().unwrap_or(std::path::Path::new("message")).to_owned(),
+                source: error,
+            },
+        })?;
+        if read > 0 {
+            writer.write(&self.piece[..read], &mut self.output);
+        } else if let Some((_, writer)) = self.sending.take() {
+            writer.end(&mut self.output);
+        }
+        Ok(true)
+    }
+
+    /// After an error: says that we go, unless that would become part of a message; and hears what the peer's log still says.
+    async fn part(&mut self, stream: &mut dyn Stream) {
+        if self.sending.is_none() {
+            self.encoder.item(&Item::Close, &mut self.output);
+        }
+        let parting = timeout(LAST_WORDS, async {
+            stream.write_all(&self.output).await?;
+            stream.flush().await?;
+            stream.shutdown().await?;
+            while let Some(demux) = &mut self.demux {
+                let taken = demux.take(&mut self.raw, &mut self.input);
+                self.input.clear();
+                let Ok(lines) = taken else { break };
+                lines.into_iter().for_each(tell);
+                if stream.read_buf(&mut self.raw).await? == 0 {
+                    break;
+                }
+            }
+            std::io::Result::Ok(())
+        });
+        if let Ok(Err(error)) = parting.await {
+            tracing::debug!("telling the other end: {error}");
+        }
+    }
+}
+
+/// Passes on what the server logs.
+pub fn tell(line: Logged) {
+    match line.level {
+        Level::Debug => tracing::debug!("the other end: {}", line.text),
+        Level::Info => tracing::info!("the other end: {}", line.text),
+        Level::Warning => tracing::warn!("the other end: {}", line.text),
+        Level::Error => tracing::error!("the other end: {}", line.text),
+    }
+}
+
+fn broken(error: &std::io::Error) -> SessionError {
+    SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
+}

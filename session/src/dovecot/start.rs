@@ -1,0 +1,423 @@
+//! The first stages: who is there and what for, the state, and the trees.
+
+use dsync_merge::{Both, Direction, End};
+use dsync_model::{LastCommon, MailboxName, MailboxStatus, MailboxTree, Mask, TreeChange, Uid};
+use dsync_proto::dovecot::items::{self, Elements, Item};
+
+use super::{Brain, Stage, at, chain, lines, unexpected};
+use crate::SessionError;
+
+/// Most names that a peer may list, and most records of its state.
+const NODES_MAX: usize = 1_000_000;
+/// The separator that we say we have where nobody else says so first.
+const SEPARATOR: u8 = b'/';
+const ESCAPE: &[u8] = b"%";
+/// Headers by which mails without GUIDs are compared. Without them, Dovecot would crash.
+const HASHED_HEADERS: [&str; 2] = ["Date", "Message-ID"];
+
+impl Brain {
+    pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
+        let hostname = self.hostname.clone().into_bytes();
+        let line = match &self.job {
+            Some(_) => self.master_line()?,
+            None => items::Handshake {
+                hostname,
+                hashed_headers: Some(Elements::default()),
+                ..items::Handshake::default()
+            },
+        };
+        if self.end == End::Initiator {
+            self.handshake = line.clone();
+        }
+        self.say(line);
+        self.stage = Stage::Greeting;
+        Ok(true)
+    }
+
+    /// What a Dovecot is asked to do. It cannot do all that we can.
+    fn master_line(&self) -> Result<items::Handshake, SessionError> {
+        let Some(job) = &self.job else { return Ok(items::Handshake::default()) };
+        let options = &job.options;
+        let cannot = |what: &str| {
+            Err(SessionError::Refused {
+                status: 64,
+                text: format!("{what} is not possible when the other end is a Dovecot"),
+            })
+        };
+        if options.mailboxes.len() + options.guids.len() > 1 {
+            return cannot("more than one -m or -g");
+        }
+        let sync_box = options.mailboxes.first().filter(|_| !options.tree_only);
+        if sync_box.is_some_and(|name| name.contains(['*', '%', '\\'])) {
+            return cannot("-m with wildcards or special uses");
+        }
+        if !options.filter.is_empty() {
+            return cannot("-t, -e, -I or -O");
+        }
+        if options.purpose != dsync_proto::Purpose::Sync {
+            return cannot("a dry run, or verifying");
+        }
+        let names = |names: &[String]| Elements(names.iter().map(|name| name.clone().into_bytes()).collect());
+        let kind: &[u8] = match (options.full, self.state.0.is_empty()) {
+            (true, _) => b"f",
+            (false, true) => b"c",
+            (false, false) => b"s",
+        };
+        Ok(items::Handshake {
+            hostname: self.hostname.clone().into_bytes(),
+            sync_box: sync_box.map(|name| name.clone().into_bytes()),
+            sync_box_guid: options.guids.first().copied(),
+            sync_type: Some(kind.to_vec()),
+            exclude_mailboxes: (!options.exclude.is_empty()).then(|| names(&options.exclude)),
+            send_mail_requests: true,
+            backup_send: matches!(
+                self.direction,
+                Direction::OneWay { into: End::Initiator } | Direction::Mirror { into: End::Initiator }
+            ),
+            backup_recv: matches!(
+                self.direction,
+                Direction::OneWay { into: End::Responder } | Direction::Mirror { into: End::Responder }
+            ),
+            no_backup_overwrite: matches!(self.direction, Direction::OneWay { .. }),
+            lock_timeout: Some(options.lock_wait_secs).filter(|secs| *secs > 0),
+            no_mail_sync: options.tree_only,
+            hashed_headers: Some(Elements(HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec())),
+            alt_char: Some(b"_".to_vec()),
+            ..items::Handshake::default()
+        })
+    }
+
+    /// Hears the peer's handshake, and locks.
+    pub(super) fn meet(&mut self) -> Result<bool, SessionError> {
+        let Some(item) = self.next_item()? else { return Ok(false) };
+        let Item::Handshake(theirs) = item else { return Err(unexpected(&item, "a handshake")) };
+        tracing::debug!("the other end is {}", String::from_utf8_lossy(&theirs.hostname).escape_debug());
+        if self.end == End::Responder {
+            self.take_job(*theirs)?;
+        }
+        self.lock = Some(self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?);
+        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        for problem in problems {
+            self.problem(format!("{}: {}", problem.mailbox, chain(&problem.error)), problem.error.status());
+        }
+        let mut tree = tree;
+        self.pristine =
+            tree.get(&MailboxName::inbox()).and_then(|node| node.mailbox.clone()).filter(is_pristine);
+        if self.pristine.is_some()
+            && self.direction.source() != Some(self.end)
+            && let Some(inbox) = tree.get_mut(&MailboxName::inbox())
+        {
+            // An INBOX that was only just made, or never used, becomes that of the other end; two GUIDs would have to be settled first.
+            inbox.mailbox = None;
+        }
+        let scope = self.scope();
+        self.tree = tree
+            .into_iter()
+            .filter(|(name, node)| scope(name, node.mailbox.as_ref().map(|s| s.guid)))
+            .collect();
+        if self.end == End::Initiator {
+            if self.handshake.sync_type.as_deref() == Some(b"s") {
+                self.tell_state();
+            }
+            self.tell_tree(SEPARATOR, Some(ESCAPE.to_vec()))?;
+            self.stage = Stage::Trees;
+        } else {
+            self.stage =
+                if self.handshake.sync_type.as_deref() == Some(b"s") { Stage::State } else { Stage::Trees };
+        }
+        Ok(true)
+    }
+
+    fn take_job(&mut self, line: items::Handshake) -> Result<(), SessionError> {
+        let refused = |text: &str| Err(SessionError::Refused { status: 65, text: text.into() });
+        if line.sync_since_timestamp.is_some()
+            || line.sync_until_timestamp.is_some()
+            || line.sync_max_size.is_some()
+            || line.sync_flags.is_some()
+        {
+            return refused("the other end asks for -t, -e, -I or -O, which we do for our own clients only");
+        }
+        if line.sync_box.as_deref().is_some_and(|name| name.starts_with(b"\\")) {
+            return refused(
+                "the other end asks for a mailbox by its special use, which we do for our own clients only",
+            );
+        }
+        if line.sync_type.as_deref().is_none_or(|kind| !matches!(kind, b"f" | b"c" | b"s")) {
+            return Err(SessionError::Peer("asks for an unknown type of sync".into()));
+        }
+        self.direction = lines::direction(&line)?;
+        if let Some(secs) = line.lock_timeout {
+            self.lock_wait = std::time::Duration::from_secs(secs.into());
+        }
+        self.handshake = line;
+        Ok(())
+    }
+
+    /// Which mailboxes take part, as far as the handshake says.
+    fn scope(&self) -> impl Fn(&MailboxName, Option<dsync_model::MailboxGuid>) -> bool + use<> {
+        let line = &self.handshake;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let only = line.sync_box.as_deref().map(text);
+        let guid = line.sync_box_guid;
+        let excluded = line.exclude_mailboxes.iter().flat_map(|list| &list.0);
+        let excluded: Vec<Mask> = excluded.map(|mask| Mask::wildcards(&text(mask))).collect();
+        move |name, known| {
+            only.as_ref().is_none_or(|only| ['/', '.'].iter().any(|separator| name.join(*separator) == *only))
+                && guid.is_none_or(|guid| known == Some(guid))
+                && !excluded.iter().any(|mask| mask.matches(name))
+        }
+    }
+
+    /// Tells what the state says of mailboxes where it can be trusted.
+    fn tell_state(&mut self) {
+        let log = self.storage.capabilities().log;
+        let statuses = self.tree.values().filter_map(|node| node.mailbox.as_ref());
+        let stale: Vec<_> = statuses
+            .filter(|status| {
+                self.state.0.get(&status.guid).is_some_and(|known| {
+                    known.is_ahead_of(status)
+                        || known.uid_validity != status.uid_validity.get()
+                        // Something is gone, and no log tells what.
+                        || (!log && status.messages < known.messages)
+                })
+            })
+            .map(|status| status.guid)
+            .collect();
+        for guid in stale {
+            self.state.0.remove(&guid);
+        }
+        let records: Vec<items::State> = self
+            .state
+            .0
+            .iter()
+            .map(|(guid, known)| items::State {
+                mailbox_guid: *guid,
+                last_uidvalidity: known.uid_validity,
+                last_common_uid: known.uid,
+                last_common_modseq: known.modseq,
+                last_common_pvt_modseq: known.private_modseq,
+                last_messages_count: Some(known.messages),
+                changes_during_sync: false,
+            })
+            .collect();
+        for record in records {
+            self.say(record);
+        }
+        self.say(Item::End);
+    }
+
+    pub(super) fn take_state(&mut self) -> Result<bool, SessionError> {
+        while let Some(item) = self.next_item()? {
+            match item {
+                Item::End => {
+                    self.stage = Stage::Trees;
+                    return Ok(true);
+                }
+                Item::State(state) if self.state.0.len() < NODES_MAX => {
+                    let known = LastCommon {
+                        uid_validity: state.last_uidvalidity,
+                        uid: state.last_common_uid,
+                        modseq: state.last_common_modseq,
+                        private_modseq: state.last_common_pvt_modseq,
+                        messages: state.last_messages_count.unwrap_or(0),
+                    };
+                    self.state.0.insert(state.mailbox_guid, known);
+                }
+                other => return Err(unexpected(&other, "the state of a mailbox")),
+            }
+        }
+        Ok(false)
+    }
+
+    fn tell_tree(&mut self, separator: u8, escape: Option<Vec<u8>>) -> Result<(), SessionError> {
+        for node in lines::nodes(&self.tree) {
+            self.say(node);
+        }
+        self.say(Item::End);
+        let mut deletions = self.storage.deletions().map_err(at("cannot read the log of mailboxes"))?;
+        let exists = |guid| {
+            self.tree.values().filter_map(|node| node.mailbox.as_ref()).any(|status| status.guid == guid)
+        };
+        deletions.retain(|(guid, _)| !exists(*guid));
+        self.say(lines::deletes(separator, escape, &deletions));
+        Ok(())
+    }
+
+    /// Hears the peer's tree, and when it is complete merges both.
+    pub(super) fn take_tree(&mut self) -> Result<bool, SessionError> {
+        while let Some(item) = self.next_item()? {
+            match item {
+                Item::Node(node) if !self.peer_tree_done => {
+                    if self.peer_tree.len() >= NODES_MAX {
+                        return Err(SessionError::Peer(format!("lists more than {NODES_MAX} names")));
+                    }
+                    if !lines::add_node(&node, &mut self.peer_tree)? {
+                        let name = lines::name_of(&node.name)?;
+                        self.problem(
+                            format!(
+                                "{name}: the other end has two mailboxes that can only be called so here"
+                            ),
+                            65,
+                        );
+                    }
+                }
+                Item::End if !self.peer_tree_done => self.peer_tree_done = true,
+                Item::Deletes(deletes) if self.peer_tree_done => {
+                    self.merge_trees(&deletes)?;
+                    return Ok(true);
+                }
+                other => return Err(unexpected(&other, "a name or what was deleted")),
+            }
+        }
+        Ok(false)
+    }
+
+    fn merge_trees(&mut self, deletes: &items::Deletes) -> Result<(), SessionError> {
+        let [separator] = deletes.hierarchy_sep[..] else {
+            return Err(SessionError::Peer("has a hierarchy separator that is not one character".into()));
+        };
+        if self.end == End::Responder {
+            // With another separator than its own, Dovecot before 2.3.21 may not find its way out.
+            self.tell_tree(separator, deletes.escape_char.clone())?;
+        }
+        let (me, direction) = (self.end, self.direction);
+        check_unique(&self.peer_tree)?;
+        self.guard()?;
+        if direction.source() != Some(me) && !matches!(direction, Direction::Mirror { .. }) {
+            self.follow_deletes(&lines::deleted(deletes)?)?;
+        }
+        if !matches!(direction, Direction::Mirror { .. }) {
+            self.forget_deleted()?;
+        }
+        self.adopt_inbox()?;
+        let mut trees = [&self.tree, &self.peer_tree];
+        if me == End::Responder {
+            trees.swap(0, 1);
+        }
+        // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
+        let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
+        self.plan = dsync_merge::tree(Both(trees), None, rules, &|_| true, me);
+        let changes = std::mem::take(&mut self.plan.changes);
+        if direction.source() == Some(me) {
+            self.plan.deletes.clear();
+            self.plan.pairs.retain(|pair| pair.statuses[me].is_some());
+        } else {
+            for change in changes {
+                match change {
+                    // Settled when it turns out which of the two GUIDs the other end takes.
+                    TreeChange::Identify { .. } if rules == Direction::TwoWay => {}
+                    change => drop(self.change_tree(&change)?),
+                }
+            }
+        }
+        for pair in &mut self.plan.pairs {
+            if let ([Some(_), Some(_)], Some(own)) = (&pair.statuses.0, &pair.statuses[me])
+                && rules == Direction::TwoWay
+            {
+                pair.guid = own.guid;
+            }
+        }
+        self.counters.mailboxes = self.plan.pairs.len() as u64;
+        self.progress.mailboxes = self.counters.mailboxes;
+        if me == End::Initiator && !self.handshake.no_mail_sync {
+            self.pairs = self.plan.pairs.iter().cloned().collect();
+        }
+        self.stage = Stage::Mailboxes;
+        Ok(())
+    }
+
+    /// Gives our INBOX, if it never held a message, the GUID of the peer's.
+    fn adopt_inbox(&mut self) -> Result<(), SessionError> {
+        let name = MailboxName::inbox();
+        let theirs = self.peer_tree.get(&name).and_then(|node| node.mailbox.clone());
+        let (Some(ours), Some(theirs)) = (self.pristine.take(), theirs) else { return Ok(()) };
+        let Some(node) = self.tree.get_mut(&name).filter(|node| node.mailbox.is_none()) else {
+            return Ok(());
+        };
+        let (guid, uid_validity) = (theirs.guid, theirs.uid_validity);
+        node.mailbox = Some(MailboxStatus { guid, uid_validity, ..ours.clone() });
+        if ours.guid != guid || ours.uid_validity != uid_validity {
+            self.storage
+                .change_tree(&TreeChange::Identify { name, guid, uid_validity })
+                .map_err(at("INBOX"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes here what the peer says it deleted, whatever came into it since: so does the other end.
+    fn follow_deletes(&mut self, guids: &[dsync_model::MailboxGuid]) -> Result<(), SessionError> {
+        for guid in guids {
+            let found = self.tree.iter().find_map(|(name, node)| {
+                let status = node.mailbox.as_ref().filter(|status| status.guid == *guid)?;
+                Some((name.clone(), status.uid_next))
+            });
+            let Some((name, uid_next)) = found else { continue };
+            let there = |tree: &MailboxTree| tree.get(&name).is_some_and(|node| node.mailbox.is_some());
+            if name.is_inbox() || there(&self.peer_tree) {
+                continue;
+            }
+            let delete = TreeChange::Delete { name: name.clone(), guid: *guid, uid_next };
+            if self.change_tree(&delete)? {
+                let has_children = self.tree.keys().any(|other| other.is_below(&name));
+                match self.tree.get_mut(&name) {
+                    Some(node) if node.subscribed || has_children => node.mailbox = None,
+                    _ => drop(self.tree.remove(&name)),
+                }
+            } else {
+                self.counters.disturbed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// What we deleted the peer deletes: it is not to be made here again.
+    fn forget_deleted(&mut self) -> Result<(), SessionError> {
+        let deletions = self.storage.deletions().map_err(at("cannot read the log of mailboxes"))?;
+        let here = |name: &MailboxName| self.tree.get(name).is_some_and(|node| node.mailbox.is_some());
+        for (name, node) in &mut self.peer_tree {
+            let gone = node
+                .mailbox
+                .as_ref()
+                .is_some_and(|status| deletions.iter().any(|(guid, _)| *guid == status.guid));
+            let known = node.mailbox.as_ref().is_some_and(|status| {
+                self.tree.values().filter_map(|node| node.mailbox.as_ref()).any(|own| own.guid == status.guid)
+            });
+            if gone && !known && !here(name) && !name.is_inbox() {
+                node.mailbox = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// A mirror of nothing would remove everything: never without being told so. A Dovecot that calls knows what it does.
+    fn guard(&self) -> Result<(), SessionError> {
+        let (Direction::Mirror { into }, Some(job)) = (self.direction, &self.job) else { return Ok(()) };
+        // How many messages it has a Dovecot does not say here; but whether it ever had one.
+        let used = |tree: &MailboxTree| {
+            tree.values().filter_map(|node| node.mailbox.as_ref()).any(|status| status.uid_next.get() > 1)
+        };
+        let (source, destination) = if into == End::Initiator {
+            (&self.peer_tree, &self.tree)
+        } else {
+            (&self.tree, &self.peer_tree)
+        };
+        if !used(source) && used(destination) && !job.options.allow_mass_delete {
+            let text = "the source never held a message, and the destination did: refusing to remove all (--allow-mass-delete does it)";
+            return Err(SessionError::Refused { status: 77, text: text.into() });
+        }
+        Ok(())
+    }
+}
+
+fn is_pristine(status: &MailboxStatus) -> bool {
+    status.messages == 0 && status.uid_next == Uid::MIN
+}
+
+fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
+    let mut seen = std::collections::BTreeSet::new();
+    let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
+    match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
+        Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,451 @@
+//! Sessions with a real Dovecot, which calls or is called: the same end state as when both ends are Dovecots, and nothing to complain of in its log.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use dsync_tests::dovecot::{Dovecot, Service, assert_equal, installed};
+use dsync_tests::programs::{PASSWORD, Place, certificates, programs};
+
+const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
+
+struct World {
+    dir: tempfile::TempDir,
+    dovecot: Dovecot,
+}
+
+/// Who is who in a session between A and B.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ends {
+    /// Dovecot calls Dovecot.
+    Dovecots,
+    /// We have A and call the Dovecot that has B.
+    WeCall,
+    /// Dovecot has A and calls us, who have B.
+    DovecotCalls,
+}
+
+const ALL: [Ends; 3] = [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls];
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().expect("made");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        for program in ["dsync", "dsync-server"] {
+            fs::copy(programs().join(program), dir.path().join(program)).expect("copied");
+        }
+        let dovecot = Dovecot::new(dir.path());
+        dovecot.own(&dir.path().join("home"));
+        World { dir, dovecot }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn location(&self, format: &str, name: &str) -> String {
+        format!("{format}:{}", self.path(name).display())
+    }
+
+    fn doveadm(&self, location: &str, words: &str) -> String {
+        self.dovecot.doveadm(location, &words.split('|').collect::<Vec<_>>())
+    }
+
+    /// A session that is to have one of these exit statuses, and to complain of nothing if it is 0.
+    fn session(&self, ends: Ends, mode: &[&str], a: &str, b: &str, allowed: &[i32]) -> i32 {
+        let doveadm = Path::new("/usr/bin/doveadm");
+        let conf = self.path("dovecot.conf");
+        let mut command = match ends {
+            Ends::WeCall => {
+                let mut command = self.dovecot.as_user(&self.path("dsync"));
+                command.args(["-c", "/dev/null", mode[0], "--source", a]).args(&mode[1..]);
+                command
+            }
+            Ends::Dovecots | Ends::DovecotCalls => {
+                let mut command = self.dovecot.as_user(doveadm);
+                command.arg("-c").arg(&conf).arg("-o").arg(format!("mail_location={a}")).args(mode);
+                command
+            }
+        };
+        match ends {
+            Ends::DovecotCalls => {
+                let server = self.path("server.conf");
+                fs::write(
+                    &server,
+                    format!(
+                        "mail_location = {b}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
+                        self.path("home").display()
+                    ),
+                )
+                .expect("written");
+                command.arg(self.path("dsync-server")).arg("-c").arg(server).args(["--stdio", "-u", "alice"]);
+            }
+            Ends::Dovecots | Ends::WeCall => {
+                command
+                    .arg(doveadm)
+                    .arg("-c")
+                    .arg(&conf)
+                    .arg("-o")
+                    .arg(format!("mail_location={b}"))
+                    .arg("dsync-server");
+            }
+        }
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&stderr);
+        let code = status.code().unwrap_or(-1);
+        assert!(allowed.contains(&code), "{ends:?} {mode:?} {a} {b}: {status} {text}");
+        assert!(code != 0 || text.is_empty(), "{ends:?} {mode:?}: {text}");
+        code
+    }
+
+    /// The account as Dovecot sees it.
+    fn view(&self, location: &str) -> String {
+        self.dovecot.view(location)
+    }
+
+    /// Mailboxes, messages and flags without UIDs.
+    fn content(&self, location: &str) -> String {
+        let list = self.doveadm(location, "mailbox|list");
+        let mails = self.doveadm(location, "-f|tab|fetch|mailbox guid flags hdr.subject|all");
+        let mut lines: Vec<String> = mails
+            .lines()
+            .map(|line| {
+                line.split(' ')
+                    .filter(|word| !word.ends_with("\\Recent"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .replace("\\Recent", "")
+            })
+            .collect();
+        lines.extend(list.lines().map(str::to_owned));
+        lines.sort();
+        lines.join("\n")
+    }
+
+    fn fill(&self, location: &str) {
+        for number in 1..=4 {
+            let text = format!("From: a@example.org\nSubject: mail {number}\n\nBody {number}\n.dot\n..\n.\n");
+            self.dovecot.save(location, "INBOX", &text);
+        }
+        for mailbox in ["Work/Sub", "Gone", "Old"] {
+            let subscribed = if mailbox == "Old" { "" } else { "-s|" };
+            self.doveadm(location, &format!("mailbox|create|{subscribed}{mailbox}"));
+            self.dovecot.save(location, mailbox, &format!("Subject: in {mailbox}\n\nx\n"));
+        }
+        self.doveadm(location, "flags|add|\\Seen $Label|mailbox|INBOX|uid|2");
+    }
+
+    /// What users do at both ends meanwhile.
+    fn change_both(&self, a: &str, b: &str) {
+        self.dovecot.save(a, "INBOX", "Subject: new at a\n\na\n");
+        self.dovecot.save(b, "INBOX", "Subject: new at b\n\nb\n");
+        self.doveadm(a, "flags|add|\\Flagged|mailbox|INBOX|uid|3");
+        self.doveadm(b, "flags|add|\\Answered $Later|mailbox|INBOX|uid|3");
+        self.doveadm(b, "flags|remove|\\Seen $Label|mailbox|INBOX|uid|2");
+        self.doveadm(a, "expunge|mailbox|INBOX|uid|1");
+        self.doveadm(b, "expunge|mailbox|INBOX|uid|4");
+        self.doveadm(a, "mailbox|create|-s|Made/at a");
+        self.doveadm(b, "mailbox|rename|Old|Newer");
+        self.doveadm(a, "mailbox|delete|-s|Gone");
+        self.doveadm(b, "mailbox|unsubscribe|Work/Sub");
+        self.dovecot.save(b, "Work/Sub", "Subject: more at b\n\nb\n");
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let copied = Command::new("cp").arg("-a").arg(self.path(from)).arg(self.path(to)).status();
+        assert!(copied.expect("cp runs").success());
+    }
+}
+
+/// The state of a pair after initial backup and changes at both ends, once for each way to go on.
+fn pairs(world: &World, format: &str) -> Vec<(Ends, String, String)> {
+    let place = |name: &str| world.location(format, name);
+    world.fill(&place("a"));
+    world.session(Ends::Dovecots, &["backup"], &place("a"), &place("b"), &[0]);
+    // The first sync after a backup may still raise modseqs.
+    world.session(Ends::Dovecots, &["sync"], &place("a"), &place("b"), &[0]);
+    world.change_both(&place("a"), &place("b"));
+    let named = ALL.iter().map(|ends| {
+        let (a, b) = (format!("a-{ends:?}"), format!("b-{ends:?}"));
+        world.copy("a", &a);
+        world.copy("b", &b);
+        (*ends, place(&a), place(&b))
+    });
+    named.collect()
+}
+
+#[test]
+fn a_first_backup_is_the_same_whoever_calls() {
+    if !installed() {
+        return;
+    }
+    for format in FORMATS {
+        let world = World::new();
+        let a = world.location(format, "a");
+        world.fill(&a);
+        let source = world.view(&a);
+        for ends in ALL {
+            let b = world.location(format, &format!("b-{ends:?}"));
+            world.session(ends, &["backup"], &a, &b, &[0]);
+            assert_equal(&world.view(&b), &source, &format!("{format} {ends:?}"));
+            let reversed = world.location("maildir", &format!("r-{ends:?}"));
+            world.session(ends, &["backup", "-R"], &reversed, &b, &[0]);
+            assert_eq!(world.content(&reversed), world.content(&a), "{format} {ends:?} -R");
+        }
+        assert_equal(&world.view(&a), &source, "the source was changed");
+    }
+}
+
+#[test]
+fn two_ways_end_as_between_two_dovecots_and_stay_so() {
+    if !installed() {
+        return;
+    }
+    for format in FORMATS {
+        let world = World::new();
+        let mut expected: Option<String> = None;
+        for (ends, a, b) in pairs(&world, format) {
+            world.session(ends, &["sync"], &a, &b, &[0]);
+            let (left, right) = (world.view(&a), world.view(&b));
+            assert_equal(&left, &right, &format!("{format} {ends:?}: both ends"));
+            for text in ["new at a", "new at b", "more at b", "Newer", "Made/at a", "$Later"] {
+                assert!(left.contains(text), "{format} {ends:?}: {text}: {left}");
+            }
+            assert_equal(
+                &left,
+                expected.get_or_insert(left.clone()),
+                &format!("{format} {ends:?}: as Dovecot"),
+            );
+            for mode in [&["sync"][..], &["sync", "-f"]] {
+                world.session(ends, mode, &a, &b, &[0]);
+                assert_equal(&world.view(&a), &left, &format!("{format} {ends:?} {mode:?} again: a"));
+                assert_equal(&world.view(&b), &left, &format!("{format} {ends:?} {mode:?} again: b"));
+            }
+        }
+    }
+}
+
+#[test]
+fn one_way_modes_write_only_where_they_should() {
+    if !installed() {
+        return;
+    }
+    for (format, mode) in [
+        ("maildir", &["sync", "-1"][..]),
+        ("sdbox", &["sync", "-1", "-R"]),
+        ("mdbox", &["backup"]),
+        ("maildir", &["backup", "-R"]),
+    ] {
+        let world = World::new();
+        let mut expected: Option<String> = None;
+        for (ends, a, b) in pairs(&world, format) {
+            let (source, destination) = if mode.contains(&"-R") { (&b, &a) } else { (&a, &b) };
+            let before = world.view(source);
+            // Dovecot gives a mailbox up that it would have to repair, and makes it anew in the next run.
+            let repairs = mode[0] == "backup";
+            for _ in 0..3 {
+                let code = world.session(ends, mode, &a, &b, if repairs { &[0, 2, 75] } else { &[0] });
+                if code == 0 {
+                    break;
+                }
+            }
+            let what = format!("{format} {mode:?} {ends:?}");
+            assert_equal(&world.view(source), &before, &format!("{what}: the source"));
+            if repairs {
+                assert_equal(&world.view(destination), &before, &format!("{what}: the copy"));
+            } else {
+                let content = world.content(destination);
+                assert_eq!(&content, expected.get_or_insert(content.clone()), "{what}: as Dovecot");
+            }
+        }
+    }
+}
+
+#[test]
+fn single_mailboxes_and_exclusions_leave_the_rest_alone() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    for (ends, a, b) in pairs(&world, "maildir") {
+        world.session(ends, &["sync", "-m", "Work/Sub"], &a, &b, &[0]);
+        assert!(world.content(&a).contains("more at b"), "{ends:?}");
+        assert!(
+            !world.content(&a).contains("new at b") && !world.content(&b).contains("new at a"),
+            "{ends:?}"
+        );
+        world.session(ends, &["sync", "-x", "INBOX"], &a, &b, &[0]);
+        assert!(world.content(&a).contains("Newer") && !world.content(&b).contains("Gone"), "{ends:?}");
+        assert!(
+            !world.content(&a).contains("new at b") && !world.content(&b).contains("new at a"),
+            "{ends:?}"
+        );
+    }
+}
+
+#[test]
+fn states_go_on_from_where_they_were() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
+    world.fill(&a);
+    let state = |ends: Ends, state: &str| {
+        let mut command = match ends {
+            Ends::WeCall => {
+                let mut command = world.dovecot.as_user(&world.path("dsync"));
+                command.args(["-c", "/dev/null", "sync", "--source", &a, "-s", state]);
+                command
+            }
+            _ => {
+                let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+                command.arg("-c").arg(world.path("dovecot.conf")).args([
+                    "-o",
+                    &format!("mail_location={a}"),
+                    "sync",
+                    "-s",
+                    state,
+                ]);
+                command
+            }
+        };
+        if ends == Ends::DovecotCalls {
+            fs::write(
+                world.path("server.conf"),
+                format!("mail_location = {b}\nuserdb {{\n  driver = static\n  args = home=/tmp\n}}\n"),
+            )
+            .expect("written");
+            command
+                .arg(world.path("dsync-server"))
+                .arg("-c")
+                .arg(world.path("server.conf"))
+                .args(["--stdio", "-u", "alice"]);
+        } else {
+            command.args(["/usr/bin/doveadm", "-c"]).arg(world.path("dovecot.conf")).args([
+                "-o",
+                &format!("mail_location={b}"),
+                "dsync-server",
+            ]);
+        }
+        let output = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.is_empty(), "{ends:?}: {} {text}", output.status);
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    let mut last = String::new();
+    for (round, ends) in [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls, Ends::WeCall, Ends::Dovecots]
+        .into_iter()
+        .enumerate()
+    {
+        world.dovecot.save(&a, "INBOX", &format!("Subject: round {round}\n\nx\n"));
+        last = state(ends, &last);
+        last = state(ends, &last);
+        assert!(!last.is_empty(), "{round} {ends:?}");
+        world.doveadm(&a, &format!("flags|add|$r{round}|mailbox|INBOX|uid|2"));
+        world.doveadm(&b, &format!("flags|add|$s{round}|mailbox|INBOX|uid|2"));
+        if round < 4 {
+            world.doveadm(&a, &format!("expunge|mailbox|INBOX|subject|round {round}"));
+        }
+        last = state(ends, &last);
+        assert_equal(&world.view(&a), &world.view(&b), &format!("round {round} {ends:?}"));
+        assert!(world.content(&b).contains(&format!("$r{round}")), "round {round} {ends:?}");
+    }
+}
+
+#[test]
+fn by_tcp_and_tls_in_both_roles() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("sdbox", "b"));
+    world.fill(&a);
+    let service = Service::start(&world.dovecot, world.dir.path(), &b, PASSWORD);
+    let client = world.path("client.conf");
+    fs::write(
+        &client,
+        format!("doveadm_password = {PASSWORD}\nssl_client_ca_file = {}\n", service.ca().display()),
+    )
+    .expect("written");
+    let call = |conf: &Path, user: &str, destination: &str| {
+        let mut command = world.dovecot.as_user(&world.path("dsync"));
+        command.arg("-c").arg(conf).args(["sync", "-u", user, "--source", &a, destination]);
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    assert_eq!(call(&client, "alice", &service.tcp()), (0, String::new()));
+    assert_eq!(world.content(&b), world.content(&a));
+    world.dovecot.save(&b, "INBOX", "Subject: by TLS\n\nx\n");
+    assert_eq!(call(&client, "alice", &service.tls()), (0, String::new()));
+    assert_equal(&world.view(&b), &world.view(&a), "by TLS");
+    // What goes wrong is told, and Dovecot's log with it.
+    let (status, text) = call(&client, "nobody-here", &service.tcp());
+    assert!(status == 67 && text.contains("User doesn't exist"), "{status} {text}");
+    fs::write(&client, "doveadm_password = wrong\n").expect("written");
+    let (status, text) = call(&client, "alice", &service.tcp());
+    assert!(status == 77 && text.contains("password"), "{status} {text}");
+    fs::write(&client, "").expect("written");
+    let (status, text) = call(&client, "alice", &service.tcp());
+    assert!(status == 77 && text.contains("set doveadm_password"), "{status} {text}");
+    let log = service.log();
+    let ours = |line: &&str| line.contains("nobody-here") || line.contains("wrong password");
+    let bad = ["Error:", "Warning:", "Panic:", "Fatal:"];
+    let complaint =
+        log.lines().filter(|line| !ours(line)).find(|line| bad.iter().any(|bad| line.contains(bad)));
+    assert_eq!(complaint, None, "{log}");
+}
+
+#[test]
+fn dovecot_calls_our_server_by_tcp_and_tls() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let a = world.location("maildir", "a");
+    world.fill(&a);
+    let place = Place::new("");
+    let _server = place.serve();
+    let ca = world.path("ca.pem");
+    fs::copy(certificates().join("ca.pem"), &ca).expect("copied");
+    let call = |destination: &str, password: &str| {
+        let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+        let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
+        command.arg("-c").arg(world.path("dovecot.conf")).args(option("mail_location", &a));
+        command.args(option("doveadm_password", password)).args(option("ssl", "yes"));
+        command.args(option("ssl_client_ca_file", &ca.display().to_string()));
+        command.args(["sync", destination]);
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    let there = format!("maildir:{}", place.path("server/alice").display());
+    let (plain, tls) = (format!("tcp:localhost:{}", place.port), format!("tcps:localhost:{}", place.port));
+    assert_eq!(call(&plain, PASSWORD), (0, String::new()));
+    let ours = || {
+        // The server's files are its own: looked at in a copy.
+        let copy = world.path("looked-at");
+        let _ = fs::remove_dir_all(&copy);
+        let copied = Command::new("cp").arg("-a").arg(place.path("server/alice")).arg(&copy).status();
+        assert!(copied.expect("cp runs").success());
+        world.dovecot.own(&copy);
+        world.content(&format!("maildir:{}", copy.display()))
+    };
+    assert_eq!(ours(), world.content(&a), "{there}");
+    world.dovecot.save(&a, "INBOX", "Subject: by TLS\n\nx\n");
+    assert_eq!(call(&tls, PASSWORD), (0, String::new()));
+    assert!(ours().contains("by TLS"));
+    let (status, text) = call(&plain, "wrong");
+    assert!(status == 75 && text.contains("authenticat"), "{status} {text}");
+    // Other commands are refused with their status code, the last line of the reply.
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", place.port)).expect("connects");
+    let secret = BASE64.encode(format!("\0doveadm\0{PASSWORD}"));
+    let words = format!("VERSION\tdoveadm-server\t1\t0\nPLAIN\t{secret}\n\talice\tmailbox list\n");
+    stream.write_all(words.as_bytes()).expect("sent");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("read");
+    assert_eq!(reply, "-\n+\n\n-NOPERM\n");
+}
