@@ -5,7 +5,7 @@ use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
     Since, UidSet,
 };
-use dsync_proto::{BaseRef, Counters, Message, Purpose, Settled};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 
 use super::greeting::note_name;
 use super::mailbox::goal;
@@ -120,8 +120,9 @@ impl Brain {
                 self.progress.settled += 1;
                 self.report.shown_equal += 1;
             } else if next < ROUNDS_MAX {
-                // First from what both planned: whatever a user did meanwhile is a change since then. Then from the lists alone.
-                let base = (next == 1).then(|| plan.agreed.clone());
+                // From what both planned: whatever a user did meanwhile is a change since then. If nobody did anything, what was planned is
+                // not what is there: then from the lists alone.
+                let base = (next == 1 || !open.quiet).then(|| plan.agreed.clone());
                 open.again(base);
                 again = true;
             } else {
@@ -268,6 +269,16 @@ impl Brain {
             }
             self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
             self.report.state = self.next_state()?;
+            if self.dry_run() && self.end == End::Responder {
+                let planned: Vec<Planned> = self.report.mailboxes.iter().map(Into::into).collect();
+                for batch in planned.chunks(BATCH_MAX) {
+                    self.say(Message::Planned { mailboxes: batch.to_vec(), notes: Vec::new() });
+                }
+                let notes: Vec<String> = self.report.notes.iter().take(BATCH_MAX).cloned().collect();
+                if !notes.is_empty() {
+                    self.say(Message::Planned { mailboxes: Vec::new(), notes });
+                }
+            }
             self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
             self.say(Message::Finish(self.counters));
             return Ok(true);

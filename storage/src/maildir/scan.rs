@@ -4,14 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use dsync_model::{FlagSet, MailboxGuid, MessageGuid, Uid, UidValidity};
 
 use super::filename::{self, Keywords};
 use super::uidlist::{self, Record, Stamp, UidList};
 use crate::layout::Places;
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::status_cache::Fingerprint;
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -53,8 +52,6 @@ pub struct Fresh {
 
 /// What our files in `tmp` end with.
 pub const TMP_SUFFIX: &str = ".dsync";
-/// How long to wait for the uidlist's lock.
-pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 impl Scan {
     /// Reads the mailbox, and assigns UIDs, a mailbox GUID and UIDVALIDITY where they are missing. `fresh` gives them.
@@ -63,7 +60,7 @@ impl Scan {
         if unknown.is_empty() && !scan.list.rewrite {
             return Ok(scan);
         }
-        let lock = DotLock::take(&uidlist::path(&places.control), LOCK_WAIT)?;
+        let lock = DotLock::take(&uidlist::path(&places.control), patience())?;
         let (again, unknown) = Scan::look(places)?;
         scan = again;
         scan.complete(places, policy, unknown, fresh)?;
