@@ -8,7 +8,9 @@ use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
 use dsync_session::dial::{self, Trust, Way};
 use dsync_session::model::SyncState;
 use dsync_session::proto::preface::Auth;
-use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::proto::{Direction, Options, Purpose, Terminus};
+use dsync_session::rawlog::RawLog;
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
 use tokio::io::AsyncWriteExt;
@@ -38,6 +40,7 @@ pub struct Done {
     pub user: String,
     pub report: Report,
     pub elapsed: Duration,
+    pub dry_run: bool,
 }
 
 /// One destination of a run.
@@ -88,7 +91,8 @@ impl Session<'_> {
         let Target { user, destination } = target;
         let outcome = self.run_for(&user, destination);
         let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
-        Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
+        let dry_run = self.options.purpose == Purpose::DryRun;
+        Ok(Done { user: user.name, report, elapsed: begun.elapsed(), dry_run })
     }
 
     fn run_for(&self, user: &User, destination: Destination) -> Result<Report, Failed> {
@@ -108,7 +112,14 @@ impl Session<'_> {
     fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
         let location = location(self.settings, user, self.common.source.as_deref())?;
         self.check_source(&location, Terminus::Initiator)?;
-        Ok(location.open(fsync(self.settings)?)?)
+        self.open(&location, self.settings)
+    }
+
+    /// Opens a storage; what is missing is made when it is used, by sessions that may.
+    fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
+        let fsync = fsync(settings)?;
+        let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
+        Ok(location.open(fsync)?)
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
@@ -124,6 +135,12 @@ impl Session<'_> {
         Err(Failed::new(78, anyhow::Error::msg(what)))
     }
 
+    fn rawlog(&self) -> Result<Option<RawLog>, Failed> {
+        let Some(path) = &self.common.rawlog else { return Ok(None) };
+        let made = RawLog::create(path).with_context(|| format!("-r {}", path.display()));
+        made.map(Some).map_err(|error| Failed::new(75, error))
+    }
+
     fn run_local(
         &self,
         brain: &mut Brain,
@@ -134,12 +151,12 @@ impl Session<'_> {
         let settings = self.destination_settings;
         let location = location(settings, user, Some(text))?;
         self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(location.open(fsync(settings)?)?, Duration::from_secs(30));
-        let outcome = local::run(brain, &mut other, &mut |brain| {
+        let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
+        let mut watch = |brain: &Brain| {
             display.look(brain);
             !*self.stop.borrow()
-        });
-        Ok(outcome?.0)
+        };
+        Ok(local::run_recorded(brain, &mut other, &mut watch, self.rawlog()?)?.0)
     }
 
     fn run_remote(
@@ -168,6 +185,7 @@ impl Session<'_> {
                 silence: Duration::from_secs(self.common.timeout.into()),
                 compress,
                 stop: self.stop.clone(),
+                rawlog: self.rawlog()?,
             };
             let report =
                 link::run(brain, &mut *way.stream, early, options, &mut |brain| display.look(brain)).await;

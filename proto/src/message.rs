@@ -54,7 +54,10 @@ pub enum Message {
     /// On a channel, between `Changes` and their end: UIDs of messages that do not pass the filter, ascending.
     Filtered(Vec<Uid>),
     /// Of the session, before `Finish`, if [`Purpose`] is not to synchronise: what the responder would do.
-    Planned(Vec<Planned>),
+    Planned {
+        mailboxes: Vec<Planned>,
+        notes: Vec<String>,
+    },
     /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
     /// `End(List::Listing)` when all were listed.
     Listing(MailboxName, Vec<Listed>),

@@ -130,7 +130,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("skip", on(Message::Skip("cannot be read".into()))),
         ("state", of(Message::State(vec![(MailboxGuid([7; 16]), common)]))),
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
-        ("planned", of(Message::Planned(vec![planned]))),
+        ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Verdict};
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, SessionError, greet, link};
 use tokio::sync::watch;
@@ -109,6 +110,7 @@ impl Service<'_> {
             silence: Duration::from_secs(silence),
             compress: asked.compress,
             stop: self.stop.clone(),
+            rawlog: None,
         };
         link::run(&mut brain, stream, asked.early, options, &mut |_| {}).await
     }
@@ -180,6 +182,8 @@ impl Service<'_> {
             .with_separator(self.settings.separator())
             .with_attachments(attachments)
             .with_rotation(rotate_bytes, rotate_secs);
+        // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
+        let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

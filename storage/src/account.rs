@@ -34,12 +34,15 @@ pub struct Account {
 impl Account {
     /// Opens an account; directories that are missing are made.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Account> {
-        let index = layout.index_root();
-        for directory in [Some(layout.root.clone()), Some(layout.control_root()), index].into_iter().flatten()
-        {
-            disk::make_directory(&directory)?;
-        }
-        Ok(Account { layout, fsync })
+        let account = Account { layout, fsync };
+        account.make_directories()?;
+        Ok(account)
+    }
+
+    fn make_directories(&self) -> Result<()> {
+        let Layout { root, .. } = &self.layout;
+        let all = [Some(root.clone()), Some(self.layout.control_root()), self.layout.index_root()];
+        all.iter().flatten().try_for_each(|directory| disk::make_directory(directory))
     }
 
     /// Where the account is, for people.
@@ -49,6 +52,8 @@ impl Account {
 
     /// The random id of the store, made on first use, and again after it was copied or restored.
     pub fn store_id(&self) -> Result<StoreId> {
+        // It may have been opened by one who only pretended, and did not know yet whether it would be more than that.
+        self.make_directories()?;
         let root = &self.layout.root;
         let meta = fs::metadata(root).map_err(StorageError::io(root))?;
         let here = format!("{} {}", meta.dev(), meta.ino());

@@ -12,6 +12,7 @@ pub mod compressed;
 pub mod conformance;
 pub mod dbox;
 pub mod disk;
+pub mod dry_run;
 mod error;
 pub mod filter;
 pub mod index;
@@ -22,7 +23,10 @@ pub mod mailbox_log;
 pub mod maildir;
 pub mod mbox;
 pub mod memory;
+#[cfg(not(feature = "conformance"))]
 mod mutf7;
+#[cfg(feature = "conformance")]
+pub mod mutf7;
 mod status_cache;
 mod subscriptions;
 

@@ -10,7 +10,7 @@ use dsync_model::{
 use dsync_session::proto::{Channel, Direction, Message, Options};
 use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage};
 use dsync_session::storage::{Body, StorageError};
-use dsync_session::{Brain, Input, Job, Output, SessionError};
+use dsync_session::{Brain, Input, Job, Output, Report, SessionError};
 
 /// SplitMix64: small, and the same on every machine.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct World {
     /// Which message each (mailbox GUID, UIDVALIDITY, UID) named first, per end.
     pub names: [BTreeMap<(MailboxGuid, u32, Uid), MessageGuid>; 2],
     pub trace: Vec<String>,
+    /// What both ends reported of the last session that came to its end.
+    pub reports: [Report; 2],
     made: u64,
 }
 
@@ -82,6 +84,7 @@ impl World {
             deleted: BTreeSet::new(),
             names: Default::default(),
             trace: Vec::new(),
+            reports: Default::default(),
             made: 0,
         }
     }
@@ -274,7 +277,8 @@ impl World {
         let mut idle = [false; 2];
         for _ in 0..200_000 {
             if reports.iter().all(Option::is_some) {
-                return Ok(reports.iter().flatten().map(dsync_session::Report::status).max().unwrap_or(0));
+                self.reports = reports.map(Option::unwrap_or_default);
+                return Ok(self.reports.iter().map(Report::status).max().unwrap_or(0));
             }
             if faults.cut > 0 && self.dice.roll(faults.cut) == 0 {
                 return Err(SessionError::Link { status: 75, text: "cut".into() });

@@ -450,3 +450,205 @@ fn a_purge_frees_what_was_expunged() {
     let (status, _, said) = dsync(&place, &["purge", "mdbox:/no/such"]);
     assert!(status == 78 && said.contains("/no/such"), "{status} {said}");
 }
+
+/// Every file and directory of an account, with its content and when it was changed.
+fn disk(root: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, (u64, i64, Vec<u8>)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = std::collections::BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+        }
+        let content = if meta.is_file() { fs::read(&path).expect("read") } else { Vec::new() };
+        found.insert(path, (meta.ino(), meta.mtime_nsec() + meta.mtime() * 1_000_000_000, content));
+    }
+    found
+}
+
+/// In each format, in each mode, at both ends, with mail that nobody has given a UID yet: nothing is written, not even
+/// housekeeping.
+#[test]
+fn a_dry_run_leaves_the_disk_as_it_is() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let place = Place::new("");
+        let server = (format == "maildir").then(|| place.serve());
+        let a = Account::new(place.path("a"));
+        let b = Account::of(format, place.path("b"));
+        let (one, two) = (a.location(), b.location());
+        for n in 1..6 {
+            a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+        }
+        let dry = |line: &[&str]| {
+            let before = disk(place.dir.path());
+            let (status, printed, said) = dsync(&place, line);
+            assert!(status == 0 && said.is_empty(), "{format} {line:?}: {status} {said}");
+            let after = disk(place.dir.path());
+            let touched =
+                before.iter().filter(|(path, was)| after.get(*path) != Some(*was)).map(|(path, _)| path);
+            let made = after.keys().filter(|path| !before.contains_key(*path));
+            let changed: Vec<_> = touched.chain(made).collect();
+            assert!(changed.is_empty(), "{format} {line:?}: {changed:?}");
+            printed
+        };
+        // Into what is not there yet.
+        let printed = dry(&["backup", "--dry-run", "--source", &one, &two]);
+        assert!(printed.contains("there: INBOX:") && printed.contains("2 saved"), "{format} {printed}");
+        assert!(printed.contains("there: Work: created, 3 saved"), "{format} {printed}");
+        if server.is_some() {
+            let printed = dry(&["backup", "--dry-run", "--source", &one, &place.tls()]);
+            assert!(printed.contains("there: Work: created, 3 saved"), "{printed}");
+        }
+        run(&place, &["backup", "--source", &one, &two]);
+        assert_eq!(dry(&["sync", "--dry-run", "--source", &one, &two]), "nothing would change\n", "{format}");
+        // New mail, a flag, an expunge, a rename.
+        a.deliver("", &mail(70), b"Subject: new\n\n");
+        let seen = a.find("", &mail(2));
+        fs::rename(&seen, a.folder("").join("cur").join(format!("{}:2,S", mail(2)))).expect("is read");
+        fs::remove_file(a.find("", &mail(4))).expect("removed");
+        fs::rename(a.folder("Work"), a.folder("Job")).expect("renamed");
+        for line in [&["backup"][..], &["sync"], &["sync", "-1"]] {
+            let mut line = line.to_vec();
+            line.extend(["--dry-run", "--source", &one, &two]);
+            let printed = dry(&line);
+            assert!(
+                printed.contains("there: INBOX: 1 saved, 1 flagged, 1 expunged"),
+                "{format} {line:?} {printed}"
+            );
+            assert!(printed.contains("there: Job: renamed from Work"), "{format} {line:?} {printed}");
+            assert!(!printed.contains("here:"), "{format} {line:?} {printed}");
+        }
+        let printed = dry(&["backup", "-R", "--dry-run", "--json", "--source", &one, &two]);
+        let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        assert_eq!(
+            (&json["dry_run"], &json["mailboxes"][0]["saved"]),
+            (&true.into(), &1.into()),
+            "{format} {json}"
+        );
+        run(&place, &["sync", "--source", &one, &two]);
+        assert_eq!(dry(&["sync", "--dry-run", "--source", &one, &two]), "nothing would change\n", "{format}");
+        drop(server);
+    }
+}
+
+#[test]
+fn a_dry_run_says_what_the_guard_would_refuse() {
+    let (place, a, b) = much_mail();
+    remove(&a, "", 200);
+    let (status, printed, said) =
+        dsync(&place, &["backup", "--dry-run", "--source", &a.location(), &b.location()]);
+    assert!(
+        status == 0 && printed.contains("200 expunged") && said.contains("--allow-mass-delete"),
+        "{status} {said}"
+    );
+    assert_eq!(bodies(&b, "INBOX"), 300);
+}
+
+#[test]
+fn verify_finds_whatever_differs_and_writes_nothing() {
+    let place = Place::new("");
+    let server = place.serve();
+    let (a, b) = (Account::new(place.path("a")), Account::of("mdbox", place.path("b")));
+    for n in 1..120 {
+        a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\r\n\nline\n").as_bytes());
+    }
+    let (one, two) = (a.location(), b.location());
+    run(&place, &["backup", "--source", &one, &two]);
+    run(&place, &["backup", "--source", &one, &place.tls()]);
+    for line in [&["verify"][..], &["verify", "--bodies"]] {
+        for destination in [&two, &place.tls()] {
+            let mut line = line.to_vec();
+            line.extend(["--source", &one, destination]);
+            let before = disk(place.dir.path());
+            assert_eq!(run(&place, &line), "", "{line:?}");
+            assert_eq!(disk(place.dir.path()), before, "{line:?}");
+        }
+    }
+    let theirs = Account::new(place.path("server/alice"));
+    let rewrite = |prefix: &str, folder: &str, text: &str| {
+        fs::write(theirs.find(folder, prefix), text).expect("written")
+    };
+    // The same size, another content; and the date of a message.
+    let modified = fs::metadata(theirs.find("", &mail(4))).and_then(|meta| meta.modified()).expect("known");
+    rewrite(&mail(4), "", "Subject: 5\r\n\nline\n");
+    fs::File::options()
+        .write(true)
+        .open(theirs.find("", &mail(4)))
+        .and_then(|f| f.set_modified(modified))
+        .expect("set");
+    let line = ["verify", "--source", &one, &place.tls()];
+    assert_eq!(run(&place, &line), "", "without the contents");
+    let (status, printed, _) = dsync(&place, &["verify", "--bodies", "--source", &one, &place.tls()]);
+    assert_eq!((status, printed.as_str()), (2, "INBOX: UID 2: the contents differ\n"));
+    receive(&theirs, "", &mail(6), 1_000_000_000);
+    rewrite(&mail(8), "", "Subject: longer\r\n\nline\n");
+    fs::remove_file(theirs.find("Work", &mail(3))).expect("removed");
+    let flagged = theirs.find("Work", &mail(5));
+    fs::rename(&flagged, theirs.folder("Work").join("cur").join(format!("{}:2,F", mail(5))))
+        .expect("flagged");
+    fs::remove_dir_all(theirs.folder("Work").join("tmp")).expect("removed");
+    theirs.deliver("Extra", &mail(500), b"Subject: extra\n\n");
+    fs::write(theirs.root.join("subscriptions"), "Extra\n").expect("written");
+    let (status, printed, said) = dsync(&place, &line);
+    for expected in [
+        "INBOX: UID 3: received ",
+        "INBOX: UID 4: 20 bytes here, 25 there",
+        "Work: UID 2: is not there",
+        "Work: UID 3: flags () here, (\\Flagged) there",
+        "Extra: is not here",
+        "Extra: not subscribed here, subscribed there",
+    ] {
+        assert!(printed.contains(expected), "{expected}: {printed} {said}");
+    }
+    assert_eq!(status, 2);
+    let (status, printed, _) =
+        dsync(&place, &["verify", "-m", "Work", "--json", "--source", &one, &place.tls()]);
+    let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((status, json["differences"].as_array().map(Vec::len)), (2, Some(2)), "{json}");
+    drop(server);
+}
+
+#[test]
+fn a_raw_log_tells_what_went_over_the_wire_and_no_secret() {
+    let place = Place::new("");
+    let server = place.serve();
+    let (a, raw) = (Account::new(place.path("a")), place.path("raw").display().to_string());
+    a.deliver("", &mail(1), b"Subject: private thing\n\n");
+    for (destination, line) in
+        [(place.tls(), "backup"), (format!("maildir:{}", place.path("b").display()), "sync")]
+    {
+        run(&place, &[line, "-r", &raw, "--source", &a.location(), &destination]);
+        let bytes = fs::read(&raw).expect("written");
+        for secret in ["private thing", dsync_tests::programs::PASSWORD] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret}");
+        }
+        assert_eq!(fs::metadata(&raw).expect("there").permissions().mode() & 0o777, 0o600);
+        let text = run(&place, &["rawlog", &raw]);
+        for expected in
+            ["> session: Handshake", "< session: Nodes", "> 1: Changes", "body, 24 bytes", "session: Finish"]
+        {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+    let (status, _, said) = dsync(&place, &["rawlog", &a.root.join("dovecot-uidlist").display().to_string()]);
+    assert!(status == 65 && said.contains("no raw log"), "{status} {said}");
+    drop(server);
+}
+
+#[test]
+fn manual_pages_and_completions_are_made() {
+    let place = Place::new("");
+    run(&place, &["man", &place.dir.path().display().to_string()]);
+    for page in
+        ["dsync.1", "dsync-sync.1", "dsync-backup.1", "dsync-verify.1", "dsync-server.1", "dsync.conf.5"]
+    {
+        let text = fs::read_to_string(place.path(page)).expect(page);
+        assert!(text.contains(".SH") && text.len() > 500, "{page}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(&place, &["completions", shell]).contains("backup"), "{shell}");
+    }
+    let help = run(&place, &["help", "sync"]);
+    assert!(help.contains("--dry-run") && help.contains("-x, --exclude"), "{help}");
+}

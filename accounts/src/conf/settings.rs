@@ -48,6 +48,7 @@ const KNOWN: &[&str] = &[
     "mail_location",
     "mail_path",
     "mail_plugins",
+    "mail_replica",
     "mailbox_list_layout",
     "mdbox_rotate_interval",
     "mdbox_rotate_size",
@@ -69,6 +70,11 @@ const KNOWN: &[&str] = &[
     "ssl_server_request_client_cert",
     "ssl_verify_client_cert",
 ];
+
+/// The names of the settings that mean something here, for the manual.
+pub fn known_settings() -> &'static [&'static str] {
+    KNOWN
+}
 
 /// Whether clients may, or must, use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

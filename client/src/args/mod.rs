@@ -75,8 +75,36 @@ pub enum Command {
         #[command(flatten)]
         globals: Globals,
     },
+    /// Compare both ends message by message, and change nothing; status 2 if anything differs
+    Verify {
+        /// Compare the contents too, by BLAKE3
+        #[arg(long)]
+        bodies: bool,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        globals: Globals,
+    },
+    /// Show what was recorded by -r, a line for each frame
+    Rawlog {
+        /// The file that -r named
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Read a password from stdin, and print the hash for doveadm_password
     HashPassword,
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to, /usr/local/share/man/man1 for instance
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
 }
 
 impl Cli {
@@ -86,8 +114,12 @@ impl Cli {
         let behind = match &self.command {
             Command::Sync { globals, .. }
             | Command::Backup { globals, .. }
-            | Command::Purge { globals, .. } => Some(globals),
-            Command::HashPassword => None,
+            | Command::Purge { globals, .. }
+            | Command::Verify { globals, .. } => Some(globals),
+            Command::Rawlog { .. }
+            | Command::HashPassword
+            | Command::Man { .. }
+            | Command::Completions { .. } => None,
         };
         if let Some(behind) = behind {
             all.debug |= behind.debug;
@@ -131,6 +163,9 @@ mod tests {
             "sync -P maildir:/x",
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
+            "backup --dry-run --allow-mass-delete --json -r raw maildir:/b",
+            "-v verify --bodies -u alice -m INBOX tcps:mx1",
+            "rawlog raw",
         ] {
             let parsed = parse(line);
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

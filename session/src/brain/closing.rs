@@ -5,7 +5,7 @@ use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
     Since, UidSet,
 };
-use dsync_proto::{BaseRef, Counters, Message, Purpose, Settled};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 
 use super::greeting::note_name;
 use super::mailbox::goal;
@@ -268,6 +268,16 @@ impl Brain {
             }
             self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
             self.report.state = self.next_state()?;
+            if self.dry_run() && self.end == End::Responder {
+                let planned: Vec<Planned> = self.report.mailboxes.iter().map(Into::into).collect();
+                for batch in planned.chunks(BATCH_MAX) {
+                    self.say(Message::Planned { mailboxes: batch.to_vec(), notes: Vec::new() });
+                }
+                let notes: Vec<String> = self.report.notes.iter().take(BATCH_MAX).cloned().collect();
+                if !notes.is_empty() {
+                    self.say(Message::Planned { mailboxes: Vec::new(), notes });
+                }
+            }
             self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
             self.say(Message::Finish(self.counters));
             return Ok(true);

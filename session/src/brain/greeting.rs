@@ -6,8 +6,9 @@ use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message};
-use dsync_storage::StorageError;
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose};
+use dsync_storage::memory::MemoryStorage;
+use dsync_storage::{Storage, StorageError};
 
 use super::mailbox::Open;
 use super::scope::{Scope, unreadable};
@@ -42,6 +43,11 @@ impl Brain {
                 let Handshake { direction, options, .. } = handshake.clone();
                 if options.lock_wait_secs > 0 {
                     self.lock_wait = Duration::from_secs(options.lock_wait_secs.into());
+                }
+                if options.purpose != Purpose::Sync {
+                    let nothing: Box<dyn Storage> = Box::new(MemoryStorage::default());
+                    let storage = std::mem::replace(&mut self.storage, nothing);
+                    self.storage = super::for_purpose(storage, options.purpose);
                 }
                 self.job = Some(Job { direction, options });
             }
@@ -126,6 +132,9 @@ impl Brain {
         if !self.peer_nodes_done {
             return Ok(false);
         }
+        if let Some(Purpose::Verify { .. }) = self.job.as_ref().map(|job| job.options.purpose) {
+            return self.begin_verifying();
+        }
         let common = a.iter().filter(|base| b.contains(base)).max().copied();
         let pair = match (self.me, &self.peer) {
             (Some(me), Some(peer)) => me.pair(peer.store),
@@ -182,6 +191,15 @@ impl Brain {
             TreeChange::Identify { name, .. } => (Some(name), "got the other end's GUID".to_owned()),
             _ => (None, String::new()),
         };
+        if self.dry_run()
+            && let TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } = change
+        {
+            let what =
+                if matches!(change, TreeChange::Subscribe { .. }) { "subscribed" } else { "unsubscribed" };
+            for name in names {
+                self.renamed.entry(name.clone()).or_insert_with(|| what.to_owned());
+            }
+        }
         match self.storage.change_tree(change) {
             Ok(done) => {
                 if let (true, Some(name)) = (done, name) {

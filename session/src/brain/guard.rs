@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use dsync_merge::Direction;
 use dsync_model::{MailboxGuid, MailboxTree, MessageAction, MessageChange, Since, TreeChange, Uid};
-use dsync_proto::{Options, Purpose};
+use dsync_proto::Options;
 
 use super::{Brain, at};
 use crate::SessionError;
@@ -120,7 +120,7 @@ impl Brain {
 
     fn refuse(&mut self, text: String) -> Result<(), SessionError> {
         let text = format!("{text}; --allow-mass-delete does it");
-        if self.job.as_ref().is_some_and(|job| job.options.purpose == Purpose::DryRun) {
+        if self.dry_run() {
             self.report.notes.push(text);
             return Ok(());
         }

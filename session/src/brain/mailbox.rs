@@ -512,9 +512,13 @@ impl Brain {
 
     pub(super) fn body_end(&mut self, channel: Channel) -> Result<(), SessionError> {
         self.body_piece(channel, &[])?;
+        let dry_run = self.dry_run();
         let open = &mut self.open[channel as usize - 1];
         let name = open.name();
         if let (Some((message, _)), Some(mailbox)) = (open.saving.take(), open.mailbox.as_mut()) {
+            if dry_run {
+                open.unsaved.1 += message.size.unwrap_or(0);
+            }
             mailbox.end_save().map_err(at(format!("{name}: UID {}: cannot save", message.uid)))?;
         }
         self.count_save(channel as usize - 1)

@@ -12,6 +12,7 @@ mod mailbox;
 mod scope;
 mod stateful;
 mod unreadable;
+mod verifying;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,8 +20,10 @@ use std::time::Duration;
 use dsync_merge::{End, TreePlan};
 use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState};
 use dsync_proto::{
-    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
+    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
+    Terminus,
 };
+use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
@@ -70,6 +73,7 @@ enum Stage {
     Settling,
     Bases,
     Writing,
+    Verifying,
     Finishing,
     Done,
 }
@@ -115,12 +119,14 @@ pub struct Brain {
     /// The initiator's sync state, at both ends; `None`: it has none and wants none.
     state: Option<SyncState>,
     state_is_stale: bool,
+    verifying: verifying::Verifying,
 }
 
 impl Brain {
     /// The end that began the session; `job` counts for both.
     pub fn initiator(storage: Box<dyn Storage>, job: Job) -> Brain {
         let wait = Duration::from_secs(job.options.lock_wait_secs.into());
+        let storage = for_purpose(storage, job.options.purpose);
         Brain { job: Some(job), ..Brain::new(End::Initiator, storage, wait) }
     }
 
@@ -171,6 +177,7 @@ impl Brain {
             old_notes: BTreeSet::new(),
             state: None,
             state_is_stale: false,
+            verifying: Default::default(),
         }
     }
 
@@ -214,6 +221,7 @@ impl Brain {
             Stage::Settling => self.settle()?,
             Stage::Bases => self.agree_on_base()?,
             Stage::Writing => self.base_written()?,
+            Stage::Verifying => self.verify()?,
             Stage::Finishing => self.finish()?,
             Stage::Done => return Ok(Output::Done(Box::new(std::mem::take(&mut self.report)))),
         };
@@ -265,6 +273,16 @@ impl Brain {
                 self.written[peer] = Some(generation);
                 Ok(())
             }
+            Message::Listing(name, listed) if self.end == End::Initiator => self.take_listing(name, listed),
+            Message::End(List::Listing) if self.end == End::Initiator => {
+                self.end_listing();
+                Ok(())
+            }
+            Message::Planned { mailboxes, notes } if self.end == End::Initiator => {
+                self.report.remote_mailboxes.extend(mailboxes.into_iter().map(Into::into));
+                self.report.notes.extend(notes.into_iter().map(|note| format!("the other end: {note}")));
+                Ok(())
+            }
             Message::Finish(counters) => {
                 self.peer_finish = Some(counters);
                 Ok(())
@@ -308,6 +326,10 @@ impl Brain {
         }
     }
 
+    fn dry_run(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.options.purpose == Purpose::DryRun)
+    }
+
     fn role(&self) -> Role {
         match self.end {
             End::Initiator => Role::Initiator,
@@ -319,6 +341,15 @@ impl Brain {
         self.report.problems.push(text);
         let worst = self.report.problem_status;
         self.report.problem_status = if worst == 75 || (worst != 0 && status != 75) { worst } else { status };
+    }
+}
+
+/// The storage as the purpose of the session allows it: written only if it is to be.
+fn for_purpose(storage: Box<dyn Storage>, purpose: Purpose) -> Box<dyn Storage> {
+    match purpose {
+        Purpose::Sync => storage,
+        Purpose::DryRun => Box::new(DryRun::new(storage, false)),
+        Purpose::Verify { .. } => Box::new(DryRun::new(storage, true)),
     }
 }
 
