@@ -193,6 +193,14 @@ impl Storage for DryRun {
         Ok(true)
     }
 
+    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
+        if self.absent {
+            return Ok(false);
+        }
+        let _pretend = Pretend::begin();
+        self.inner.check(mailbox, from)
+    }
+
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
         let (imagined, bodies) = (self.mailbox(mailbox)?, self.bodies);
         Ok(Box::new(DryMailbox { imagined, bodies, saving: None, saves: Vec::new(), actions: Vec::new() }))

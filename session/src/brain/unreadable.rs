@@ -24,7 +24,7 @@ impl Brain {
     pub(super) fn check_messages(&mut self, tree: &MailboxTree) -> Result<(), SessionError> {
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let sends = self.direction().source().is_none_or(|source| source == self.end);
-        if !sends || options.tree_only {
+        if !sends || options.tree_only || matches!(options.purpose, Purpose::Verify { .. }) {
             return Ok(());
         }
         let note = self.storage.read_note(NOTE, NOTE_BYTES_MAX).map_err(at("cannot read a note"))?;
