@@ -63,13 +63,13 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 impl Session<'_> {
     /// Where the run leads: one destination or several.
     pub fn targets(&self) -> Result<Vec<Target>, Failed> {
-        let user = match &self.common.user {
-            Some(name) => {
-                check_user(name)?;
-                lookup(self.settings, name)?
-            }
-            None => invoking_user(),
-        };
+        let user = user(self.settings, self.common.user.as_deref())?;
+        if let Some(socket) = &self.common.socket {
+            let what = format!(
+                "-S {socket}: dsync-server does not run commands for others; run dsync on that host, or name it as the destination"
+            );
+            return Err(Failed::usage(what));
+        }
         let words = if self.common.default_destination {
             let replica = self.settings.mail_replica(&user)?.ok_or_else(|| {
                 let what =
@@ -114,44 +114,16 @@ impl Session<'_> {
         outcome
     }
 
-    fn fsync(&self, settings: &Settings) -> Result<Fsync, Failed> {
-        Ok(match settings.mail_fsync()? {
-            dsync_accounts::Fsync::Always => Fsync::Always,
-            dsync_accounts::Fsync::Optimized => Fsync::Optimized,
-            dsync_accounts::Fsync::Never => Fsync::Never,
-        })
-    }
-
     /// The mail here.
     fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
-        let text = match &self.common.source {
-            Some(text) => Some(text.clone()),
-            None => self.settings.mail_location(user)?,
-        };
-        let location = match (text, &user.home) {
-            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
-            (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
-                let what = format!(
-                    "no mail found in {}: say where it is with --source maildir:/path",
-                    home.display()
-                );
-                Failed::new(78, anyhow::Error::msg(what))
-            })?,
-            (None, None) => {
-                let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
-                return Err(Failed::new(78, anyhow::Error::msg(what)));
-            }
-        };
+        let location = location(self.settings, user, self.common.source.as_deref())?;
         self.check_source(&location, Terminus::Initiator)?;
-        let location = location
-            .with_separator(self.settings.separator())
-            .with_attachments(self.settings.mail_attachment_dir(user)?);
         self.open(&location, self.settings)
     }
 
     /// Opens a storage; what is missing is made when it is used, by sessions that may.
     fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
-        let fsync = self.fsync(settings)?;
+        let fsync = fsync(settings)?;
         let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
         Ok(location.open(fsync)?)
     }
@@ -183,9 +155,7 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
-            .with_separator(settings.separator())
-            .with_attachments(settings.mail_attachment_dir(user)?);
+        let location = location(settings, user, Some(text))?;
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
         let mut watch = |brain: &Brain| {
@@ -280,6 +250,47 @@ impl Session<'_> {
         let user = self.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
         Ok(Auth::Plain { user, password })
     }
+}
+
+/// Whose mail a run is about: a user who is named, or who runs it.
+pub fn user(settings: &Settings, name: Option<&str>) -> Result<User, Failed> {
+    match name {
+        Some(name) => {
+            check_user(name)?;
+            Ok(lookup(settings, name)?)
+        }
+        None => Ok(invoking_user()),
+    }
+}
+
+/// Where a user's mail is: as said on the command line, else as configured, else where it usually is.
+pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<Location, Failed> {
+    let text = match said {
+        Some(text) => Some(text.to_owned()),
+        None => settings.mail_location(user)?,
+    };
+    let location = match (text, &user.home) {
+        (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
+        (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
+            let what =
+                format!("no mail found in {}: say where it is with --source maildir:/path", home.display());
+            Failed::new(78, anyhow::Error::msg(what))
+        })?,
+        (None, None) => {
+            let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
+            return Err(Failed::new(78, anyhow::Error::msg(what)));
+        }
+    };
+    Ok(location.with_separator(settings.separator()).with_attachments(settings.mail_attachment_dir(user)?))
+}
+
+/// When what is written goes to disk.
+pub fn fsync(settings: &Settings) -> Result<Fsync, Failed> {
+    Ok(match settings.mail_fsync()? {
+        dsync_accounts::Fsync::Always => Fsync::Always,
+        dsync_accounts::Fsync::Optimized => Fsync::Optimized,
+        dsync_accounts::Fsync::Never => Fsync::Never,
+    })
 }
 
 /// A program that ended says more than the pipe that it left behind.

@@ -6,6 +6,7 @@ mod destination;
 mod jobs;
 mod manual;
 mod progress;
+mod purge;
 mod report;
 mod select;
 
@@ -90,6 +91,9 @@ fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
         Command::Completions { shell } => manual::completions(*shell).map(|()| 0),
         Command::Rawlog { file } => rawlog(file).map(|()| 0),
         Command::Verify { bodies, common, .. } => verify(*bodies, common, globals),
+        Command::Purge { user, lock_wait, location, .. } => {
+            purge::run(globals, user.as_deref(), location.as_deref(), *lock_wait).map(|()| 0)
+        }
         Command::Sync { one_way, changes, common, .. } => {
             change(jobs::direction(false, *one_way, changes.reverse), changes, common, globals)
         }

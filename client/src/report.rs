@@ -39,6 +39,7 @@ struct Counts {
     renumbered: u64,
     expunged: u64,
     disturbed: u64,
+    freed: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -54,9 +55,18 @@ struct Mailbox<'a> {
 
 impl From<Counters> for Counts {
     fn from(counters: Counters) -> Counts {
-        let Counters { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed } =
-            counters;
-        Counts { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed }
+        let Counters {
+            mailboxes,
+            mailboxes_changed,
+            saved,
+            bytes,
+            flags,
+            renumbered,
+            expunged,
+            disturbed,
+            freed,
+        } = counters;
+        Counts { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed, freed }
     }
 }
 

@@ -7,7 +7,7 @@ use dsync_model::{
     UidSet, UidValidity,
 };
 
-use crate::{Both, Direction, ENDS, End, flags};
+use crate::{Both, Direction, ENDS, End, flags, unused_yields};
 
 /// One end's side of a mailbox.
 #[derive(Clone, Copy, Debug)]
@@ -153,13 +153,13 @@ pub fn messages(
     Ok(merge.plan(&views, uid_validity, end))
 }
 
-/// Rule **uidvalidity**: the source's; two-way that of the end with more messages, else the larger.
+/// Rule **uidvalidity**: the source's; two-way that of the end that ever held mail, that has more messages, else the larger.
 fn uid_validity(views: &Both<MailboxView<'_>>, direction: Direction) -> UidValidity {
     let key = |end: End| (views[end].status.messages, views[end].status.uid_validity);
-    let keeper = match direction.source() {
-        Some(source) => source,
-        None if key(End::Initiator) >= key(End::Responder) => End::Initiator,
-        None => End::Responder,
+    let keeper = match (direction.source(), unused_yields(Both(views.0.map(|view| view.status)))) {
+        (Some(keeper), _) | (None, Some(keeper)) => keeper,
+        _ if key(End::Initiator) >= key(End::Responder) => End::Initiator,
+        _ => End::Responder,
     };
     views[keeper].status.uid_validity
 }

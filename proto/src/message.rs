@@ -120,6 +120,8 @@ pub struct Options {
     /// `-t`, `-e`, `-I`, `-O`.
     pub filter: Box<Filter>,
     pub purpose: Purpose,
+    /// `-P`: free what expunged messages take up in the responder's storage, when all is done.
+    pub purge: bool,
 }
 
 /// What a session is for.
@@ -199,6 +201,8 @@ pub struct Counters {
     pub expunged: u64,
     /// Mailboxes that could not be brought to agree: the session ends with status 2.
     pub disturbed: u64,
+    /// Bytes that a purge freed; `None`: none was asked for, or the format never leaves anything to free.
+    pub freed: Option<u64>,
 }
 
 /// What an end would do to one mailbox.

@@ -77,6 +77,41 @@ pub trait Storage: Send {
 
     /// Removes a note, if it is there.
     fn remove_note(&mut self, name: &str) -> Result<()>;
+
+    /// Frees what expunged messages still take up, a bounded piece at a time: begins at `from`, which is 0 or what the last
+    /// call gave as [`Purged::next`]. `None`: with this format nothing is ever left to be freed.
+    fn purge(&mut self, from: u32) -> Result<Option<Purged>> {
+        let _ = from;
+        Ok(None)
+    }
+}
+
+/// What a purge did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Purged {
+    /// Files that are gone.
+    pub files: u64,
+    /// Messages that are gone with them, and their bytes.
+    pub messages: u64,
+    pub bytes: u64,
+    /// Files that could not be purged: somebody was writing to them, or they are not what the map says.
+    pub left: u64,
+    /// Where to go on; `None`: all is done.
+    pub next: Option<u32>,
+}
+
+impl Purged {
+    /// Both pieces together.
+    #[must_use]
+    pub fn and(self, more: Purged) -> Purged {
+        Purged {
+            files: self.files + more.files,
+            messages: self.messages + more.messages,
+            bytes: self.bytes + more.bytes,
+            left: self.left + more.left,
+            next: more.next,
+        }
+    }
 }
 
 /// A mailbox that cannot take part, and why.

@@ -122,6 +122,24 @@ fn a_damaged_uidlist_loses_no_message() {
 }
 
 #[test]
+fn a_lost_uidlist_changes_no_uidvalidity() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    let identity =
+        |account: &Account| account.view()["INBOX"][0].split_once(' ').expect("words").1.to_owned();
+    let before = identity(&b);
+    fs::remove_file(b.root.join("dovecot-uidlist")).expect("removed");
+    // The messages get UIDs that none had before.
+    let lines = &b.view()["INBOX"];
+    let numbers: Vec<&str> = lines[0].split(' ').skip(1).collect();
+    let old: Vec<&str> = before.split(' ').collect();
+    assert_eq!(numbers[0], old[0], "UIDVALIDITY");
+    let first: u32 = lines[1].split(' ').next().and_then(|uid| uid.parse().ok()).expect("a UID");
+    assert_eq!(first.to_string(), old[1], "UIDNEXT as it was");
+}
+
+#[test]
 fn excluded_mailboxes_are_left_alone() {
     let (_dir, a, b) = pair();
     some_mail(&a);

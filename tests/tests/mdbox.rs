@@ -11,9 +11,9 @@ use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid, ModSeq,
     NewMessage, Since, Timestamp, TreeChange, Uid, UidValidity,
 };
-use dsync_storage::dbox::{Mdbox, Purged};
+use dsync_storage::dbox::Mdbox;
 use dsync_storage::layout::{Format, Kind, Layout};
-use dsync_storage::{Committed, Fsync, Goal, Mailbox, Storage, disk};
+use dsync_storage::{Committed, Fsync, Goal, Mailbox, Purged, Storage, disk};
 use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::{Fixture, compare, touched};
 
@@ -344,7 +344,7 @@ fn work(account: &Account) -> dsync_storage::Result<()> {
     }
     mailbox.commit(goal())?;
     drop(mailbox);
-    storage.purge().map(drop)
+    storage.purge(0).map(drop)
 }
 
 fn crashes(rotate_bytes: u64) {
@@ -397,6 +397,10 @@ fn a_crash_at_any_step_loses_and_doubles_nothing() {
     crashes(500);
 }
 
+fn purge(account: &Account) -> Purged {
+    account.open().purge(0).expect("purges").expect("is mdbox")
+}
+
 #[test]
 fn purging_frees_what_nobody_refers_to() {
     let account = Account::new();
@@ -406,11 +410,11 @@ fn purging_frees_what_nobody_refers_to() {
         save(&mut *mailbox, n, &format!("old-{n}"), FlagSet::default(), 3000);
     }
     commit(&mut *mailbox);
-    assert_eq!(account.open().purge().expect("purges"), Purged::default());
+    assert_eq!(purge(&account), Purged::default());
     mailbox.apply(&[expunge(2), expunge(3)]).expect("takes note");
     commit(&mut *mailbox);
     let before = account.view();
-    let purged = account.open().purge().expect("purges");
+    let purged = purge(&account);
     assert_eq!((purged.files, purged.messages, purged.left), (1, 2, 0));
     assert!(purged.bytes > 6000, "{purged:?}");
     assert_eq!(account.view(), before);
@@ -422,7 +426,7 @@ fn purging_frees_what_nobody_refers_to() {
     assert!(text.starts_with(b"Subject: old-4"));
     mailbox.apply(&(1..=12).map(expunge).collect::<Vec<_>>()).expect("takes note");
     commit(&mut *mailbox);
-    assert_eq!(account.open().purge().expect("purges").messages, 10);
+    assert_eq!(purge(&account).messages, 10);
     assert_eq!(account.files().iter().filter(|name| name.starts_with("m.")).count(), 0);
     if installed() {
         let dovecot = Dovecot::new(account.dir.path());
@@ -458,7 +462,7 @@ fn two_mailboxes() -> Account {
     let mut mailbox = account.mailbox(BOX);
     mailbox.apply(&[expunge(3)]).expect("takes note");
     commit(&mut *mailbox);
-    account.open().purge().expect("purges");
+    purge(&account);
     account
 }
 

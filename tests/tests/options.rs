@@ -70,6 +70,9 @@ fn the_default_destination_is_the_replica() {
     let replica = format!("mail_replica={}", b.location());
     run(&place, &["-o", &replica, "backup", "-d", "--source", &a.location()]);
     assert_eq!(a.view(), b.view());
+    let (status, _, said) =
+        dsync(&place, &["backup", "-S", "mx1:12345", "--source", &a.location(), &b.location()]);
+    assert!(status == 64 && said.contains("does not run commands for others"), "{status} {said}");
     let (status, _, said) = dsync(&place, &["backup", "-d", "--source", &a.location()]);
     assert!(status == 68 && said.contains("mail_replica"), "{status} {said}");
 }
@@ -611,4 +614,44 @@ fn manual_pages_and_completions_are_made() {
     }
     let help = run(&place, &["help", "sync"]);
     assert!(help.contains("--dry-run") && help.contains("-x, --exclude"), "{help}");
+}
+
+/// What is expunged from mdbox takes up room until it is purged: with -P, or by a command of its own.
+#[test]
+fn a_purge_frees_what_was_expunged() {
+    let (place, a, _) = pair();
+    let mdbox = format!("mdbox:{}", place.path("mdbox").display());
+    let used = || -> u64 {
+        let files = fs::read_dir(place.path("mdbox").join("storage")).expect("listed").flatten();
+        let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("m."));
+        files.map(|file| file.metadata().expect("known").len()).sum()
+    };
+    a.deliver("", &mail(5), "z".repeat(50_000).as_bytes());
+    a.deliver("", &mail(6), "y".repeat(50_000).as_bytes());
+    run(&place, &["backup", "-P", "--source", &a.location(), &mdbox]);
+    let full = used();
+    fs::remove_file(a.find("", &mail(5))).expect("removed");
+    // Over a pipe: the server learns from the session that it is to purge.
+    let server = format!(
+        "{} --stdio -c {} -o mail_location={mdbox}",
+        programs().join("dsync-server").display(),
+        place.path("server.conf").display()
+    );
+    let remote = format!("dsync_remote_cmd={server} -u%u");
+    let (status, _, said) = dsync(
+        &place,
+        &["-v", "-o", &remote, "backup", "-P", "-u", "alice", "--source", &a.location(), "mx1"],
+    );
+    assert!(status == 0 && said.contains("purged the destination: 50"), "{status} {said}");
+    assert!(used() + 50_000 < full, "{} of {full}", used());
+    fs::remove_file(a.find("", &mail(6))).expect("removed");
+    run(&place, &["backup", "--source", &a.location(), &mdbox]);
+    assert!(used() > 50_000, "an expunge frees nothing by itself");
+    let (status, _, said) = dsync(&place, &["-v", "purge", &mdbox]);
+    assert!(status == 0 && said.contains("1 messages in 1 files purged, 50"), "{status} {said}");
+    assert!(used() < 50_000);
+    let (status, _, said) = dsync(&place, &["-v", "purge", &a.location()]);
+    assert!(status == 0 && said.contains("nothing to do"), "{status} {said}");
+    let (status, _, said) = dsync(&place, &["purge", "mdbox:/no/such"]);
+    assert!(status == 78 && said.contains("/no/such"), "{status} {said}");
 }

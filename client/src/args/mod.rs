@@ -77,6 +77,20 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Free what expunged messages still take up in the files of mdbox
+    Purge {
+        /// User whose mail it is [default: who runs it]
+        #[arg(short, long, value_name = "USER")]
+        user: Option<String>,
+        /// Wait so many seconds for the lock of the store
+        #[arg(short, long, value_name = "SECS", default_value_t = 30)]
+        lock_wait: u32,
+        /// The mail [default: the setting mail_location, else where it usually is]
+        #[arg(value_name = "LOCATION")]
+        location: Option<String>,
+        #[command(flatten)]
+        globals: Globals,
+    },
     /// Read a password from stdin, and print the hash for doveadm_password
     HashPassword,
     /// Write the manual pages into a directory
@@ -100,7 +114,8 @@ impl Cli {
         let behind = match &self.command {
             Command::Sync { globals, .. }
             | Command::Backup { globals, .. }
-            | Command::Verify { globals, .. } => Some(globals),
+            | Command::Verify { globals, .. }
+            | Command::Purge { globals, .. } => Some(globals),
             Command::Rawlog { .. }
             | Command::HashPassword
             | Command::Man { .. }
@@ -145,6 +160,7 @@ mod tests {
             "sync -n '' -n Shared/ -N -a Virtual/All -U -d",
             "sync -t 2024-01-01 -e 1w -I 10M -O -\\Deleted -r /tmp/raw -p mail_path=~/m maildir:/x",
             "sync -S /run/dsync/socket mx1",
+            "sync -P maildir:/x",
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
             "backup --dry-run --allow-mass-delete --json -r raw maildir:/b",

@@ -45,7 +45,7 @@ pub struct Common {
     /// Take the destination from the userdb field or setting mail_replica
     #[arg(short = 'd', long, conflicts_with = "destination")]
     pub default_destination: bool,
-    /// Have a dsync-server do it: path of its unix socket, or host:port
+    /// Have a server do it: known from doveadm, and refused here
     #[arg(short = 'S', long, value_name = "SOCKET")]
     pub socket: Option<String>,
     /// Record what travels between the ends in this file, for dsync rawlog; bodies and passwords are left out
@@ -92,6 +92,9 @@ pub struct Changes {
     #[arg(short = 'O', long = "flag", value_name = "[-]FLAG", action = ArgAction::Append, value_parser = flag_condition,
           allow_hyphen_values = true)]
     pub flag: Vec<FlagCondition>,
+    /// Free what expunged messages take up in the destination's storage when all is done (mdbox; with -R it is the source's)
+    #[arg(short = 'P', long)]
+    pub purge: bool,
     /// Begin from this state of an earlier run, and print the new one; empty: none is known
     #[arg(short = 's', long = "state", value_name = "STATE")]
     pub state: Option<String>,

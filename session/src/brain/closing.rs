@@ -5,7 +5,7 @@ use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
     Since, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Message, Planned, Settled};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 
 use super::greeting::note_name;
 use super::mailbox::goal;
@@ -217,8 +217,39 @@ impl Brain {
         }
     }
 
+    /// `-P`: as in Dovecot, it is the responder's storage that is purged. One piece; `false` if there is none left.
+    fn purge_some(&mut self) -> Result<bool, SessionError> {
+        let wanted = self.asks_to_purge() && self.end == End::Responder;
+        let Some(from) = self.purge_from.take().filter(|_| wanted) else { return Ok(false) };
+        let Some(purged) = self.storage.purge(from).map_err(at("all is synchronised, but cannot purge"))?
+        else {
+            return Ok(false);
+        };
+        self.counters.freed = Some(self.counters.freed.unwrap_or(0) + purged.bytes);
+        self.purge_from = purged.next;
+        Ok(true)
+    }
+
+    /// Says at the initiator what came of `-P`.
+    fn note_purge(&mut self, remote: &Counters) {
+        if self.asks_to_purge() && self.end == End::Initiator {
+            let told = match remote.freed {
+                Some(bytes) => format!("purged the destination: {bytes} bytes freed"),
+                None => "purge: the destination's format leaves nothing to free".into(),
+            };
+            self.report.notes.push(told);
+        }
+    }
+
+    fn asks_to_purge(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.options.purge && job.options.purpose == Purpose::Sync)
+    }
+
     pub(super) fn finish(&mut self) -> Result<bool, SessionError> {
         if !self.finish_said {
+            if self.purge_some()? {
+                return Ok(true);
+            }
             self.finish_said = true;
             for open in &mut self.open {
                 open.report.tree = self.renamed.remove(&open.pair.name);
@@ -254,6 +285,7 @@ impl Brain {
         let Some(remote) = self.peer_finish else { return Ok(false) };
         self.report.local = self.counters;
         self.report.remote = remote;
+        self.note_purge(&remote);
         self.lock = None;
         self.stage = Stage::Done;
         Ok(true)

@@ -105,6 +105,8 @@ pub struct Brain {
     written: [Option<Generation>; 2],
     counters: Counters,
     finish_said: bool,
+    /// Where a purge that was asked for goes on.
+    purge_from: Option<u32>,
     peer_finish: Option<Counters>,
     progress: Progress,
     report: Report,
@@ -162,6 +164,7 @@ impl Brain {
             written: [None; 2],
             counters: Counters::default(),
             finish_said: false,
+            purge_from: Some(0),
             peer_finish: None,
             progress: Progress::default(),
             report: Report::default(),

@@ -28,7 +28,6 @@ use crate::{Result, StorageError, disk};
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
 pub use metadata::Metadata;
-pub use purge::Purged;
 pub use storage::{Dbox, Mdbox, Sdbox};
 
 /// Begins the names of files that are still being written.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use dsync_model::{MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, UidValidity};
 use rand::RngExt;
 
-use super::Purged;
 use super::list_index;
 use super::map::Map;
 use super::shared::Shared;
@@ -18,7 +17,8 @@ use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
 use crate::status_cache::{Fingerprint, StatusCache};
 use crate::{
-    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
+    Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
+    disk,
 };
 
 /// A file `m.N` is not filled beyond this: Dovecot's default of `mdbox_rotate_size`.
@@ -66,14 +66,6 @@ impl Dbox {
         let shared = Arc::new(Shared { account, attachments, store });
         let map = shared.open_map()?;
         Ok(Dbox { shared, names: BTreeMap::new(), map })
-    }
-
-    /// Frees what expunged messages take up in the files of mdbox. With sdbox there is nothing to free.
-    pub fn purge(&mut self) -> Result<Purged> {
-        match &self.shared.store {
-            Some(store) => super::purge::purge(&self.shared, store),
-            None => Ok(Purged::default()),
-        }
     }
 
     /// Mailboxes and names without mail, INBOX left out.
@@ -228,5 +220,9 @@ impl Storage for Dbox {
 
     fn remove_note(&mut self, name: &str) -> Result<()> {
         self.shared.account.remove_note(name)
+    }
+
+    fn purge(&mut self, from: u32) -> Result<Option<Purged>> {
+        self.shared.store.as_ref().map(|store| super::purge::purge(&self.shared, store, from)).transpose()
     }
 }

@@ -80,6 +80,13 @@ pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy
     follow::write(&mut writer, &edit, goal, &[], policy)
 }
 
+/// UIDVALIDITY and UIDNEXT as the index has them, if there is one that can be read.
+pub fn numbers(places: &Places) -> Option<(UidValidity, Uid)> {
+    let index = Index::open(Paths::mailbox(places.index.as_ref()?)).ok()??;
+    let header = &index.state().header;
+    Some((UidValidity::new(header.uid_validity)?, Uid::new(header.next_uid).unwrap_or(Uid::MIN)))
+}
+
 /// Another UIDVALIDITY for a mailbox that stays as it is.
 pub fn set_validity(places: &Places, validity: UidValidity, policy: Fsync) -> Result<()> {
     let Some(directory) = &places.index else { return Ok(()) };

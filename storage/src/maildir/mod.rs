@@ -29,7 +29,7 @@ use crate::{
 };
 use filename::Keywords;
 use mailbox::MaildirMailbox;
-use scan::{LOCK_WAIT, Scan};
+use scan::{Fresh, LOCK_WAIT, Scan};
 use uidlist::UidList;
 
 /// Messages whose listings are kept between `tree` and `open`.
@@ -99,7 +99,12 @@ impl Maildir {
 impl Shared {
     fn scan(&self, places: &Places) -> Result<Scan> {
         Scan::take(places, self.account.fsync, &mut || {
-            Ok((MailboxGuid(rand::rng().random()), self.account.new_uid_validity()?))
+            // Dovecot sets the UIDVALIDITY of an empty mailbox in the index alone.
+            let (uid_validity, uid_next) = match indexed::numbers(places) {
+                Some(known) => known,
+                None => (self.account.new_uid_validity()?, Uid::MIN),
+            };
+            Ok(Fresh { guid: MailboxGuid(rand::rng().random()), uid_validity, uid_next })
         })
     }
 
