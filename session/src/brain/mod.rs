@@ -116,6 +116,8 @@ pub struct Brain {
     state: Option<SyncState>,
     state_is_stale: bool,
     verifying: verifying::Verifying,
+    /// Mailboxes that an end has and cannot read.
+    unlisted: BTreeSet<MailboxName>,
 }
 
 impl Brain {
@@ -173,6 +175,7 @@ impl Brain {
             state: None,
             state_is_stale: false,
             verifying: Default::default(),
+            unlisted: BTreeSet::new(),
         }
     }
 
@@ -252,6 +255,7 @@ impl Brain {
                 Ok(())
             }
             Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
+            Message::Unlisted(list) if !self.peer_nodes_done => self.take_unlisted(list),
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())

@@ -10,21 +10,29 @@ use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask};
 use dsync_proto::Options;
 
 /// The names that a session may touch.
-pub(super) struct Scope {
+pub(super) struct Scope<'a> {
     wanted: Vec<Mask>,
     guids: BTreeSet<MailboxGuid>,
     excluded: Vec<Mask>,
+    /// Mailboxes that an end has and cannot read: nobody knows what they are.
+    unlisted: &'a BTreeSet<MailboxName>,
     /// Settled for names that mailboxes have.
     known: BTreeMap<MailboxName, bool>,
     missing: Option<String>,
 }
 
-impl Scope {
-    pub(super) fn new(trees: Both<&MailboxTree>, base: Option<&Base>, options: &Options) -> Scope {
+impl<'a> Scope<'a> {
+    pub(super) fn new(
+        trees: Both<&MailboxTree>,
+        base: Option<&Base>,
+        options: &Options,
+        unlisted: &'a BTreeSet<MailboxName>,
+    ) -> Scope<'a> {
         let mut scope = Scope {
             wanted: options.mailboxes.iter().map(|mask| Mask::list_pattern(mask)).collect(),
             guids: options.guids.iter().copied().collect(),
             excluded: options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect(),
+            unlisted,
             known: BTreeMap::new(),
             missing: None,
         };
@@ -41,7 +49,8 @@ impl Scope {
             let wanted = (scope.wanted.is_empty() && scope.guids.is_empty())
                 || names.iter().any(|name| scope.wanted.iter().any(|mask| mask.matches(name)))
                 || guids.iter().any(|guid| scope.guids.contains(guid));
-            let excluded = names.iter().any(|name| scope.excluded.iter().any(|mask| mask.matches(name)));
+            let masked = |name: &MailboxName| scope.excluded.iter().any(|mask| mask.matches(name));
+            let excluded = names.iter().any(|name| masked(name) || unlisted.contains(*name));
             scope.known.extend(names.into_iter().map(|name| (name.clone(), wanted && !excluded)));
         }
         let plain = |text: &&String| !text.contains(['*', '%']);
@@ -56,7 +65,10 @@ impl Scope {
     }
 
     fn is_all(&self) -> bool {
-        self.wanted.is_empty() && self.guids.is_empty() && self.excluded.is_empty()
+        self.wanted.is_empty()
+            && self.guids.is_empty()
+            && self.excluded.is_empty()
+            && self.unlisted.is_empty()
     }
 
     /// Says whether the session is about what has this name.
@@ -68,6 +80,7 @@ impl Scope {
         let unasked = self.wanted.is_empty() && self.guids.is_empty();
         (unasked || self.wanted.iter().any(|mask| mask.matches(name)))
             && !self.excluded.iter().any(|mask| mask.matches(name))
+            && !self.unlisted.contains(name)
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
@@ -144,8 +157,8 @@ mod tests {
     }
 
     fn check(here: &str, there: &str, before: &str, options: &Options, expected: &str) {
-        let (here, there, base) = (tree(here), tree(there), base(before));
-        let scope = Scope::new(Both([&here, &there]), Some(&base), options);
+        let (here, there, base, unlisted) = (tree(here), tree(there), base(before), BTreeSet::new());
+        let scope = Scope::new(Both([&here, &there]), Some(&base), options, &unlisted);
         let names: BTreeSet<&MailboxName> = here.keys().chain(there.keys()).collect();
         let found: Vec<String> =
             names.into_iter().filter(|name| scope.has(name)).map(ToString::to_string).collect();
@@ -190,10 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_left_alone_under_every_name() {
+        let (here, there, base) = (tree("A=a"), tree("A=a Job=w"), base("A=a Work=w"));
+        let unlisted = BTreeSet::from([name("Work")]);
+        let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted);
+        assert!(scope.has(&name("A")) && !scope.has(&name("Work")) && !scope.has(&name("Job")));
+    }
+
+    #[test]
     fn what_nobody_has_is_missing() {
         let trees = [tree("A=a Sub"), tree("B=b")];
         let missing = |options: &Options| {
-            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options);
+            let unlisted = BTreeSet::new();
+            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options, &unlisted);
             scope.missing().map(str::to_owned)
         };
         assert_eq!(missing(&only("C")).as_deref(), Some("C"));
