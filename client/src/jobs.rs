@@ -69,6 +69,12 @@ impl Session<'_> {
     /// Where the run leads: one destination or several.
     pub fn targets(&self) -> Result<Vec<Target>, Failed> {
         let user = user(self.settings, self.common.user.as_deref())?;
+        if let Some(socket) = &self.common.socket {
+            let what = format!(
+                "-S {socket}: dsync-server does not run commands for others; run dsync on that host, or name it as the destination"
+            );
+            return Err(Failed::usage(what));
+        }
         let words = if self.common.default_destination {
             let replica = self.settings.mail_replica(&user)?.ok_or_else(|| {
                 let what =

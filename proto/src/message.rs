@@ -61,6 +61,9 @@ pub enum Message {
     /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
     /// `End(List::Listing)` when all were listed.
     Listing(MailboxName, Vec<Listed>),
+    /// Of the session, before the end of `Nodes`: mailboxes that this end has and cannot read, and why. They are no part of
+    /// the session, and never taken for deleted.
+    Unlisted(Vec<(MailboxName, String)>),
 }
 
 /// The lists that `End` can end.

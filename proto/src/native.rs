@@ -174,6 +174,10 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
             let short = names.chain(notes).map(String::len).all(|bytes| bytes <= 5 * TEXT_BYTES_MAX);
             if short && mailboxes.len().max(notes.len()) <= BATCH_MAX { Ok(()) } else { long("text") }
         }
+        Message::Unlisted(list) => {
+            let short = list.iter().all(|(_, why)| why.len() <= TEXT_BYTES_MAX);
+            if short && list.len() <= BATCH_MAX { Ok(()) } else { long("list of names") }
+        }
         Message::Listing(_, listed) => {
             let ascending = listed.windows(2).all(|pair| pair[0].uid < pair[1].uid);
             let fits = |listed: &Listed| {

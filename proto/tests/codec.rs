@@ -131,6 +131,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("state", of(Message::State(vec![(MailboxGuid([7; 16]), common)]))),
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
         ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
+        ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into())]))),
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),

@@ -61,20 +61,6 @@ pub enum Command {
         #[command(flatten)]
         globals: Globals,
     },
-    /// Free what expunged messages still take up in the files of mdbox
-    Purge {
-        /// User whose mail it is [default: who runs it]
-        #[arg(short, long, value_name = "USER")]
-        user: Option<String>,
-        /// Wait so many seconds for the lock of the store
-        #[arg(short, long, value_name = "SECS", default_value_t = 30)]
-        lock_wait: u32,
-        /// The mail [default: the setting mail_location, else where it usually is]
-        #[arg(value_name = "LOCATION")]
-        location: Option<String>,
-        #[command(flatten)]
-        globals: Globals,
-    },
     /// Compare both ends message by message, and change nothing; status 2 if anything differs
     Verify {
         /// Compare the contents too, by BLAKE3
@@ -90,6 +76,20 @@ pub enum Command {
         /// The file that -r named
         #[arg(value_name = "FILE")]
         file: PathBuf,
+    },
+    /// Free what expunged messages still take up in the files of mdbox
+    Purge {
+        /// User whose mail it is [default: who runs it]
+        #[arg(short, long, value_name = "USER")]
+        user: Option<String>,
+        /// Wait so many seconds for the lock of the store
+        #[arg(short, long, value_name = "SECS", default_value_t = 30)]
+        lock_wait: u32,
+        /// The mail [default: the setting mail_location, else where it usually is]
+        #[arg(value_name = "LOCATION")]
+        location: Option<String>,
+        #[command(flatten)]
+        globals: Globals,
     },
     /// Read a password from stdin, and print the hash for doveadm_password
     HashPassword,

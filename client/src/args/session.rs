@@ -45,7 +45,7 @@ pub struct Common {
     /// Take the destination from the userdb field or setting mail_replica
     #[arg(short = 'd', long, conflicts_with = "destination")]
     pub default_destination: bool,
-    /// Have a dsync-server do it: path of its unix socket, or host:port
+    /// Have a server do it: known from doveadm, and refused here
     #[arg(short = 'S', long, value_name = "SOCKET")]
     pub socket: Option<String>,
     /// Record what travels between the ends in this file, for dsync rawlog; bodies and passwords are left out

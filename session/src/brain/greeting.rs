@@ -6,12 +6,12 @@ use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, TEXT_BYTES_MAX};
 use dsync_storage::memory::MemoryStorage;
 use dsync_storage::{Storage, StorageError};
 
 use super::mailbox::Open;
-use super::scope::{Scope, unreadable};
+use super::scope::Scope;
 use super::{Brain, Job, Stage, at};
 use crate::SessionError;
 
@@ -76,15 +76,20 @@ impl Brain {
         let refs = self.read_bases(&me.pair(peer))?;
         self.bases[self.end as usize] = Some(refs.clone());
         self.say(Message::Bases(refs));
-        let (mut tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let mut unlisted = Vec::new();
         for problem in problems {
-            self.problem(describe(&problem.mailbox, &problem.error), problem.error.status());
-            // It is there all the same: the other end must not take it for deleted.
+            let mut text = describe(&problem.mailbox, &problem.error);
+            self.problem(text.clone(), problem.error.status());
+            // A name that none can be is neither in a base nor at the other end.
             if let Ok(name) = MailboxName::parse(&problem.mailbox, '/') {
-                tree.insert(name, unreadable());
+                text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+                unlisted.push((name, text));
             }
         }
         self.check_messages(&tree)?;
+        self.unlisted.extend(unlisted.iter().map(|(name, _)| name.clone()));
+        unlisted.chunks(BATCH_MAX).for_each(|batch| self.say(Message::Unlisted(batch.to_vec())));
         let mut nodes = tree.iter();
         loop {
             let batch: Vec<_> =
@@ -115,6 +120,18 @@ impl Brain {
             }
         }
         Ok(refs)
+    }
+
+    /// Mailboxes that the other end has and cannot read.
+    pub(super) fn take_unlisted(&mut self, list: Vec<(MailboxName, String)>) -> Result<(), SessionError> {
+        if self.unlisted.len() + list.len() > NODES_MAX {
+            return Err(SessionError::Peer(format!("lists more than {NODES_MAX} names")));
+        }
+        for (name, why) in list {
+            self.problem(format!("the other end: {}", why.escape_debug()), 75);
+            self.unlisted.insert(name);
+        }
+        Ok(())
     }
 
     pub(super) fn take_nodes(&mut self, nodes: Vec<(MailboxName, MailboxNode)>) -> Result<(), SessionError> {
@@ -150,7 +167,7 @@ impl Brain {
         self.guard_source(direction, &options)?;
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
-        let scope = Scope::new(trees, self.base.as_ref(), &options);
+        let scope = Scope::new(trees, self.base.as_ref(), &options, &self.unlisted);
         if let Some(missing) = scope.missing() {
             return Err(SessionError::Refused {
                 status: 68,

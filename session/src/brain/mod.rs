@@ -120,6 +120,8 @@ pub struct Brain {
     state: Option<SyncState>,
     state_is_stale: bool,
     verifying: verifying::Verifying,
+    /// Mailboxes that an end has and cannot read.
+    unlisted: BTreeSet<MailboxName>,
 }
 
 impl Brain {
@@ -178,6 +180,7 @@ impl Brain {
             state: None,
             state_is_stale: false,
             verifying: Default::default(),
+            unlisted: BTreeSet::new(),
         }
     }
 
@@ -257,6 +260,7 @@ impl Brain {
                 Ok(())
             }
             Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
+            Message::Unlisted(list) if !self.peer_nodes_done => self.take_unlisted(list),
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())

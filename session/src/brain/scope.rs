@@ -6,35 +6,35 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Both;
-use dsync_model::{Base, MailboxGuid, MailboxName, MailboxNode, MailboxTree, Mask};
+use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask};
 use dsync_proto::Options;
 
 /// The names that a session may touch.
-pub(super) struct Scope {
+pub(super) struct Scope<'a> {
     wanted: Vec<Mask>,
     guids: BTreeSet<MailboxGuid>,
     excluded: Vec<Mask>,
+    /// Mailboxes that an end has and cannot read: nobody knows what they are.
+    unlisted: &'a BTreeSet<MailboxName>,
     /// Settled for names that mailboxes have.
     known: BTreeMap<MailboxName, bool>,
     missing: Option<String>,
-    /// What an end has there it cannot read: nobody may take it for gone.
-    unreadable: BTreeSet<MailboxName>,
 }
 
-/// How an end lists a name that it cannot read: as neither a mailbox nor anything else.
-pub(super) fn unreadable() -> MailboxNode {
-    MailboxNode::default()
-}
-
-impl Scope {
-    pub(super) fn new(trees: Both<&MailboxTree>, base: Option<&Base>, options: &Options) -> Scope {
+impl<'a> Scope<'a> {
+    pub(super) fn new(
+        trees: Both<&MailboxTree>,
+        base: Option<&Base>,
+        options: &Options,
+        unlisted: &'a BTreeSet<MailboxName>,
+    ) -> Scope<'a> {
         let mut scope = Scope {
             wanted: options.mailboxes.iter().map(|mask| Mask::list_pattern(mask)).collect(),
             guids: options.guids.iter().copied().collect(),
             excluded: options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect(),
+            unlisted,
             known: BTreeMap::new(),
             missing: None,
-            unreadable: trees.0.into_iter().flat_map(names_unreadable).collect(),
         };
         if scope.is_all() {
             return scope;
@@ -49,9 +49,8 @@ impl Scope {
             let wanted = (scope.wanted.is_empty() && scope.guids.is_empty())
                 || names.iter().any(|name| scope.wanted.iter().any(|mask| mask.matches(name)))
                 || guids.iter().any(|guid| scope.guids.contains(guid));
-            let excluded = names.iter().any(|name| {
-                scope.excluded.iter().any(|mask| mask.matches(name)) || scope.unreadable.contains(*name)
-            });
+            let masked = |name: &MailboxName| scope.excluded.iter().any(|mask| mask.matches(name));
+            let excluded = names.iter().any(|name| masked(name) || unlisted.contains(*name));
             scope.known.extend(names.into_iter().map(|name| (name.clone(), wanted && !excluded)));
         }
         let plain = |text: &&String| !text.contains(['*', '%']);
@@ -69,7 +68,7 @@ impl Scope {
         self.wanted.is_empty()
             && self.guids.is_empty()
             && self.excluded.is_empty()
-            && self.unreadable.is_empty()
+            && self.unlisted.is_empty()
     }
 
     /// Says whether the session is about what has this name.
@@ -81,17 +80,13 @@ impl Scope {
         let unasked = self.wanted.is_empty() && self.guids.is_empty();
         (unasked || self.wanted.iter().any(|mask| mask.matches(name)))
             && !self.excluded.iter().any(|mask| mask.matches(name))
-            && !self.unreadable.contains(name)
+            && !self.unlisted.contains(name)
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
     pub(super) fn missing(&self) -> Option<&str> {
         self.missing.as_deref()
     }
-}
-
-fn names_unreadable(tree: &MailboxTree) -> impl Iterator<Item = MailboxName> {
-    tree.iter().filter(|(_, node)| **node == unreadable()).map(|(name, _)| name.clone())
 }
 
 type Component<'a> = (BTreeSet<&'a MailboxName>, BTreeSet<MailboxGuid>);
@@ -123,6 +118,8 @@ fn components<'a>(pairs: &BTreeSet<(&'a MailboxName, MailboxGuid)>) -> Vec<Compo
 #[cfg(test)]
 mod tests {
     use dsync_model::{BaseNode, Digest, MailboxStatus, ModSeq, Uid, UidValidity};
+
+    use dsync_model::MailboxNode;
 
     use super::*;
 
@@ -162,8 +159,8 @@ mod tests {
     }
 
     fn check(here: &str, there: &str, before: &str, options: &Options, expected: &str) {
-        let (here, there, base) = (tree(here), tree(there), base(before));
-        let scope = Scope::new(Both([&here, &there]), Some(&base), options);
+        let (here, there, base, unlisted) = (tree(here), tree(there), base(before), BTreeSet::new());
+        let scope = Scope::new(Both([&here, &there]), Some(&base), options, &unlisted);
         let names: BTreeSet<&MailboxName> = here.keys().chain(there.keys()).collect();
         let found: Vec<String> =
             names.into_iter().filter(|name| scope.has(name)).map(ToString::to_string).collect();
@@ -208,10 +205,19 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_left_alone_under_every_name() {
+        let (here, there, base) = (tree("A=a"), tree("A=a Job=w"), base("A=a Work=w"));
+        let unlisted = BTreeSet::from([name("Work")]);
+        let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted);
+        assert!(scope.has(&name("A")) && !scope.has(&name("Work")) && !scope.has(&name("Job")));
+    }
+
+    #[test]
     fn what_nobody_has_is_missing() {
         let trees = [tree("A=a Sub"), tree("B=b")];
         let missing = |options: &Options| {
-            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options);
+            let unlisted = BTreeSet::new();
+            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options, &unlisted);
             scope.missing().map(str::to_owned)
         };
         assert_eq!(missing(&only("C")).as_deref(), Some("C"));

@@ -3,7 +3,7 @@
 //! An end that may have to send looks into its messages before it lists its mailboxes: without that list the other end decides
 //! nothing. A note says up to which UID each mailbox was looked into, so that each message is looked into once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{MailboxGuid, MailboxStatus, MailboxTree, Uid, UidValidity};
 use dsync_proto::{Options, Purpose};
@@ -58,10 +58,12 @@ fn mailboxes<'a>(
     tree: &'a MailboxTree,
     options: &Options,
 ) -> impl Iterator<Item = (String, &'a MailboxStatus, bool)> {
-    let nothing = MailboxTree::new();
-    let scope = Scope::new(dsync_merge::Both([tree, &nothing]), None, options);
-    tree.iter()
-        .filter_map(move |(name, node)| Some((name.to_string(), node.mailbox.as_ref()?, scope.has(name))))
+    let (nothing, unlisted) = (MailboxTree::new(), BTreeSet::new());
+    let scope = Scope::new(dsync_merge::Both([tree, &nothing]), None, options, &unlisted);
+    let mailboxes = tree
+        .iter()
+        .filter_map(|(name, node)| Some((name.to_string(), node.mailbox.as_ref()?, scope.has(name))));
+    mailboxes.collect::<Vec<_>>().into_iter()
 }
 
 fn format(checked: &Checked) -> Vec<u8> {

@@ -49,7 +49,7 @@ impl Brain {
     pub(super) fn begin_verifying(&mut self) -> Result<bool, SessionError> {
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let trees = Both([&self.trees[0], &self.trees[1]]);
-        let scope = Scope::new(trees, None, &options);
+        let scope = Scope::new(trees, None, &options, &self.unlisted);
         if let Some(missing) = scope.missing() {
             let text = format!("no mailbox of either end is {missing}");
             return Err(SessionError::Refused { status: 68, text });
