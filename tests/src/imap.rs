@@ -173,8 +173,18 @@ impl Client {
             assert_eq!(*self.uid_validity.get_or_insert_with(|| now.clone()), now, "{name}: UIDVALIDITY");
         }
         if let Some(gone) = text.strip_prefix("VANISHED ") {
-            let gone = set(gone.trim_start_matches("(EARLIER) "));
-            self.uids.retain(|uid| !uid.is_some_and(|uid| gone.iter().any(|range| range.contains(&uid))));
+            let gone = set(gone);
+            // Of those that were not asked for yet, all that is known is that they come last.
+            let last = self.uids.iter().flatten().max().copied().unwrap_or(0);
+            let mut unknown = gone.iter().cloned().flatten().filter(|uid| *uid > last).count();
+            self.uids.retain(|uid| match uid {
+                Some(uid) => !gone.iter().any(|range| range.contains(uid)),
+                None if unknown > 0 => {
+                    unknown -= 1;
+                    false
+                }
+                None => true,
+            });
             return;
         }
         let mut words = text.splitn(3, ' ');
