@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{
-    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange, Uid,
+    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange, TreeLog,
+    Uid,
 };
 
 use crate::{Both, Direction, ENDS, End, later, unused_yields};
@@ -21,6 +22,8 @@ pub struct TreePlan {
     pub agreed: BTreeMap<MailboxName, BaseNode>,
     /// Mailboxes of the base that stay in it as they are: out of scope, or left alone.
     pub kept: BTreeSet<MailboxGuid>,
+    /// Mailboxes that one end deleted, as its log tells, and that come back with what the other end may have got since.
+    pub revived: Vec<MailboxName>,
 }
 
 /// One mailbox that both ends have once the tree is merged.
@@ -53,6 +56,7 @@ enum Fate {
 
 struct Merge<'a> {
     trees: Both<&'a MailboxTree>,
+    logs: Both<&'a TreeLog>,
     base: Option<&'a Base>,
     direction: Direction,
     in_scope: &'a dyn Fn(&MailboxName) -> bool,
@@ -61,15 +65,16 @@ struct Merge<'a> {
 /// Merges two trees and gives the half of `end`. Both ends pass the same trees in the same order.
 ///
 /// Mailboxes are matched by GUID, INBOX by its name, and those left over by name. `in_scope` is asked for each name
-/// that a mailbox has at either end or in the base; one yes is enough.
+/// that a mailbox has at either end or in the base; one yes is enough. The logs tell what the base does not.
 pub fn tree(
     trees: Both<&MailboxTree>,
+    logs: Both<&TreeLog>,
     base: Option<&Base>,
     direction: Direction,
     in_scope: &dyn Fn(&MailboxName) -> bool,
     end: End,
 ) -> TreePlan {
-    let merge = Merge { trees, base, direction, in_scope };
+    let merge = Merge { trees, logs, base, direction, in_scope };
     let mut mailboxes = merge.match_up();
     mailboxes.iter_mut().for_each(|mailbox| merge.decide(mailbox));
     merge.settle_names(&mut mailboxes);
@@ -101,11 +106,16 @@ impl Merge<'_> {
         for guid in shared {
             add(Both([left.0[0].remove(&guid), left.0[1].remove(&guid)]));
         }
-        // Gone at the other end since the base: never matched by name with what took its place.
+        // Gone at the other end since the base, or as its log tells: never matched by name with what took its place.
         let mut one_sided = Vec::new();
         for end in ENDS {
-            let gone: Vec<MailboxGuid> =
-                left[end].keys().filter(|guid| self.base_name(**guid).is_some()).copied().collect();
+            // What a one-way sync reads is not deleted for what the log of the end that it writes says.
+            let goes = |guid: MailboxGuid| self.direction.source() != Some(end) && self.is_logged(guid, end);
+            let gone: Vec<MailboxGuid> = left[end]
+                .keys()
+                .filter(|guid| self.base_name(**guid).is_some() || goes(**guid))
+                .copied()
+                .collect();
             for guid in gone {
                 let mut at = Both::default();
                 at[end] = left[end].remove(&guid);
@@ -189,6 +199,15 @@ impl Merge<'_> {
         }
     }
 
+    /// Rule **log-delete**: the log of the other end tells that this mailbox was deleted there, and nothing has changed in it at
+    /// `holder` since: the copy that is left is what was deleted.
+    fn is_logged(&self, guid: MailboxGuid, holder: End) -> bool {
+        let Some(at) = self.logs[holder.other()].deleted.get(&guid) else { return false };
+        let mut nodes = self.trees[holder].values();
+        let node = nodes.find(|node| node.mailbox.as_ref().is_some_and(|status| status.guid == guid));
+        node.and_then(|node| node.changed).is_some_and(|changed| changed < *at)
+    }
+
     /// Rule **one-sided**: new here, or deleted there.
     fn fate_of_one(&self, mailbox: &Mailbox, holder: End, in_base: bool) -> Fate {
         let unseen_mail = || {
@@ -209,11 +228,17 @@ impl Merge<'_> {
         match self.direction {
             // Delete never takes mail that the deleting end had not seen.
             Direction::TwoWay if in_base && !unseen_mail() => Fate::Delete,
+            Direction::TwoWay if !in_base && self.is_logged(mailbox.guid, holder) => Fate::Delete,
             Direction::TwoWay => Fate::Keep,
             Direction::Mirror { into } if holder == into => Fate::Delete,
             Direction::Mirror { .. } => Fate::Keep,
             Direction::OneWay { into } if holder != into && !in_base => Fate::Keep,
             Direction::OneWay { into } if holder == into && in_base && !unseen_mail() => Fate::Delete,
+            Direction::OneWay { into }
+                if holder == into && !in_base && self.is_logged(mailbox.guid, holder) =>
+            {
+                Fate::Delete
+            }
             Direction::OneWay { .. } => Fate::Leave,
         }
     }
@@ -353,6 +378,9 @@ impl Merge<'_> {
                         }
                         None => {
                             if let Some((_, status)) = &mailbox.at[end.other()] {
+                                if self.logs[end].deleted.contains_key(&status.guid) {
+                                    plan.revived.push(name.clone());
+                                }
                                 let (guid, uid_validity) = (mailbox.guid, status.uid_validity);
                                 // One that was here before goes on above the UIDs that it gave away.
                                 let known = self.base.and_then(|base| base.mailboxes.get(&guid));
@@ -405,11 +433,20 @@ impl Merge<'_> {
             let (here, there) = (is_directory(end, name), is_directory(end.other(), name));
             let agreed_before =
                 self.base.and_then(|base| base.tree.get(name)).is_some_and(|node| node.directory);
+            // A directory has no mail: what the log of one end tells is enough.
+            let gone = |end: End| {
+                let renamed = self.trees[end.other()].get(name).and_then(|node| node.renamed);
+                self.logs[end].directory_deleted(name).is_some_and(|at| renamed < Some(at))
+            };
             let free = !exists(end, name) && plan.agreed.get(name).is_none_or(|node| node.mailbox.is_none());
             let written = self.direction.source() != Some(end);
             let (create, delete) = match self.direction {
                 Direction::TwoWay => {
-                    (there && free && !agreed_before, here && !exists(end.other(), name) && agreed_before)
+                    let there = there && !agreed_before && !gone(end);
+                    (
+                        there && free,
+                        here && !exists(end.other(), name) && (agreed_before || gone(end.other())),
+                    )
                 }
                 Direction::Mirror { .. } => (there && free, here && !exists(end.other(), name)),
                 Direction::OneWay { .. } => (there && free && !agreed_before, false),
@@ -447,7 +484,10 @@ impl Merge<'_> {
                 (Direction::TwoWay, _) if now.0[0] == now.0[1] => now.0[0],
                 (Direction::TwoWay, Some(before)) => !before,
                 (Direction::TwoWay, None) => {
-                    let times = Both(ENDS.map(|end| node(end).and_then(|node| node.subscription_changed)));
+                    let times = Both(ENDS.map(|end| match node(end) {
+                        Some(node) => node.subscription_changed,
+                        None => self.logs[end].unsubscribed(name),
+                    }));
                     later(times).is_none_or(|end| now[end])
                 }
             };

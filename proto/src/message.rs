@@ -5,7 +5,7 @@
 use bincode::{Decode, Encode};
 use dsync_model::{
     Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
-    MessageChange, MessageGuid, StoreId, Timestamp, Uid,
+    MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -58,6 +58,9 @@ pub enum Message {
     /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
     /// `End(List::Listing)` when all were listed.
     Listing(MailboxName, Vec<Listed>),
+
+    /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone.
+    Log(TreeLog),
 }
 
 /// The lists that `End` can end.

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use dsync_model::{
     Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
-    StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+    StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use disk::Fsync;
@@ -58,6 +58,11 @@ pub trait Storage: Send {
     /// New messages get their UIDs here. Problems that concern one mailbox (it cannot be read, say) are
     /// reported in the second part, and its name is left out of the first.
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)>;
+
+    /// What is known of mailboxes and names that were not in the last [`tree`](Self::tree) any more; empty where no log is kept.
+    fn tree_log(&self) -> TreeLog {
+        TreeLog::default()
+    }
 
     /// Makes one change durable. `false`: it was not to be done any more (see [`TreeChange::Delete`]).
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool>;

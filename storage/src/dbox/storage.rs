@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dsync_model::{MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, UidValidity};
+use dsync_model::{
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, UidValidity,
+};
 use rand::RngExt;
 
 use super::list_index;
@@ -15,7 +17,7 @@ use super::store::Store;
 use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
-use crate::status_cache::{Fingerprint, StatusCache};
+use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
     disk,
@@ -28,6 +30,7 @@ pub const ROTATE_BYTES: u64 = 10 << 20;
 pub struct Dbox {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
+    log: TreeLog,
     /// The map, as it was last looked at.
     map: Option<Map>,
 }
@@ -65,7 +68,7 @@ impl Dbox {
         let store = multi.then(|| Store::new(&account.layout, rotate_bytes));
         let shared = Arc::new(Shared { account, attachments, store });
         let map = shared.open_map()?;
-        Ok(Dbox { shared, names: BTreeMap::new(), map })
+        Ok(Dbox { shared, names: BTreeMap::new(), log: TreeLog::default(), map })
     }
 
     /// Mailboxes and names without mail, INBOX left out.
@@ -77,11 +80,12 @@ impl Dbox {
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.places(name)?;
         let log = Shared::paths(&places).log();
+        let changed = status_cache::last_change([log.as_path()]);
         let before = Fingerprint::of([log.as_path()]);
         let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
         if let Some(status) = known {
             self.names.insert(status.guid, name.clone());
-            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+            return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
         let mail = places.mail.clone();
         super::sweep(&mail)?;
@@ -105,7 +109,7 @@ impl Dbox {
         let status = status?;
         cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
         self.names.insert(guid, name.clone());
-        Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
+        Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
 }
 
@@ -164,7 +168,12 @@ impl Storage for Dbox {
         for name in subscribed {
             tree.entry(name).or_default().subscribed = true;
         }
+        self.log = self.shared.account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn tree_log(&self) -> TreeLog {
+        self.log.clone()
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
