@@ -5,7 +5,9 @@ mod renames;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_model::{Base, BaseNode, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, TreeChange, Uid};
+use dsync_model::{
+    Base, BaseNode, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, TreeChange, TreeLog, Uid,
+};
 
 use crate::{Both, Direction, ENDS, End, later, unused_yields};
 use renames::{is_temporary, ordered, temporary};
@@ -23,6 +25,8 @@ pub struct TreePlan {
     pub agreed: BTreeMap<MailboxName, BaseNode>,
     /// Mailboxes of the base that stay in it as they are: out of scope, or left alone.
     pub kept: BTreeSet<MailboxGuid>,
+    /// Mailboxes that one end deleted, as its log tells, and that come back with what the other end may have got since.
+    pub revived: Vec<MailboxName>,
 }
 
 /// One mailbox that both ends have once the tree is merged.
@@ -55,6 +59,7 @@ enum Fate {
 
 struct Merge<'a> {
     trees: Both<&'a MailboxTree>,
+    logs: Both<&'a TreeLog>,
     base: Option<&'a Base>,
     direction: Direction,
     in_scope: &'a dyn Fn(&MailboxName) -> bool,
@@ -63,15 +68,16 @@ struct Merge<'a> {
 /// Merges two trees and gives the half of `end`. Both ends pass the same trees in the same order.
 ///
 /// Mailboxes are matched by GUID, INBOX by its name, and those left over by name. `in_scope` is asked for each name
-/// that a mailbox has at either end or in the base; one yes is enough.
+/// that a mailbox has at either end or in the base; one yes is enough. The logs tell what the base does not.
 pub fn tree(
     trees: Both<&MailboxTree>,
+    logs: Both<&TreeLog>,
     base: Option<&Base>,
     direction: Direction,
     in_scope: &dyn Fn(&MailboxName) -> bool,
     end: End,
 ) -> TreePlan {
-    let merge = Merge { trees, base, direction, in_scope };
+    let merge = Merge { trees, logs, base, direction, in_scope };
     let mut mailboxes = merge.match_up();
     mailboxes.iter_mut().for_each(|mailbox| merge.decide(mailbox));
     merge.settle_names(&mut mailboxes);
@@ -103,11 +109,16 @@ impl Merge<'_> {
         for guid in shared {
             add(Both([left.0[0].remove(&guid), left.0[1].remove(&guid)]));
         }
-        // Gone at the other end since the base: never matched by name with what took its place.
+        // Gone at the other end since the base, or as its log tells: never matched by name with what took its place.
         let mut one_sided = Vec::new();
         for end in ENDS {
-            let gone: Vec<MailboxGuid> =
-                left[end].keys().filter(|guid| self.base_name(**guid).is_some()).copied().collect();
+            // What a one-way sync reads is not deleted for what the log of the end that it writes says.
+            let goes = |guid: MailboxGuid| self.direction.source() != Some(end) && self.is_logged(guid, end);
+            let gone: Vec<MailboxGuid> = left[end]
+                .keys()
+                .filter(|guid| self.base_name(**guid).is_some() || goes(**guid))
+                .copied()
+                .collect();
             for guid in gone {
                 let mut at = Both::default();
                 at[end] = left[end].remove(&guid);
@@ -191,6 +202,15 @@ impl Merge<'_> {
         }
     }
 
+    /// Rule **log-delete**: the log of the other end tells that this mailbox was deleted there, and nothing has changed in it at
+    /// `holder` since: the copy that is left is what was deleted.
+    fn is_logged(&self, guid: MailboxGuid, holder: End) -> bool {
+        let Some(at) = self.logs[holder.other()].deleted.get(&guid) else { return false };
+        let mut nodes = self.trees[holder].values();
+        let node = nodes.find(|node| node.mailbox.as_ref().is_some_and(|status| status.guid == guid));
+        node.and_then(|node| node.changed).is_some_and(|changed| changed < *at)
+    }
+
     /// Rule **one-sided**: new here, or deleted there.
     fn fate_of_one(&self, mailbox: &Mailbox, holder: End, in_base: bool) -> Fate {
         let unseen_mail = || {
@@ -211,11 +231,17 @@ impl Merge<'_> {
         match self.direction {
             // Delete never takes mail that the deleting end had not seen.
             Direction::TwoWay if in_base && !unseen_mail() => Fate::Delete,
+            Direction::TwoWay if !in_base && self.is_logged(mailbox.guid, holder) => Fate::Delete,
             Direction::TwoWay => Fate::Keep,
             Direction::Mirror { into } if holder == into => Fate::Delete,
             Direction::Mirror { .. } => Fate::Keep,
             Direction::OneWay { into } if holder != into && !in_base => Fate::Keep,
             Direction::OneWay { into } if holder == into && in_base && !unseen_mail() => Fate::Delete,
+            Direction::OneWay { into }
+                if holder == into && !in_base && self.is_logged(mailbox.guid, holder) =>
+            {
+                Fate::Delete
+            }
             Direction::OneWay { .. } => Fate::Leave,
         }
     }
@@ -359,6 +385,9 @@ impl Merge<'_> {
                         }
                         None => {
                             if let Some((_, status)) = &mailbox.at[end.other()] {
+                                if self.logs[end].deleted.contains_key(&status.guid) {
+                                    plan.revived.push(name.clone());
+                                }
                                 let (guid, uid_validity) = (mailbox.guid, status.uid_validity);
                                 // One that was here before goes on above the UIDs that it gave away.
                                 let known = self.base.and_then(|base| base.mailboxes.get(&guid));

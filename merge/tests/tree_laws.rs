@@ -217,7 +217,9 @@ fn base_of(tree: &MailboxTree, plan: &TreePlan, old: Option<&Base>) -> Base {
 }
 
 fn plans(a: &MailboxTree, b: &MailboxTree, base: Option<&Base>, direction: Direction) -> [TreePlan; 2] {
-    [End::Initiator, End::Responder].map(|end| tree(Both([a, b]), base, direction, &|_| true, end))
+    let quiet = dsync_model::TreeLog::default();
+    [End::Initiator, End::Responder]
+        .map(|end| tree(Both([a, b]), Both([&quiet, &quiet]), base, direction, &|_| true, end))
 }
 
 /// One synchronisation, and the base after it.

@@ -35,4 +35,4 @@ pub use mask::Mask;
 pub use message::{MailboxStatus, Message, MessageAction, MessageChange, NewMessage};
 pub use name::{MailboxName, NAME_BYTES_MAX, NameError, PARTS_MAX};
 pub use state::{LastCommon, StateError, SyncState};
-pub use tree::{MailboxNode, MailboxTree, TreeChange};
+pub use tree::{MailboxNode, MailboxTree, NameHash, TreeChange, TreeLog};

@@ -99,6 +99,11 @@ impl MailboxName {
         }
     }
 
+    /// The names above this one, the nearest first.
+    pub fn ancestors(&self) -> impl Iterator<Item = MailboxName> {
+        std::iter::successors(self.parent(), MailboxName::parent)
+    }
+
     /// Says whether this name lies below `ancestor`.
     pub fn is_below(&self, ancestor: &MailboxName) -> bool {
         self.0.len() > ancestor.0.len() && self.0.starts_with(&ancestor.0)

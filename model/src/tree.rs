@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bincode::{Decode, Encode};
+use sha1::{Digest, Sha1};
 
 use crate::{MailboxGuid, MailboxName, MailboxStatus, Timestamp, Uid, UidValidity};
 
@@ -19,6 +20,45 @@ pub struct MailboxNode {
     pub renamed: Option<Timestamp>,
     /// When it was last subscribed or unsubscribed, if a log tells.
     pub subscription_changed: Option<Timestamp>,
+    /// Nothing in the mailbox changed after this, as far as its files tell.
+    pub changed: Option<Timestamp>,
+}
+
+/// What a log of an account tells of mailboxes and names that are not there any more, and when they went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Encode, Decode)]
+pub struct TreeLog {
+    /// The hierarchy separator of the names that were hashed.
+    pub separator: char,
+    pub deleted: BTreeMap<MailboxGuid, Timestamp>,
+    /// Names without mail that were removed.
+    pub directories: BTreeMap<NameHash, Timestamp>,
+    pub unsubscribed: BTreeMap<NameHash, Timestamp>,
+}
+
+impl TreeLog {
+    /// When a directory of this name was removed, if the log tells.
+    pub fn directory_deleted(&self, name: &MailboxName) -> Option<Timestamp> {
+        self.directories.get(&NameHash::of(name, self.separator)).copied()
+    }
+
+    /// When this name was unsubscribed, if the log tells.
+    pub fn unsubscribed(&self, name: &MailboxName) -> Option<Timestamp> {
+        self.unsubscribed.get(&NameHash::of(name, self.separator)).copied()
+    }
+}
+
+/// The first 16 bytes of SHA-1 of a name: how Dovecot's mailbox log names it (storage formats reference, 5.2).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Encode, Decode)]
+pub struct NameHash(pub [u8; 16]);
+
+impl NameHash {
+    /// Of a name, spelled with this hierarchy separator.
+    pub fn of(name: &MailboxName, separator: char) -> NameHash {
+        let hash = Sha1::digest(name.join(separator).as_bytes());
+        let mut first = [0; 16];
+        first.copy_from_slice(&hash[..16]);
+        NameHash(first)
+    }
 }
 
 /// All names of an account, in the order of [`MailboxName`]. Each GUID appears once.

@@ -5,7 +5,7 @@
 use bincode::{Decode, Encode};
 use dsync_model::{
     Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
-    MessageChange, MessageGuid, StoreId, Timestamp, Uid,
+    MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -64,6 +64,8 @@ pub enum Message {
     /// Of the session, before the end of `Nodes`: mailboxes that this end has and cannot read, and why. They are no part of
     /// the session, and never taken for deleted.
     Unlisted(Vec<(MailboxName, String)>),
+    /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone.
+    Log(TreeLog),
 }
 
 /// The lists that `End` can end.

@@ -45,6 +45,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         subscribed: true,
         renamed: Some(Timestamp(-5)),
         subscription_changed: None,
+        changed: Some(Timestamp(1_700_000_000)),
     };
     let name = MailboxName::parse("Entwürfe/2024", '/').unwrap();
     let options = Options {
@@ -81,6 +82,12 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         flags: 2,
         renumbered: 3,
         expunged: 4,
+    };
+    let log = TreeLog {
+        separator: '/',
+        deleted: [(MailboxGuid([7; 16]), Timestamp(1_700_000_000))].into(),
+        directories: BTreeMap::new(),
+        unsubscribed: [(NameHash([8; 16]), Timestamp(1_700_000_001))].into(),
     };
     let handshake = Handshake {
         role: Role::Initiator,
@@ -133,6 +140,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
         ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into())]))),
         ("listing", of(Message::Listing(name, vec![listed]))),
+        ("log", of(Message::Log(log))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),

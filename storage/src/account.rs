@@ -2,19 +2,21 @@
 //!
 //! Each format's [`Storage`](crate::Storage) holds an [`Account`] and hands these calls on to it. Nothing here opens a mailbox.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_model::{MailboxGuid, MailboxName, StoreId, Timestamp, UidValidity};
+use dsync_model::{
+    MailboxGuid, MailboxName, MailboxTree, NameHash, StoreId, Timestamp, TreeLog, UidValidity,
+};
 use rand::RngExt;
 
 use crate::layout::Layout;
 use crate::lock::{FileLock, patience, set_patience};
-use crate::mailbox_log::{self, Change, NameHash};
+use crate::mailbox_log::{self, Change};
 use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
 
 /// Begins the names of the files that only dsync knows.
@@ -67,18 +69,6 @@ impl Account {
         let id = StoreId(rand::rng().random());
         self.write_note("store", format!("{id} {here}\n").as_bytes())?;
         Ok(id)
-    }
-
-    /// Mailboxes that the log says were deleted, and when.
-    pub fn deletions(&self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
-        let deleted = mailbox_log::read(&self.layout)?.into_iter().filter_map(|record| match record.change {
-            Change::DeleteMailbox(guid) => Some((guid, Timestamp(record.at.into()))),
-            Change::DeleteDirectory(_)
-            | Change::Rename(_)
-            | Change::Subscribe(_)
-            | Change::Unsubscribe(_) => None,
-        });
-        Ok(deleted.collect())
     }
 
     /// Takes the one lock of the store. All other locks are waited for as long.
@@ -167,7 +157,45 @@ impl Account {
     }
 
     fn name_hash(&self, name: &MailboxName) -> NameHash {
-        NameHash::of(name, self.layout.separator.unwrap_or(self.layout.stored_separator()))
+        NameHash::of(name, self.separator())
+    }
+
+    /// The hierarchy separator that clients see.
+    fn separator(&self) -> char {
+        self.layout.separator.unwrap_or(self.layout.stored_separator())
+    }
+
+    /// Tells what the mailbox log knows of this tree, the times of its names among them. A log that cannot be read tells nothing.
+    pub fn tell_history(&self, tree: &mut MailboxTree) -> TreeLog {
+        let records = mailbox_log::read(&self.layout).unwrap_or_else(|error| {
+            tracing::warn!("{error}: cannot be read; deletions are not known from it");
+            Vec::new()
+        });
+        let mut log = TreeLog { separator: self.separator(), ..TreeLog::default() };
+        let (mut renamed, mut subscribed) = (BTreeMap::new(), BTreeMap::new());
+        for record in records {
+            let at = Timestamp(record.at.into());
+            match record.change {
+                Change::DeleteMailbox(guid) => drop(log.deleted.insert(guid, at)),
+                Change::DeleteDirectory(name) => drop(log.directories.insert(name, at)),
+                Change::Rename(name) => drop(renamed.insert(name, at)),
+                Change::Subscribe(name) => drop(subscribed.insert(name, at)),
+                Change::Unsubscribe(name) => drop(log.unsubscribed.insert(name, at)),
+            }
+        }
+        for (name, node) in tree {
+            let hash = self.name_hash(name);
+            // Who renames a mailbox renames what is below it.
+            let parents = name.ancestors().map(|parent| self.name_hash(&parent));
+            node.renamed = parents.chain([hash]).filter_map(|name| renamed.get(&name).copied()).max();
+            let times = [subscribed.get(&hash).copied(), log.unsubscribed.remove(&hash)];
+            node.subscription_changed = times.into_iter().flatten().max();
+            log.deleted.retain(|guid, _| node.mailbox.as_ref().is_none_or(|status| status.guid != *guid));
+            if node.mailbox.is_some() || node.directory {
+                log.directories.remove(&hash);
+            }
+        }
+        log
     }
 
     /// The change is made already, and stays right without its record: that only Dovecot's dsync may undo it is no error.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use dsync_model::{
     Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Message,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, TreeChange, Uid, UidSet,
-    UidValidity, changes_since,
+    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, TreeChange, TreeLog, Uid,
+    UidSet, UidValidity, changes_since,
 };
 use rand::RngExt;
 
@@ -160,6 +160,10 @@ impl Storage for DryRun {
             self.listed.insert(status.guid, status.clone());
         }
         Ok((tree, problems))
+    }
+
+    fn tree_log(&self) -> TreeLog {
+        self.inner.tree_log()
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {

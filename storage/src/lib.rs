@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use dsync_model::{
     Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
-    StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+    StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use disk::Fsync;
@@ -63,9 +63,9 @@ pub trait Storage: Send {
     /// reported in the second part, and its name is left out of the first.
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)>;
 
-    /// Mailboxes that a log says were deleted, and when; one of them may exist again. Without such a log: nothing.
-    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
-        Ok(Vec::new())
+    /// What is known of mailboxes and names that were not in the last [`tree`](Self::tree) any more; empty where no log is kept.
+    fn tree_log(&self) -> TreeLog {
+        TreeLog::default()
     }
 
     /// Makes one change durable. `false`: it was not to be done any more (see [`TreeChange::Delete`]).

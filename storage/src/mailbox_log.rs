@@ -6,8 +6,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use dsync_model::{MailboxGuid, MailboxName};
-use sha1::{Digest, Sha1};
+use dsync_model::{MailboxGuid, NameHash};
 
 use crate::layout::Layout;
 use crate::{Result, StorageError, disk};
@@ -23,10 +22,6 @@ pub enum Change {
     Unsubscribe(NameHash),
 }
 
-/// The first 16 bytes of SHA-1 of a name.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct NameHash([u8; 16]);
-
 /// A change, and when it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
@@ -40,16 +35,6 @@ const RECORD_BYTES: usize = 24;
 const ROTATE_BYTES: u64 = 4096;
 /// What is read of one file: more than Dovecot ever leaves in it.
 const READ_BYTES_MAX: u64 = 1 << 20;
-
-impl NameHash {
-    /// Of a name, spelled with this hierarchy separator.
-    pub fn of(name: &MailboxName, separator: char) -> NameHash {
-        let hash = Sha1::digest(name.join(separator).as_bytes());
-        let mut first = [0; 16];
-        first.copy_from_slice(&hash[..16]);
-        NameHash(first)
-    }
-}
 
 impl Record {
     fn to_bytes(self) -> [u8; RECORD_BYTES] {
@@ -124,6 +109,8 @@ fn rotated(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use dsync_model::MailboxName;
+
     use super::*;
     use crate::layout::{Format, Index};
 

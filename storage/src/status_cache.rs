@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_model::{Digest, MailboxGuid, MailboxStatus, ModSeq, Uid, UidValidity};
+use dsync_model::{Digest, MailboxGuid, MailboxStatus, ModSeq, Timestamp, Uid, UidValidity};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::account::Account;
@@ -47,6 +47,12 @@ impl Fingerprint {
         }
         Some(Fingerprint(xxh3_128(&bytes)))
     }
+}
+
+/// When the last of these files or directories changed, in whole seconds; `None` if none is there.
+pub fn last_change<'a>(files: impl IntoIterator<Item = &'a Path>) -> Option<Timestamp> {
+    let changed = files.into_iter().filter_map(|file| std::fs::metadata(file).ok());
+    changed.map(|meta| Timestamp(meta.mtime())).max()
 }
 
 /// Known statuses by the path of the mailbox.

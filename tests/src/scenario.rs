@@ -619,7 +619,7 @@ fn seconds() -> u64 {
 }
 
 /// Waits for the next second, and tells which one it is.
-fn tick() -> u64 {
+pub fn tick() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     std::thread::sleep(Duration::from_millis(1_010) - Duration::from_nanos(now.subsec_nanos().into()));
     seconds()

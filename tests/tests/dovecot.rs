@@ -116,6 +116,42 @@ fn changes_that_dovecot_made_on_both_sides_arrive_on_both() {
     assert_equal(&world.dovecot.view(&one), &ours, "idle");
 }
 
+/// What dsync never synchronised before has no base: Dovecot's mailbox log tells what was deleted, renamed and unsubscribed.
+#[test]
+fn what_dovecot_logged_is_done_without_a_base() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.account("a"), world.account("b"));
+    let (one, two) = (location(&a), location(&b));
+    let doveadm =
+        |location: &str, words: &str| world.dovecot.doveadm(location, &words.split('|').collect::<Vec<_>>());
+    for name in ["Gone", "Kept", "Moved", "Listed"] {
+        doveadm(&one, &format!("mailbox|create|-s|{name}"));
+        world.dovecot.save(&one, name, &format!("Subject: in {name}\n\nBody.\n"));
+    }
+    doveadm(&one, &format!("backup|{two}"));
+    let mut age = std::process::Command::new("find");
+    age.arg(&b.root).args(["-type", "d", "-exec", "touch", "-d", "-1 hour", "{}", "+"]);
+    assert!(age.status().expect("find runs").success());
+    // The log tells whole seconds: a deletion in the second of the subscription is not known to be the later one.
+    dsync_tests::scenario::tick();
+    doveadm(&one, "mailbox|delete|-s|Gone");
+    doveadm(&one, "mailbox|delete|-s|Kept");
+    doveadm(&two, "mailbox|rename|Moved|Moved there");
+    doveadm(&one, "mailbox|unsubscribe|Listed");
+    world.dovecot.save(&two, "Kept", "Subject: never seen by one\n\nBody.\n");
+    world.sync(&["sync", "--source", &one, &two]);
+    let (ours, theirs) = (world.dovecot.view(&one), world.dovecot.view(&two));
+    assert_equal(&ours, &theirs, "after the sync");
+    assert!(!ours.contains("in Gone") && !ours.contains("Gone\t"), "{ours}");
+    assert!(ours.contains("never seen by one"), "{ours}");
+    assert!(ours.contains("Moved there\t") && !ours.contains("Moved\t"), "{ours}");
+    let subscribed = ours.lines().find(|line| line.starts_with("subscribed ")).expect("listed");
+    assert!(!subscribed.contains("Listed") && !subscribed.contains("Gone"), "{subscribed}");
+}
+
 /// The state of `-s` is Dovecot's own: doveadm goes on from ours, and dsync from doveadm's.
 #[test]
 fn states_are_interchangeable() {

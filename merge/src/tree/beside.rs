@@ -33,11 +33,18 @@ impl Merge<'_> {
                 plan.agreed.entry(name.clone()).or_default().directory = true;
             }
             let (here, there) = (is_directory(end, name), is_directory(end.other(), name));
+            // A directory has no mail: what the log of one end tells is enough.
+            let removed = |end: End| {
+                let renamed = self.trees[end.other()].get(name).and_then(|node| node.renamed);
+                self.logs[end].directory_deleted(name).is_some_and(|at| renamed < Some(at))
+            };
             let free = !exists(end, name) && plan.agreed.get(name).is_none_or(|node| node.mailbox.is_none());
             let written = self.direction.source() != Some(end);
             let (create, delete) = match self.direction {
                 Direction::TwoWay => {
-                    (there && free && !agreed_before, here && !exists(end.other(), name) && agreed_before)
+                    let there = there && !agreed_before && !removed(end);
+                    let was = agreed_before || removed(end.other());
+                    (there && free, here && !exists(end.other(), name) && was)
                 }
                 Direction::Mirror { .. } => (there && free, here && !exists(end.other(), name)),
                 Direction::OneWay { .. } => (there && free && !agreed_before, false),
@@ -79,7 +86,10 @@ impl Merge<'_> {
                 (Direction::TwoWay, _) if now.0[0] == now.0[1] => now.0[0],
                 (Direction::TwoWay, Some(before)) => !before,
                 (Direction::TwoWay, None) => {
-                    let times = Both(ENDS.map(|end| node(end).and_then(|node| node.subscription_changed)));
+                    let times = Both(ENDS.map(|end| match node(end) {
+                        Some(node) => node.subscription_changed,
+                        None => self.logs[end].unsubscribed(name),
+                    }));
                     later(times).is_none_or(|end| now[end])
                 }
             };

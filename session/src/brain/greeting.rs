@@ -99,6 +99,9 @@ impl Brain {
             }
             self.say(Message::Nodes(batch));
         }
+        let log = self.storage.tree_log();
+        self.say(Message::Log(log.clone()));
+        self.logs[self.end as usize] = log;
         self.say(Message::End(List::Nodes));
         self.trees[self.end as usize] = tree;
         self.stage = Stage::Trees;
@@ -175,9 +178,15 @@ impl Brain {
             });
         }
         let in_scope = |name: &MailboxName| scope.has(name);
-        self.plan = dsync_merge::tree(trees, self.base.as_ref(), direction, &in_scope, self.end);
+        let logs = Both([&self.logs[0], &self.logs[1]]);
+        self.plan = dsync_merge::tree(trees, logs, self.base.as_ref(), direction, &in_scope, self.end);
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;
+        }
+        for name in std::mem::take(&mut self.plan.revived) {
+            self.report
+                .notes
+                .push(format!("{name}: was deleted here, and comes back: the other end changed it since"));
         }
         let pairs = std::mem::take(&mut self.plan.pairs);
         self.counters.mailboxes = pairs.len() as u64;

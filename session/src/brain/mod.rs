@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{End, TreePlan};
-use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState};
+use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState, TreeLog};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
     Terminus,
@@ -95,6 +95,7 @@ pub struct Brain {
     me: Option<StoreId>,
     peer: Option<Handshake>,
     trees: [MailboxTree; 2],
+    logs: [TreeLog; 2],
     peer_nodes_done: bool,
     bases: [Option<Vec<BaseRef>>; 2],
     base: Option<Base>,
@@ -158,6 +159,7 @@ impl Brain {
             me: None,
             peer: None,
             trees: Default::default(),
+            logs: Default::default(),
             peer_nodes_done: false,
             bases: Default::default(),
             base: None,
@@ -261,6 +263,10 @@ impl Brain {
             }
             Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
             Message::Unlisted(list) if !self.peer_nodes_done => self.take_unlisted(list),
+            Message::Log(log) if !self.peer_nodes_done => {
+                self.logs[peer] = log;
+                Ok(())
+            }
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())

@@ -73,6 +73,7 @@ pub(super) fn add_node(node: &items::Node, tree: &mut MailboxTree) -> Result<boo
         subscribed: node.subscribed,
         renamed: time(node.last_renamed_or_created),
         subscription_changed: time(node.last_subscription_change),
+        changed: None,
     };
     let free = tree.get(&name).is_none_or(|known| known.mailbox.is_none());
     if free {
@@ -124,7 +125,7 @@ pub(super) fn deleted(line: &items::Deletes) -> Result<Vec<MailboxGuid>, Session
 pub(super) fn deletes(
     separator: u8,
     escape: Option<Vec<u8>>,
-    deletions: &[(MailboxGuid, Timestamp)],
+    deletions: &BTreeMap<MailboxGuid, Timestamp>,
 ) -> items::Deletes {
     let words: Vec<String> =
         deletions.iter().map(|(guid, time)| format!("{guid} {}", time.0.max(0))).collect();

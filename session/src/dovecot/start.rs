@@ -1,7 +1,7 @@
 //! The first stages: who is there and what for, the state, and the trees.
 
 use dsync_merge::{Both, Direction, End};
-use dsync_model::{LastCommon, MailboxName, MailboxStatus, MailboxTree, Mask, TreeChange, Uid};
+use dsync_model::{LastCommon, MailboxName, MailboxStatus, MailboxTree, Mask, TreeChange, TreeLog, Uid};
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
 use super::{Brain, Stage, at, chain, lines, unexpected};
@@ -234,11 +234,7 @@ impl Brain {
             self.say(node);
         }
         self.say(Item::End);
-        let mut deletions = self.storage.deletions().map_err(at("cannot read the log of mailboxes"))?;
-        let exists = |guid| {
-            self.tree.values().filter_map(|node| node.mailbox.as_ref()).any(|status| status.guid == guid)
-        };
-        deletions.retain(|(guid, _)| !exists(*guid));
+        let deletions = self.storage.tree_log().deleted;
         self.say(lines::deletes(separator, escape, &deletions));
         Ok(())
     }
@@ -296,7 +292,9 @@ impl Brain {
         }
         // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
         let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
-        self.plan = dsync_merge::tree(Both(trees), None, rules, &|_| true, me);
+        // What either end deleted is settled already.
+        let nothing = TreeLog::default();
+        self.plan = dsync_merge::tree(Both(trees), Both([&nothing, &nothing]), None, rules, &|_| true, me);
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();
@@ -372,13 +370,10 @@ impl Brain {
 
     /// What we deleted the peer deletes: it is not to be made here again.
     fn forget_deleted(&mut self) -> Result<(), SessionError> {
-        let deletions = self.storage.deletions().map_err(at("cannot read the log of mailboxes"))?;
+        let deletions = self.storage.tree_log().deleted;
         let here = |name: &MailboxName| self.tree.get(name).is_some_and(|node| node.mailbox.is_some());
         for (name, node) in &mut self.peer_tree {
-            let gone = node
-                .mailbox
-                .as_ref()
-                .is_some_and(|status| deletions.iter().any(|(guid, _)| *guid == status.guid));
+            let gone = node.mailbox.as_ref().is_some_and(|status| deletions.contains_key(&status.guid));
             let known = node.mailbox.as_ref().is_some_and(|status| {
                 self.tree.values().filter_map(|node| node.mailbox.as_ref()).any(|own| own.guid == status.guid)
             });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -17,7 +17,7 @@ use super::store::Store;
 use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
-use crate::status_cache::{Fingerprint, StatusCache};
+use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
     disk,
@@ -52,6 +52,7 @@ impl Rotation {
 pub struct Dbox {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
+    log: TreeLog,
     /// The map, as it was last looked at: not before a mailbox has to be read, as it is as large as the account.
     map: Option<Map>,
 }
@@ -88,7 +89,7 @@ impl Dbox {
         let account = Account::open(layout, fsync)?;
         let store = multi.then(|| Store::new(&account.layout, rotation));
         let shared = Arc::new(Shared { account, attachments, store });
-        let mut dbox = Dbox { shared, names: BTreeMap::new(), map: None };
+        let mut dbox = Dbox { shared, names: BTreeMap::new(), log: TreeLog::default(), map: None };
         dbox.make_missing_map()?;
         Ok(dbox)
     }
@@ -110,11 +111,12 @@ impl Dbox {
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.places(name)?;
         let log = Shared::paths(&places).log();
+        let changed = status_cache::last_change([log.as_path()]);
         let before = Fingerprint::of([log.as_path()]);
         let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
         if let Some(status) = known {
             self.names.insert(status.guid, name.clone());
-            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+            return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
         let mail = places.mail.clone();
         super::sweep(&mail)?;
@@ -141,7 +143,7 @@ impl Dbox {
         let status = status?;
         cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
         self.names.insert(guid, name.clone());
-        Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
+        Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
 }
 
@@ -152,10 +154,6 @@ impl Storage for Dbox {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
-    }
-
-    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
-        self.shared.account.deletions()
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
@@ -201,7 +199,12 @@ impl Storage for Dbox {
         for name in subscribed {
             tree.entry(name).or_default().subscribed = true;
         }
+        self.log = self.shared.account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn tree_log(&self) -> TreeLog {
+        self.log.clone()
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -23,7 +23,7 @@ use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
 use crate::lock::{DotLock, patience};
-use crate::status_cache::StatusCache;
+use crate::status_cache::{self, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
     compressed, disk,
@@ -45,6 +45,7 @@ struct Shared {
 pub struct Maildir {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
+    log: TreeLog,
     scans: BTreeMap<MailboxGuid, Scan>,
 }
 
@@ -57,7 +58,7 @@ impl Maildir {
             return Err(StorageError::Location(what));
         }
         let shared = Arc::new(Shared { account: Account::open(layout, fsync)? });
-        Ok(Maildir { shared, names: BTreeMap::new(), scans: BTreeMap::new() })
+        Ok(Maildir { shared, names: BTreeMap::new(), log: TreeLog::default(), scans: BTreeMap::new() })
     }
 
     fn name_of(&self, guid: MailboxGuid) -> Result<&MailboxName> {
@@ -67,11 +68,12 @@ impl Maildir {
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.layout.places(name)?;
         self.shared.sweep(&places)?;
+        let changed = status_cache::last_change([&*places.mail.join("cur"), &*places.mail.join("new")]);
         let before = scan::fingerprint(&places);
         let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
         if let Some(status) = known {
             self.names.insert(status.guid, name.clone());
-            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+            return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
         let (mut scan, mut index) = self.shared.read(&places)?;
         let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
@@ -93,7 +95,7 @@ impl Maildir {
         if cached + scan.files.len() <= CACHED_MAX || disk::pretends() {
             self.scans.insert(status.guid, scan);
         }
-        Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
+        Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
 }
 
@@ -279,10 +281,6 @@ impl Storage for Maildir {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories }
     }
 
-    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
-        self.shared.account.deletions()
-    }
-
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -318,7 +316,12 @@ impl Storage for Maildir {
         for name in self.shared.account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }
+        self.log = self.shared.account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn tree_log(&self) -> TreeLog {
+        self.log.clone()
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -17,7 +17,7 @@ use super::locks::{Access, Method, Methods};
 use super::mailbox::{self, MboxMailbox};
 use crate::account::Account;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
-use crate::status_cache::{Fingerprint, StatusCache};
+use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
 };
@@ -26,6 +26,7 @@ use crate::{
 pub struct Mbox {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
+    log: TreeLog,
 }
 
 impl Mbox {
@@ -50,7 +51,7 @@ impl Mbox {
         }
         let account = Account::open(layout, fsync)?;
         let shared = Shared { account, read_locks, write_locks, saves: true };
-        Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new() })
+        Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new(), log: TreeLog::default() })
     }
 
     /// Opens an account that takes no messages: its mail can be read, flagged and expunged.
@@ -66,7 +67,7 @@ impl Mbox {
             write_locks: write_locks.clone(),
             saves: false,
         };
-        Ok(Mbox { shared: Arc::new(shared), names: mbox.names })
+        Ok(Mbox { shared: Arc::new(shared), names: mbox.names, log: mbox.log })
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
@@ -74,11 +75,12 @@ impl Mbox {
         mailbox::sweep(&places)?;
         let log = indexed::paths(&places).log();
         let fingerprint = || Fingerprint::of([places.mail.as_path(), log.as_path()]);
+        let changed = status_cache::last_change([places.mail.as_path()]);
         let before = fingerprint();
         let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
         if let Some(status) = known {
             self.names.insert(status.guid, name.clone());
-            return Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() });
+            return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
         let mut content = self.shared.read(&places, None)?;
         let mut status = content.status(&content.list())?;
@@ -91,7 +93,7 @@ impl Mbox {
         }
         cache.put(&places.mail, before.filter(|_| fingerprint() == before), &status);
         self.names.insert(status.guid, name.clone());
-        Ok(MailboxNode { mailbox: Some(status), ..MailboxNode::default() })
+        Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
 }
 
@@ -249,10 +251,6 @@ impl Storage for Mbox {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
     }
 
-    fn deletions(&mut self) -> Result<Vec<(MailboxGuid, Timestamp)>> {
-        self.shared.account.deletions()
-    }
-
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -288,7 +286,12 @@ impl Storage for Mbox {
         for name in account.subscribed()? {
             tree.entry(name).or_default().subscribed = true;
         }
+        self.log = account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn tree_log(&self) -> TreeLog {
+        self.log.clone()
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
