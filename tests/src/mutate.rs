@@ -23,7 +23,7 @@ const LIMITS: [&[u8]; 6] = [
     &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
 ];
 
-/// Feeds `parse` with each sample and with `count` mutations of it. It must neither panic nor take much memory: more
+/// Feeds `parse` with each sample and with `count` mutations of it, or as many times more as `DSYNC_MUTATIONS` says. It must neither panic nor take much memory: more
 /// than 2 GiB ends the whole process, so this belongs in a test binary of its own.
 ///
 /// A panic is reported with the seed that [`mutation`] makes the same bytes from.
@@ -31,12 +31,13 @@ pub fn feed(what: &str, samples: &[Vec<u8>], count: u64, mut parse: impl FnMut(&
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_AS).expect("a limit is known");
     setrlimit(Resource::RLIMIT_AS, MEMORY_BYTES_MAX.min(most), most).expect("a limit can be lowered");
+    let times = std::env::var("DSYNC_MUTATIONS").map_or(1, |times| times.parse().expect("a number"));
     for (number, sample) in samples.iter().enumerate() {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(sample))) {
             eprintln!("{what}: sample {number}: {:?}", String::from_utf8_lossy(sample));
             resume_unwind(panic);
         }
-        for seed in 0..count {
+        for seed in 0..count * times {
             let mutated = mutation(seed, sample);
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(&mutated))) {
                 eprintln!("{what}: sample {number}, seed {seed}: {:?}", String::from_utf8_lossy(&mutated));

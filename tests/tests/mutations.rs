@@ -1,15 +1,22 @@
 //! No damage to a file makes a reader panic, or take memory without bound.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use dsync_model::{FlagSet, Flags, Keyword, MailboxGuid, ModSeq, Since, Uid, UidValidity};
+use dsync_accounts::{Settings, iterate, lookup, verify};
+use dsync_model::{
+    Base, BaseNode, Digest, FlagSet, Flags, Keyword, MailboxBase, MailboxGuid, MailboxName, ModSeq, Since,
+    Uid, UidValidity,
+};
 use dsync_storage::attributes::{Attributes, Scope};
 use dsync_storage::dbox::{AttachmentDir, DboxFile, FileHeader, Metadata, open_mail};
 use dsync_storage::index::{Appended, Edit, Flagged, Index, Paths, State};
-use dsync_storage::{Fsync, Goal, Result, Storage, compressed};
+use dsync_storage::layout::{Format, Layout};
+use dsync_storage::{Fsync, Goal, Location, Result, Storage, compressed};
 use dsync_tests::formats::Fixture;
 use dsync_tests::maildirs::Account;
 use dsync_tests::mutate::{at_limits, feed};
@@ -258,5 +265,137 @@ fn annotations() {
         let mut after = attributes.list(guid).expect("read");
         assert_eq!(after.remove(&(Scope::Shared, "added".into())).as_deref(), Some(&b"\0\n"[..]));
         assert_eq!(after, before);
+    });
+}
+
+/// Files of an account: the fixture, how its account is named, the file.
+const FILES: [(&str, &str, &str); 6] = [
+    ("mbox", "mail", "mail/Archive"),
+    ("mbox", "mail", "mail/Lists/2024/Q1"),
+    ("mdbox-layoutindex", "mdbox", "mdbox/dovecot.list.index.log"),
+    ("sdbox", "sdbox", "sdbox/mailboxes/INBOX/dbox-Mails/u.10"),
+    ("sdbox", "sdbox", "sdbox/subscriptions"),
+    ("mdbox", "mdbox", "mdbox/storage/m.1"),
+];
+
+#[test]
+fn accounts_with_a_damaged_file() {
+    for (name, root, path) in FILES {
+        let fixture = Fixture::unpack(name);
+        let format =
+            ["mbox", "sdbox", "mdbox"].into_iter().find(|format| name.starts_with(format)).expect("known");
+        let mut account = Account::of(format, fixture.home().join(root));
+        if name.ends_with("layoutindex") {
+            account.options = ":LAYOUT=index".into();
+        }
+        let path = fixture.home().join(path);
+        let Ok(bytes) = fs::read(&path) else { panic!("{}", path.display()) };
+        feed(&path.display().to_string(), &[bytes], 60, |bytes| {
+            fs::write(&path, bytes).expect("written");
+            let location = Location::parse(&account.location(), None).expect("a valid location");
+            if let Ok(mut storage) = location.open(Fsync::Never) {
+                read_all(&mut *storage);
+            }
+        });
+    }
+}
+
+#[test]
+fn mailbox_logs() {
+    let dir = tempfile::tempdir().expect("made");
+    let layout = Layout::new(Format::Maildir, dir.path().to_owned());
+    let records: Vec<u8> = (0..4u8)
+        .flat_map(|kind| [&[kind + 1, 1, 2, 3][..], &[7; 16], &[0x69, 0, 0, kind]].concat())
+        .collect();
+    feed("dovecot.mailbox.log", &[records], 1000, |bytes| {
+        fs::write(dir.path().join("dovecot.mailbox.log"), bytes).expect("written");
+        if let Ok(records) = dsync_storage::mailbox_log::read(&layout) {
+            assert!(records.len() <= bytes.len() / 24 + 1);
+        }
+    });
+}
+
+#[test]
+fn notes() {
+    let guid = MailboxGuid([3; 16]);
+    let (validity, next) = (UidValidity::new(7).expect("valid"), Uid::new(90).expect("valid"));
+    let mut mailbox = MailboxBase::new(validity, next);
+    for uid in (1..80).filter(|uid| uid % 7 != 0) {
+        let keywords = Keyword::new(if uid % 2 == 0 { "$One" } else { "$Two" }).into_iter().collect();
+        mailbox.insert(Uid::new(uid).expect("valid"), &FlagSet { system: Flags::SEEN, keywords });
+    }
+    let mut base = Base::default();
+    base.mailboxes.insert(guid, mailbox);
+    base.tree.insert(MailboxName::inbox(), BaseNode { mailbox: Some(guid), ..BaseNode::default() });
+    let bytes = base.to_bytes();
+    feed("base", &[bytes.clone(), bytes[24..].to_vec()], 3000, |damaged| {
+        // With its sum, damage is found; with the right sum, what cannot be is found.
+        let sum = xxhash_rust::xxh3::xxh3_128_with_seed(damaged, Digest::SEED).to_le_bytes();
+        let _ = Base::from_bytes(damaged);
+        if let Ok(base) = Base::from_bytes(&[&bytes[..8], &sum, damaged].concat()) {
+            assert_eq!(Base::from_bytes(&base.to_bytes()).as_ref(), Ok(&base));
+        }
+    });
+    // Statuses that are kept for the next run.
+    let dir = tempfile::tempdir().expect("made");
+    let account = Account::new(dir.path().join("mail"));
+    account.deliver("", "a:2,S", b"x\n");
+    let mut entry = b"dsyncst1".to_vec();
+    entry.extend_from_slice(&[5; 66]);
+    entry.extend_from_slice(&[4, 0]);
+    entry.extend_from_slice(b"/a/b");
+    feed("status", &[entry], 300, |bytes| {
+        fs::write(account.root.join(".dsync-status"), bytes).expect("written");
+        read_all(&mut *account.open());
+    });
+}
+
+#[test]
+fn configurations() {
+    let dir = tempfile::tempdir().expect("made");
+    let (conf, passwd) = (dir.path().join("dsync.conf"), dir.path().join("passwd"));
+    let users =
+        "alice:{PLAIN}secret:1000:1000::/home/alice::userdb_mail=maildir:~/Maildir\nbob:x:::::\n# no\n:::\n";
+    let text = format!(
+        "# a comment\nmail_location = maildir:/srv/%d/%n\nprotocol imap {{\n  ssl = required\n}}\npassdb {{\n  driver = passwd-file\n  args = scheme=PLAIN {0}\n}}\n\
+         userdb {{\n  driver = passwd-file\n  args = username_format=%u {0}\n}}\nssl_cert = <{0}\n!include_try {0}.d/*.conf\nplugin {{\n  quota = \"a \\\"b\\\" c\"\n}}\n",
+        passwd.display()
+    );
+    let ask = || {
+        let Ok(settings) = Settings::load(Some(&conf), &[]) else { return };
+        let _ = (iterate(&settings), verify(&settings, "alice", "secret"), settings.ssl_cert());
+        if let Ok(user) = lookup(&settings, "alice") {
+            let _ = settings.mail_location(&user);
+        }
+    };
+    fs::write(&passwd, users).expect("written");
+    feed("dsync.conf", &[text.clone().into_bytes()], 300, |bytes| {
+        fs::write(&conf, bytes).expect("written");
+        ask();
+    });
+    fs::write(&conf, text).expect("written");
+    feed("passwd-file", &[users.as_bytes().to_vec()], 300, |bytes| {
+        fs::write(&passwd, bytes).expect("written");
+        ask();
+    });
+}
+
+#[test]
+fn names_of_maildir() {
+    let samples = [&b"1700000001.M1P1.host,S=12,W=13:2,FRSTabz"[..], b"&APw-x.name,S=:2,", b":2,S"];
+    let samples: Vec<Vec<u8>> = samples.iter().map(|name| name.to_vec()).collect();
+    feed("file names", &samples, 60, |bytes| {
+        let name: Vec<u8> =
+            bytes.iter().copied().filter(|byte| !matches!(byte, 0 | b'/')).take(250).collect();
+        let dir = tempfile::tempdir().expect("made");
+        let account = Account::new(dir.path().join("mail"));
+        account.deliver("", "1:2,", b"1");
+        let path = account.root.join("cur").join(OsStr::from_bytes(&name));
+        if name.is_empty() || fs::write(path, b"2").is_err() {
+            return;
+        }
+        read_all(&mut *account.open());
+        read_all(&mut *account.open());
+        assert_eq!(fs::read_dir(account.root.join("cur")).expect("readable").count(), 2, "no file is lost");
     });
 }
