@@ -315,7 +315,7 @@ impl World {
         let mailbox = &op.mailbox;
         let simple = |verb: &str| format!("{verb} {}", quoted(mailbox));
         match op.op.as_str() {
-            "append" => return self.append(side, op),
+            "append" => self.append(side, op),
             "store" => {
                 for uid in self.uids(side, op) {
                     let mut kinds = vec![("+FLAGS", &op.add), ("-FLAGS", &op.del)];
