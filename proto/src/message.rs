@@ -4,8 +4,8 @@
 
 use bincode::{Decode, Encode};
 use dsync_model::{
-    Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
-    MessageChange, MessageGuid, StoreId, Timestamp, Uid,
+    AttributeKey, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName,
+    MailboxNode, MailboxStatus, MessageChange, MessageGuid, StoreId, Timestamp, Uid,
 };
 
 /// One message between brains.
@@ -58,6 +58,9 @@ pub enum Message {
     /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
     /// `End(List::Listing)` when all were listed.
     Listing(MailboxName, Vec<Listed>),
+    /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this
+    /// end keeps any, even if it is empty.
+    Attributes(Vec<(AttributeKey, AttributeValue)>),
 }
 
 /// The lists that `End` can end.

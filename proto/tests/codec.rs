@@ -82,6 +82,12 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         renumbered: 3,
         expunged: 4,
     };
+    let comment =
+        |scope| AttributeKey { scope, key: "comment".into(), ..AttributeKey::first_of(MailboxGuid([7; 16])) };
+    let attributes = vec![
+        (comment(AttributeScope::Private), AttributeValue::Bytes(b"mine".to_vec())),
+        (comment(AttributeScope::Shared), AttributeValue::TooLarge),
+    ];
     let handshake = Handshake {
         role: Role::Initiator,
         store: StoreId([1; 16]),
@@ -132,6 +138,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
         ("planned", of(Message::Planned(vec![planned]))),
         ("listing", of(Message::Listing(name, vec![listed]))),
+        ("attributes", of(Message::Attributes(attributes))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),
