@@ -9,9 +9,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_model::{MailboxGuid, MailboxName, StoreId, UidValidity};
+use dsync_model::{AttributeChanges, AttributeList, MailboxGuid, MailboxName, StoreId, UidValidity};
 use rand::RngExt;
 
+use crate::attributes::{Attributes, Place};
 use crate::layout::Layout;
 use crate::lock::FileLock;
 use crate::mailbox_log::{self, Change, NameHash};
@@ -148,6 +149,28 @@ impl Account {
     /// Logs that a mailbox has another name now.
     pub fn log_renamed(&self, to: &MailboxName) {
         self.log(Change::Rename(self.name_hash(to)));
+    }
+
+    /// See [`Storage::attributes`](crate::Storage::attributes).
+    pub fn attributes(&self) -> Result<AttributeList> {
+        self.attributes_file()?.list()
+    }
+
+    /// See [`Storage::change_attributes`](crate::Storage::change_attributes).
+    pub fn change_attributes(&self, changes: &AttributeChanges) -> Result<()> {
+        self.attributes_file()?.change(changes)
+    }
+
+    fn attributes_file(&self) -> Result<Attributes> {
+        let path = match &self.layout.attributes {
+            Place::Usual => self.layout.control_root().join("dovecot-attributes"),
+            Place::File(path) => path.clone(),
+            Place::Elsewhere(dict) => {
+                let what = format!("mail_attribute_dict {dict:?}: only file:<path> is supported");
+                return Err(StorageError::Impossible(what));
+            }
+        };
+        Ok(Attributes::new(path, self.fsync))
     }
 
     fn name_hash(&self, name: &MailboxName) -> NameHash {

@@ -6,6 +6,7 @@ mod detect;
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::attributes::Place;
 use crate::dbox::Dbox;
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
@@ -52,6 +53,19 @@ impl Location {
     /// The same with the directory that holds attachments of dbox mail, if the configuration sets one (`mail_attachment_dir`).
     pub fn with_attachments(mut self, directory: Option<PathBuf>) -> Location {
         self.attachments = directory;
+        self
+    }
+
+    /// The same with the dict of mailbox attributes, if the configuration sets one (`mail_attribute_dict`): `file:<path>`,
+    /// locked by a file beside it. With any other, attributes stay where they are.
+    pub fn with_attribute_dict(mut self, dict: Option<String>) -> Location {
+        self.layout.attributes = match dict {
+            None => Place::Usual,
+            Some(dict) => match dict.strip_prefix("file:").filter(|path| path.starts_with('/')) {
+                Some(path) if !path.contains(":lock=") => Place::File(path.into()),
+                _ => Place::Elsewhere(dict),
+            },
+        };
         self
     }
 

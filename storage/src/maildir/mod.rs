@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
+    Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -396,6 +397,14 @@ impl Storage for Maildir {
             return Err(StorageError::NoMailbox(mailbox.to_string()));
         }
         Ok(Box::new(MaildirMailbox::new(self.shared.clone(), places, scan, index)))
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        self.shared.account.attributes().map(Some)
+    }
+
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.shared.account.change_attributes(changes)
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
