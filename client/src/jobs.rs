@@ -132,7 +132,8 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let location = location(settings, user, Some(text))?;
+        // Attributes go with the mail: the dict of the configuration is the source's.
+        let location = location(settings, user, Some(text))?.with_attribute_dict(None);
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(location.open(fsync(settings)?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {
@@ -257,7 +258,9 @@ pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<
             return Err(Failed::new(78, anyhow::Error::msg(what)));
         }
     };
-    Ok(location.with_separator(settings.separator()).with_attachments(settings.mail_attachment_dir(user)?))
+    let location = location.with_separator(settings.separator());
+    let location = location.with_attachments(settings.mail_attachment_dir(user)?);
+    Ok(location.with_attribute_dict(settings.mail_attribute_dict(user)?))
 }
 
 /// When what is written goes to disk.

@@ -171,6 +171,8 @@ impl Service<'_> {
         };
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
         let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
+        let attributes = self.settings.mail_attribute_dict(user).map_err(|error| (78, chain(&error)))?;
+        let location = location.with_attribute_dict(attributes);
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

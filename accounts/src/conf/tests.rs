@@ -288,3 +288,14 @@ fn the_directory_of_attachments_is_expanded() {
     assert_eq!(place(&both), Ok(Some("/home/alice/att/alice".into())));
     assert!(place("mail_attachment_dir = att\n").is_err_and(|error| error.contains("no absolute path")));
 }
+
+#[test]
+fn the_dict_of_attributes_is_expanded() {
+    let dict = |text: &str| settings(text).mail_attribute_dict(&alice()).map_err(|error| error.to_string());
+    assert_eq!(dict(""), Ok(None));
+    assert_eq!(dict("mail_attribute_dict =\n"), Ok(None));
+    let file = "mail_attribute_dict = file:%h/Maildir/dovecot-attributes\n";
+    assert_eq!(dict(file), Ok(Some("file:/home/alice/Maildir/dovecot-attributes".into())));
+    assert_eq!(dict("mail_attribute_dict = file:~/a\n"), Ok(Some("file:/home/alice/a".into())));
+    assert_eq!(dict("mail_attribute_dict = proxy::x/%n\n"), Ok(Some("proxy::x/alice".into())));
+}

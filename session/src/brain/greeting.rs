@@ -83,6 +83,7 @@ impl Brain {
             }
             self.say(Message::Nodes(batch));
         }
+        self.list_attributes();
         self.say(Message::End(List::Nodes));
         self.trees[self.end as usize] = tree;
         self.stage = Stage::Trees;
@@ -145,6 +146,7 @@ impl Brain {
         }
         let in_scope = |name: &MailboxName| scope.has(name);
         self.plan = dsync_merge::tree(trees, self.base.as_ref(), direction, &in_scope, self.end);
+        self.merge_attributes(direction)?;
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;
         }
@@ -231,7 +233,7 @@ fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
 }
 
 /// One line for people.
-fn describe(place: &str, error: &StorageError) -> String {
+pub(super) fn describe(place: &str, error: &StorageError) -> String {
     let mut text = format!("{place}: {error}");
     if let Some(cause) = std::error::Error::source(error) {
         text.push_str(&format!(": {cause}"));

@@ -3,6 +3,7 @@
 //! [`Brain::handle`] files what comes in; [`Brain::poll`] works. The stages are in `greeting` (who, locks, trees),
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
+mod attributes;
 mod closing;
 mod filtering;
 mod greeting;
@@ -15,7 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{End, TreePlan};
-use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState};
+use dsync_model::{
+    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, StoreId, SyncState,
+};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
 };
@@ -89,6 +92,10 @@ pub struct Brain {
     peer: Option<Handshake>,
     trees: [MailboxTree; 2],
     peer_nodes_done: bool,
+    /// `None`: the end keeps none.
+    attributes: [Option<AttributeList>; 2],
+    attribute_bytes: usize,
+    agreed_attributes: BTreeMap<AttributeKey, Digest>,
     bases: [Option<Vec<BaseRef>>; 2],
     base: Option<Base>,
     plan: TreePlan,
@@ -147,6 +154,9 @@ impl Brain {
             peer: None,
             trees: Default::default(),
             peer_nodes_done: false,
+            attributes: Default::default(),
+            attribute_bytes: 0,
+            agreed_attributes: BTreeMap::new(),
             bases: Default::default(),
             base: None,
             plan: TreePlan::default(),
@@ -244,6 +254,7 @@ impl Brain {
                 Ok(())
             }
             Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
+            Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())
