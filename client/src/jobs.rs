@@ -166,7 +166,8 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let location = location(settings, user, Some(text))?;
+        // Attributes go with the mail: the dict of the configuration is the source's.
+        let location = location(settings, user, Some(text))?.with_attribute_dict(None);
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
         let mut watch = |brain: &Brain| {
@@ -337,10 +338,10 @@ pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<
             return Err(Failed::new(78, anyhow::Error::msg(what)));
         }
     };
-    Ok(location
-        .with_separator(settings.separator())
-        .with_attachments(settings.mail_attachment_dir(user)?)
-        .with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
+    let location = location.with_separator(settings.separator());
+    let location = location.with_attachments(settings.mail_attachment_dir(user)?);
+    let location = location.with_attribute_dict(settings.mail_attribute_dict(user)?);
+    Ok(location.with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
 }
 
 /// When what is written goes to disk.

@@ -8,6 +8,7 @@
 //! docs/merge.md.
 #![forbid(unsafe_code)]
 
+mod attributes;
 pub mod dovecot;
 mod flags;
 mod messages;
@@ -15,6 +16,7 @@ mod tree;
 
 use dsync_model::{MailboxStatus, Timestamp, Uid};
 
+pub use attributes::{AttributePlan, attributes};
 pub use flags::merge as merge_flags;
 pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages};
 pub use tree::{Pair, TreePlan, tree};

@@ -10,7 +10,9 @@ use bincode::{Decode, Encode};
 use roaring::RoaringBitmap;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use crate::{Digest, FlagSet, Flags, Generation, Keyword, MailboxGuid, MailboxName, Uid, UidValidity};
+use crate::{
+    AttributeKey, Digest, FlagSet, Flags, Generation, Keyword, MailboxGuid, MailboxName, Uid, UidValidity,
+};
 
 /// Largest base file that is read, in bytes.
 pub const BASE_BYTES_MAX: usize = 256 << 20;
@@ -26,6 +28,8 @@ pub struct Base {
     pub generation: Generation,
     pub tree: BTreeMap<MailboxName, BaseNode>,
     pub mailboxes: BTreeMap<MailboxGuid, MailboxBase>,
+    /// Attributes that both ends had, by the digest of the value.
+    pub attributes: BTreeMap<AttributeKey, Digest>,
 }
 
 /// One agreed name.
@@ -139,6 +143,7 @@ struct Wire {
     generation: Generation,
     tree: BTreeMap<MailboxName, BaseNode>,
     mailboxes: BTreeMap<MailboxGuid, MailboxWire>,
+    attributes: BTreeMap<AttributeKey, Digest>,
 }
 
 #[derive(Encode, Decode)]
@@ -160,6 +165,7 @@ impl Base {
             generation: self.generation,
             tree: self.tree.clone(),
             mailboxes: self.mailboxes.iter().map(|(guid, mailbox)| (*guid, to_wire(mailbox))).collect(),
+            attributes: self.attributes.clone(),
         };
         let body = bincode::encode_to_vec(&wire, bincode::config::standard())
             .expect("encoding to memory cannot fail");
@@ -191,6 +197,7 @@ impl Base {
             generation: wire.generation,
             tree: wire.tree,
             mailboxes: mailboxes.collect::<Result<_, _>>()?,
+            attributes: wire.attributes,
         })
     }
 
@@ -277,6 +284,7 @@ mod tests {
             generation: Generation(3),
             tree: [(MailboxName::inbox(), node)].into(),
             mailboxes: [(MailboxGuid([9; 16]), mailbox)].into(),
+            attributes: [(AttributeKey::first_of(MailboxGuid([9; 16])), Digest::of_attribute(b"x"))].into(),
         }
     }
 

@@ -11,6 +11,7 @@
 //! No I/O, no clock, no randomness here, and nothing that decides: that is the work of `dsync-merge`.
 #![forbid(unsafe_code)]
 
+mod attribute;
 mod base;
 mod changes;
 mod digest;
@@ -23,6 +24,10 @@ mod name;
 mod state;
 mod tree;
 
+pub use attribute::{
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChanges, AttributeKey, AttributeList,
+    AttributeScope, AttributeValue,
+};
 pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, UidSet};
 pub use changes::{Changes, Since, changes_since};
 pub use digest::Digest;

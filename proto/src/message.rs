@@ -4,8 +4,8 @@
 
 use bincode::{Decode, Encode};
 use dsync_model::{
-    Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
-    MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
+    AttributeKey, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName,
+    MailboxNode, MailboxStatus, MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -66,6 +66,9 @@ pub enum Message {
     Unlisted(Vec<(MailboxName, String)>),
     /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone.
     Log(TreeLog),
+    /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this
+    /// end keeps any, even if it is empty.
+    Attributes(Vec<(AttributeKey, AttributeValue)>),
 }
 
 /// The lists that `End` can end.

@@ -3,7 +3,9 @@
 use std::io::Read;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use dsync_model::{KEYWORDS_MAX, MessageChange};
+use dsync_model::{
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeValue, KEYWORDS_MAX, MessageChange,
+};
 
 use crate::{
     BATCH_MAX, Channel, Codec, FRAME_BYTES_MAX, Frame, Listed, MESSAGE_MEMORY_MAX, Message, ProtoError,
@@ -169,6 +171,21 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
         Message::Skip(text) if text.len() > TEXT_BYTES_MAX => long("text"),
         Message::State(records) if records.len() > BATCH_MAX => long("list of states"),
         Message::Filtered(uids) if uids.len() > BATCH_MAX => long("list of UIDs"),
+        Message::Attributes(attributes) => {
+            let ascending = attributes.windows(2).all(|pair| pair[0].0 < pair[1].0);
+            let fits = attributes.iter().all(|(key, value)| {
+                let value = match value {
+                    AttributeValue::Bytes(bytes) => bytes.len() <= ATTRIBUTE_BYTES_MAX,
+                    AttributeValue::TooLarge => true,
+                };
+                value && key.key.len() <= ATTRIBUTE_KEY_BYTES_MAX
+            });
+            match (ascending, fits && attributes.len() <= BATCH_MAX) {
+                (true, true) => Ok(()),
+                (false, _) => Err(ProtoError::Malformed("attributes do not ascend".into())),
+                (_, false) => long("attribute"),
+            }
+        }
         Message::Planned { mailboxes, notes } => {
             let names = mailboxes.iter().flat_map(|mailbox| mailbox.tree.iter().chain([&mailbox.name]));
             let short = names.chain(notes).map(String::len).all(|bytes| bytes <= 5 * TEXT_BYTES_MAX);

@@ -89,6 +89,12 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         directories: BTreeMap::new(),
         unsubscribed: [(NameHash([8; 16]), Timestamp(1_700_000_001))].into(),
     };
+    let comment =
+        |scope| AttributeKey { scope, key: "comment".into(), ..AttributeKey::first_of(MailboxGuid([7; 16])) };
+    let attributes = vec![
+        (comment(AttributeScope::Private), AttributeValue::Bytes(b"mine".to_vec())),
+        (comment(AttributeScope::Shared), AttributeValue::TooLarge),
+    ];
     let handshake = Handshake {
         role: Role::Initiator,
         store: StoreId([1; 16]),
@@ -141,6 +147,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into())]))),
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("log", of(Message::Log(log))),
+        ("attributes", of(Message::Attributes(attributes))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),

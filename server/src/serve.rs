@@ -221,10 +221,12 @@ impl Service<'_> {
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
         let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
         let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
+        let attributes = self.settings.mail_attribute_dict(user).map_err(|error| (78, chain(&error)))?;
         let location = location
             .with_separator(self.settings.separator())
             .with_attachments(attachments)
-            .with_rotation(rotate_bytes, rotate_secs);
+            .with_rotation(rotate_bytes, rotate_secs)
+            .with_attribute_dict(attributes);
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
         let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxTree, NameHash, StoreId, Timestamp, TreeLog, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxTree, NameHash, StoreId, Timestamp,
+    TreeLog, UidValidity,
 };
 use rand::RngExt;
 
+use crate::attributes::{Attributes, Place};
 use crate::layout::Layout;
 use crate::lock::{FileLock, patience, set_patience};
 use crate::mailbox_log::{self, Change};
@@ -154,6 +156,28 @@ impl Account {
     /// Logs that a mailbox has another name now.
     pub fn log_renamed(&self, to: &MailboxName) {
         self.log(Change::Rename(self.name_hash(to)));
+    }
+
+    /// See [`Storage::attributes`](crate::Storage::attributes).
+    pub fn attributes(&self) -> Result<AttributeList> {
+        self.attributes_file()?.list()
+    }
+
+    /// See [`Storage::change_attributes`](crate::Storage::change_attributes).
+    pub fn change_attributes(&self, changes: &AttributeChanges) -> Result<()> {
+        self.attributes_file()?.change(changes)
+    }
+
+    fn attributes_file(&self) -> Result<Attributes> {
+        let path = match &self.layout.attributes {
+            Place::Usual => self.layout.control_root().join("dovecot-attributes"),
+            Place::File(path) => path.clone(),
+            Place::Elsewhere(dict) => {
+                let what = format!("mail_attribute_dict {dict:?}: only file:<path> is supported");
+                return Err(StorageError::Impossible(what));
+            }
+        };
+        Ok(Attributes::new(path, self.fsync))
     }
 
     fn name_hash(&self, name: &MailboxName) -> NameHash {

@@ -1,6 +1,6 @@
 //! `dovecot-attributes`: annotations of mailboxes, in Dovecot's file dict (storage formats reference, 5.3).
 //!
-//! Only the file; which annotations are whose, and their log in the index, is settled elsewhere.
+//! Only the file: the times of changes, which Dovecot logs in the index of the mailbox, are neither read nor written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,16 +8,23 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dsync_model::MailboxGuid;
+use dsync_model::{
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChanges, AttributeKey, AttributeList,
+    AttributeScope, AttributeValue, MailboxGuid,
+};
 
 use crate::lock::DotLock;
 use crate::{Fsync, Result, StorageError, disk};
 
-/// Who sees an annotation.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Scope {
-    Private,
-    Shared,
+/// Where an account has its annotations.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Place {
+    /// With what else is kept once for the account: nobody says.
+    #[default]
+    Usual,
+    File(PathBuf),
+    /// In a dict (as the setting has it) that we do not speak.
+    Elsewhere(String),
 }
 
 /// A file of annotations.
@@ -41,35 +48,30 @@ impl Attributes {
         Attributes { path: path.into(), fsync }
     }
 
-    /// The value of one annotation.
-    pub fn value(&self, scope: Scope, mailbox: MailboxGuid, key: &str) -> Result<Option<Vec<u8>>> {
-        Ok(read(&self.path)?.remove(&full_key(scope, mailbox, key)))
+    /// All annotations. What is no key of a mailbox, or too long a key, is left out.
+    pub fn list(&self) -> Result<AttributeList> {
+        let entries = read(&self.path)?.into_iter();
+        let value = |bytes: Vec<u8>| match bytes.len() {
+            0..=ATTRIBUTE_BYTES_MAX => AttributeValue::Bytes(bytes),
+            _ => AttributeValue::TooLarge,
+        };
+        Ok(entries.filter_map(|(key, bytes)| Some((parse_key(&key)?, value(bytes)))).collect())
     }
 
-    /// All annotations of a mailbox, sorted.
-    pub fn list(&self, mailbox: MailboxGuid) -> Result<BTreeMap<(Scope, String), Vec<u8>>> {
-        let mut found = BTreeMap::new();
-        for (key, value) in read(&self.path)? {
-            for scope in [Scope::Private, Scope::Shared] {
-                let rest = key.strip_prefix(&*full_key(scope, mailbox, ""));
-                if let Some(rest) = rest.and_then(|rest| std::str::from_utf8(rest).ok()) {
-                    found.insert((scope, rest.to_owned()), value.clone());
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Sets an annotation, or with `None` removes it.
-    pub fn set(&self, scope: Scope, mailbox: MailboxGuid, key: &str, value: Option<&[u8]>) -> Result<()> {
+    /// Makes changes, all of them or none. The file is made only if there is something to keep.
+    pub fn change(&self, changes: &AttributeChanges) -> Result<()> {
         let lock = DotLock::take(&self.path, LOCK_WAIT)?;
         let mut entries = read(&self.path)?;
-        let key = full_key(scope, mailbox, key);
-        let before = match value {
-            Some(value) => entries.insert(key, value.to_owned()),
-            None => entries.remove(&key),
-        };
-        if before.as_deref() != value {
+        let mut changed = false;
+        for (key, value) in changes {
+            let key = full_key(key);
+            let before = match value {
+                Some(value) => entries.insert(key, value.clone()),
+                None => entries.remove(&key),
+            };
+            changed |= before != *value;
+        }
+        if changed {
             let name = self.path.file_name().unwrap_or_default().to_string_lossy();
             let temporary = self.path.with_file_name(format!(".dsync-{name}.tmp"));
             disk::replace(&self.path, &temporary, &to_bytes(&entries), self.fsync)?;
@@ -79,12 +81,28 @@ impl Attributes {
     }
 }
 
-fn full_key(scope: Scope, mailbox: MailboxGuid, key: &str) -> Vec<u8> {
-    let scope = match scope {
-        Scope::Private => "priv",
-        Scope::Shared => "shared",
+fn full_key(key: &AttributeKey) -> Vec<u8> {
+    let scope = match key.scope {
+        AttributeScope::Private => "priv",
+        AttributeScope::Shared => "shared",
     };
-    format!("{scope}/{mailbox}/{key}").into_bytes()
+    format!("{scope}/{}/{}", key.mailbox, key.key).into_bytes()
+}
+
+fn parse_key(bytes: &[u8]) -> Option<AttributeKey> {
+    let mut parts = std::str::from_utf8(bytes).ok()?.splitn(3, '/');
+    let scope = match parts.next()? {
+        "priv" => AttributeScope::Private,
+        "shared" => AttributeScope::Shared,
+        _ => return None,
+    };
+    let key = AttributeKey {
+        scope,
+        mailbox: MailboxGuid::parse(parts.next()?)?,
+        key: parts.next().filter(|key| !key.is_empty() && key.len() <= ATTRIBUTE_KEY_BYTES_MAX)?.to_owned(),
+    };
+    // A GUID in capitals would come back as another key.
+    (full_key(&key) == bytes).then_some(key)
 }
 
 fn read(path: &Path) -> Result<Entries> {
@@ -152,22 +170,39 @@ mod tests {
         let guid = MailboxGuid::parse("ea2a9328a54d046be271000087ad316d").unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("dovecot-attributes");
-        let text = format!("priv/{guid}/comment\nmy \"quoted\" note\nshared/{guid}/comment\ntab\u{1}there\n");
+        let text = format!(
+            "other\nx\npriv/{guid}/comment\nmy \"quoted\" note\nshared/{guid}/comment\ntab\u{1}there\n"
+        );
         std::fs::write(&path, &text).unwrap();
         let attributes = Attributes::new(&path, Fsync::Never);
-        let value = |scope| attributes.value(scope, guid, "comment").unwrap();
-        assert_eq!(value(Scope::Shared).as_deref(), Some(&b"tab\there"[..]));
-        assert_eq!(value(Scope::Private).as_deref(), Some(&b"my \"quoted\" note"[..]));
-        attributes.set(Scope::Private, guid, "a/b", Some(b"\0\x01\r\n")).unwrap();
-        attributes.set(Scope::Private, MailboxGuid([7; 16]), "x", Some(b"")).unwrap();
-        let keys: Vec<_> = attributes.list(guid).unwrap().into_keys().collect();
-        let key = |scope, text: &str| (scope, text.to_owned());
-        let all = [(Scope::Private, "a/b"), (Scope::Private, "comment"), (Scope::Shared, "comment")];
-        assert_eq!(keys, all.map(|(scope, text)| key(scope, text)));
-        attributes.set(Scope::Private, guid, "a/b", None).unwrap();
-        attributes.set(Scope::Private, MailboxGuid([7; 16]), "x", None).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        let key = |scope, key: &str| AttributeKey { mailbox: guid, scope, key: key.into() };
+        let value = |bytes: &[u8]| AttributeValue::Bytes(bytes.to_vec());
+        let first = [
+            (key(AttributeScope::Private, "comment"), value(b"my \"quoted\" note")),
+            (key(AttributeScope::Shared, "comment"), value(b"tab\there")),
+        ];
+        assert_eq!(attributes.list().unwrap(), first.clone().into());
+        let (odd, big) = (key(AttributeScope::Private, "a/b"), key(AttributeScope::Shared, "big"));
+        let large = vec![b'x'; ATTRIBUTE_BYTES_MAX + 1];
+        attributes
+            .change(&[(odd.clone(), Some(b"\0\x01\r\n".to_vec())), (big.clone(), Some(large))].into())
+            .unwrap();
+        let listed = attributes.list().unwrap();
+        assert_eq!(listed[&odd], value(b"\0\x01\r\n"));
+        assert_eq!(listed[&big], AttributeValue::TooLarge);
+        attributes.change(&[(odd, None), (big, None)].into()).unwrap();
+        assert_eq!(attributes.list().unwrap(), first.into());
+        let entry = |line: &str| std::fs::read_to_string(&path).unwrap().contains(line);
+        assert!(entry("other\nx\n") && entry("tab\u{1}there\n"), "what is not ours stays");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no lock is left");
+    }
+
+    #[test]
+    fn removing_from_nothing_makes_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let attributes = Attributes::new(directory.path().join("dovecot-attributes"), Fsync::Never);
+        attributes.change(&[(AttributeKey::first_of(MailboxGuid([7; 16])), None)].into()).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     proptest::proptest! {

@@ -4,8 +4,8 @@
 use std::io::Read;
 
 use dsync_model::{
-    Digest, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid,
-    ModSeq, NewMessage, Since, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+    AttributeKey, AttributeValue, Digest, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction,
+    MessageChange, MessageGuid, ModSeq, NewMessage, Since, Timestamp, TreeChange, Uid, UidSet, UidValidity,
 };
 
 use crate::{Committed, Goal, Mailbox, Storage};
@@ -36,10 +36,24 @@ pub fn check(open: &mut dyn FnMut() -> Box<dyn Storage>) {
 pub fn check_keeping(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     identity_survives(open);
     notes_are_kept(open);
+    attributes_are_kept(open);
     mailboxes_come_and_go(open);
     messages_are_kept(keeps, open);
     nothing_happens_without_commit(open);
     uids_are_never_given_twice(keeps, open);
+}
+
+fn attributes_are_kept(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let key =
+        |text: &str| AttributeKey { key: text.into(), ..AttributeKey::first_of(MailboxGuid([0x5a; 16])) };
+    let value = b"line\nend\0".to_vec();
+    open()
+        .change_attributes(&[(key("a"), Some(value.clone())), (key("b"), Some(Vec::new()))].into())
+        .expect("set");
+    open().change_attributes(&[(key("b"), None), (key("c"), None)].into()).expect("removed");
+    let kept = open().attributes().expect("read").expect("kept");
+    assert_eq!(kept, [(key("a"), AttributeValue::Bytes(value))].into());
+    open().change_attributes(&[(key("a"), None)].into()).expect("removed");
 }
 
 fn uid(n: u32) -> Uid {

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dsync_model::{
-    Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Message,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, TreeChange, TreeLog, Uid,
-    UidSet, UidValidity, changes_since,
+    AttributeChanges, AttributeList, Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode,
+    MailboxStatus, MailboxTree, Message, MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage,
+    Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity, changes_since,
 };
 use rand::RngExt;
 
@@ -164,6 +164,14 @@ impl Storage for DryRun {
 
     fn tree_log(&self) -> TreeLog {
         self.inner.tree_log()
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        self.inner.attributes()
+    }
+
+    fn change_attributes(&mut self, _changes: &AttributeChanges) -> Result<()> {
+        Ok(())
     }
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {

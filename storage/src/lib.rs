@@ -35,8 +35,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
-    Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
-    StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction,
+    MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet,
+    UidValidity,
 };
 
 pub use disk::Fsync;
@@ -73,6 +74,12 @@ pub trait Storage: Send {
 
     /// Opens a mailbox of the last [`tree`](Self::tree), or one that was created since.
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>>;
+
+    /// Attributes (IMAP METADATA) of all mailboxes; `None`: the storage keeps none.
+    fn attributes(&mut self) -> Result<Option<AttributeList>>;
+
+    /// Sets and removes attributes, all of them or none. They may be of mailboxes that are still to be made.
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()>;
 
     /// Names of the notes kept in the control directory: regular files, `.dsync-` in front of the name.
     fn notes(&mut self) -> Result<Vec<String>>;

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dsync_model::{
-    Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Message,
-    MessageAction, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, Uid, UidSet,
-    UidValidity, changes_since,
+    AttributeChanges, AttributeList, AttributeValue, Changes, Digest, FlagSet, MailboxGuid, MailboxName,
+    MailboxNode, MailboxStatus, MailboxTree, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
+    StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity, changes_since,
 };
 
 use crate::{
@@ -28,6 +28,7 @@ pub struct Account {
     pub mailboxes: BTreeMap<MailboxName, StoredMailbox>,
     pub subscriptions: BTreeSet<MailboxName>,
     pub notes: BTreeMap<String, Vec<u8>>,
+    pub attributes: AttributeList,
     /// Storage calls that still succeed; `None`: all. For tests of failing storages.
     pub calls_left: Option<u64>,
     /// Storage calls made so far.
@@ -220,6 +221,25 @@ impl Storage for MemoryStorage {
             saves: Vec::new(),
             actions: Vec::new(),
         }))
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        Ok(Some(self.call()?.attributes.clone()))
+    }
+
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        let mut account = self.call()?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => {
+                    account.attributes.insert(key.clone(), AttributeValue::Bytes(value.clone()));
+                }
+                None => {
+                    account.attributes.remove(key);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {

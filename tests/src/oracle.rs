@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use dsync_model::MessageGuid;
+use dsync_model::{AttributeList, MessageGuid};
 use dsync_session::storage::memory::Account;
 
 /// **converged**: both accounts look the same to an IMAP client.
@@ -22,7 +22,16 @@ pub fn equal(a: &Account, b: &Account) -> Result<(), String> {
             return Err(format!("{name}: messages differ: {:?} and {:?}", one.messages, two.messages));
         }
     }
+    if attributes(a) != attributes(b) {
+        return Err(format!("attributes differ: {:?} and {:?}", attributes(a), attributes(b)));
+    }
     Ok(())
+}
+
+/// Of the mailboxes that are there: a storage may keep those of others for a while.
+fn attributes(account: &Account) -> AttributeList {
+    let there: BTreeSet<_> = account.mailboxes.values().map(|mailbox| mailbox.guid).collect();
+    account.attributes.clone().into_iter().filter(|(key, _)| there.contains(&key.mailbox)).collect()
 }
 
 /// **no-loss**: every message that was somewhere before, and that no user removed, is in this account.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dsync_model::{
-    Filter, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageGuid, StoreId, Timestamp, Uid,
-    UidValidity,
+    AttributeKey, AttributeValue, Filter, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageGuid,
+    StoreId, Timestamp, Uid, UidValidity,
 };
 use dsync_session::proto::{Channel, Direction, Message, Options};
 use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage};
@@ -195,7 +195,14 @@ impl World {
                 format!("{end}: delete {name}")
             }
             _ => {
+                let comment = AttributeKey { key: "comment".into(), ..AttributeKey::first_of(mailbox.guid) };
+                let value = AttributeValue::Bytes(self.made.to_string().into_bytes());
                 let added = account.subscriptions.insert(name.clone());
+                // Annotated and subscribed in one: costs no dice.
+                match added || self.made % 3 > 0 {
+                    true => account.attributes.insert(comment, value),
+                    false => account.attributes.remove(&comment),
+                };
                 if !added {
                     account.subscriptions.remove(&name);
                 }

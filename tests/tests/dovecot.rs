@@ -152,6 +152,63 @@ fn what_dovecot_logged_is_done_without_a_base() {
     assert!(!subscribed.contains("Listed") && !subscribed.contains("Gone"), "{subscribed}");
 }
 
+/// METADATA that Dovecot wrote arrives, changes of both ends meet, and what we wrote Dovecot reads.
+#[test]
+fn attributes_of_mailboxes_travel_both_ways() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let roots = ["a", "b"].map(|name| world.dir.path().join(name));
+    let locations = ["maildir", "sdbox"].map(str::to_owned);
+    let locations: Vec<String> =
+        locations.iter().zip(&roots).map(|(format, root)| format!("{format}:{}", root.display())).collect();
+    for root in &roots {
+        fs::create_dir(root).expect("made");
+        world.dovecot.own(root);
+    }
+    let metadata = |end: usize, words: &[&str]| {
+        let dict = format!("mail_attribute_dict=file:{}/dovecot-attributes", roots[end].display());
+        let words = [&["-o", &dict, "mailbox", "metadata"], words].concat();
+        world.dovecot.doveadm(&locations[end], &words)
+    };
+    let sync = || world.sync(&["sync", "--source", &locations[0], &locations[1]]);
+    world.dovecot.doveadm(&locations[0], &["mailbox", "create", "Work"]);
+    // Dovecot keeps the GUID of a mailbox in its list index: the INBOX has its last one before Dovecot sees it.
+    sync();
+    let odd = "tab\there, a \"quote\"";
+    metadata(0, &["set", "Work", "/shared/comment", odd]);
+    metadata(0, &["set", "Work", "/private/comment", "mine"]);
+    metadata(0, &["set", "-s", "", "/shared/vendor/example.org/server", "of the server"]);
+    metadata(1, &["set", "INBOX", "/private/comment", "of the inbox"]);
+    sync();
+    let everything = |end: usize| {
+        let of = |words: &[&str]| metadata(end, &[&["get"], words].concat());
+        [
+            of(&["Work", "/shared/comment"]),
+            of(&["Work", "/private/comment"]),
+            of(&["-s", "", "/shared/vendor/example.org/server"]),
+            of(&["INBOX", "/private/comment"]),
+        ]
+        .map(|text| text.trim_end().to_owned())
+    };
+    let wanted = [odd, "mine", "of the server", "of the inbox"];
+    assert_eq!(everything(0), wanted);
+    assert_eq!(everything(1), wanted);
+    metadata(1, &["set", "Work", "/shared/comment", "changed there"]);
+    metadata(0, &["unset", "Work", "/private/comment"]);
+    sync();
+    let wanted = ["changed there", "", "of the server", "of the inbox"];
+    assert_eq!(everything(0), wanted);
+    assert_eq!(everything(1), wanted);
+    let file = |end: usize| fs::read(roots[end].join("dovecot-attributes")).expect("there");
+    let before = file(0);
+    metadata(1, &["set", "Work", "/private/comment", "only there"]);
+    world.sync(&["backup", "--source", &locations[0], &locations[1]]);
+    assert_eq!(file(0), before, "a source is not written");
+    assert_eq!(everything(1), wanted);
+}
+
 /// The state of `-s` is Dovecot's own: doveadm goes on from ours, and dsync from doveadm's.
 #[test]
 fn states_are_interchangeable() {

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use dsync_accounts::{Settings, iterate, lookup, verify};
 use dsync_model::{
-    Base, BaseNode, Digest, FlagSet, Flags, Keyword, MailboxBase, MailboxGuid, MailboxName, ModSeq, Since,
-    Uid, UidValidity,
+    AttributeKey, AttributeScope, AttributeValue, Base, BaseNode, Digest, FlagSet, Flags, Keyword,
+    MailboxBase, MailboxGuid, MailboxName, ModSeq, Since, Uid, UidValidity,
 };
-use dsync_storage::attributes::{Attributes, Scope};
+use dsync_storage::attributes::Attributes;
 use dsync_storage::dbox::{AttachmentDir, DboxFile, FileHeader, Metadata, open_mail};
 use dsync_storage::index::{Appended, Edit, Flagged, Index, Paths, State};
 use dsync_storage::layout::{Format, Layout};
@@ -256,14 +256,18 @@ fn annotations() {
     let text = format!("priv/{guid}/comment\nmy \"note\"\nshared/{guid}/vendor/x\n\u{1}t\u{1}n\n");
     let dir = tempfile::tempdir().expect("made");
     let path = dir.path().join("dovecot-attributes");
-    let guid = MailboxGuid::parse(guid).expect("a GUID");
+    let added = AttributeKey {
+        mailbox: MailboxGuid::parse(guid).expect("a GUID"),
+        scope: AttributeScope::Shared,
+        key: "added".into(),
+    };
     feed("dovecot-attributes", &[text.into_bytes()], 1000, |bytes| {
         fs::write(&path, bytes).expect("written");
         let attributes = Attributes::new(&path, Fsync::Never);
-        let before = attributes.list(guid).expect("any bytes are read");
-        attributes.set(Scope::Shared, guid, "added", Some(b"\0\n")).expect("set");
-        let mut after = attributes.list(guid).expect("read");
-        assert_eq!(after.remove(&(Scope::Shared, "added".into())).as_deref(), Some(&b"\0\n"[..]));
+        let before = attributes.list().expect("any bytes are read");
+        attributes.change(&[(added.clone(), Some(b"\0\n".to_vec()))].into()).expect("set");
+        let mut after = attributes.list().expect("read");
+        assert_eq!(after.remove(&added), Some(AttributeValue::Bytes(b"\0\n".to_vec())));
         assert_eq!(after, before);
     });
 }

@@ -109,6 +109,17 @@ impl Settings {
         Ok(Some(path))
     }
 
+    /// The dict of mailbox attributes (`mail_attribute_dict`), variables and `~/` of a file dict expanded; `None` if nobody says.
+    pub fn mail_attribute_dict(&self, user: &User) -> Result<Option<String>, ConfError> {
+        let Some((place, text)) = self.expanded("mail_attribute_dict", user)? else { return Ok(None) };
+        match (text.strip_prefix("file:~/"), &user.home) {
+            _ if text.is_empty() => Ok(None),
+            (Some(rest), Some(home)) => Ok(Some(format!("file:{}", home.join(rest).display()))),
+            (Some(_), None) => Err(invalid(place, "mail_attribute_dict", "the user has no home".to_owned())),
+            (None, _) => Ok(Some(text)),
+        }
+    }
+
     /// The place and text of a setting, variables expanded.
     fn expanded(&self, setting: &str, user: &User) -> Result<Option<(Place, String)>, ConfError> {
         let Some((place, text)) = self.value(setting)? else { return Ok(None) };

@@ -39,6 +39,7 @@ const KNOWN: &[&str] = &[
     "last_valid_uid",
     "listen",
     "mail_attachment_dir",
+    "mail_attribute_dict",
     "mail_control_path",
     "mail_driver",
     "mail_ext_attachment_path",

@@ -310,3 +310,14 @@ fn encryption_is_seen_in_the_settings() {
         assert!(!encrypts(text), "{text}");
     }
 }
+
+#[test]
+fn the_dict_of_attributes_is_expanded() {
+    let dict = |text: &str| settings(text).mail_attribute_dict(&alice()).map_err(|error| error.to_string());
+    assert_eq!(dict(""), Ok(None));
+    assert_eq!(dict("mail_attribute_dict =\n"), Ok(None));
+    let file = "mail_attribute_dict = file:%h/Maildir/dovecot-attributes\n";
+    assert_eq!(dict(file), Ok(Some("file:/home/alice/Maildir/dovecot-attributes".into())));
+    assert_eq!(dict("mail_attribute_dict = file:~/a\n"), Ok(Some("file:/home/alice/a".into())));
+    assert_eq!(dict("mail_attribute_dict = proxy::x/%n\n"), Ok(Some("proxy::x/alice".into())));
+}

@@ -148,6 +148,7 @@ impl Brain {
             let known = self.bases.iter().flatten().flatten().map(|base| base.generation.0).max();
             let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
             base.tree = std::mem::take(&mut self.plan.agreed);
+            base.attributes = std::mem::take(&mut self.agreed_attributes);
             base.tree.retain(|_, node| *node != BaseNode::default());
             let old = self.base.take();
             let kept = |guid| old.as_ref().and_then(|old| old.mailboxes.get(guid)).cloned();
@@ -161,7 +162,9 @@ impl Brain {
                 };
                 base.mailboxes.extend(mailbox.map(|mailbox| (*guid, mailbox)));
             }
-            if let Some(old) = old.filter(|old| old.tree == base.tree && old.mailboxes == base.mailboxes) {
+            if let Some(old) = old.filter(|old| {
+                old.tree == base.tree && old.mailboxes == base.mailboxes && old.attributes == base.attributes
+            }) {
                 base.generation = old.generation;
             } else {
                 self.next_base = Some(base.to_bytes());

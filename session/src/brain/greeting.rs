@@ -102,6 +102,7 @@ impl Brain {
         let log = self.storage.tree_log();
         self.say(Message::Log(log.clone()));
         self.logs[self.end as usize] = log;
+        self.list_attributes();
         self.say(Message::End(List::Nodes));
         self.trees[self.end as usize] = tree;
         self.stage = Stage::Trees;
@@ -180,6 +181,7 @@ impl Brain {
         let in_scope = |name: &MailboxName| scope.has(name);
         let logs = Both([&self.logs[0], &self.logs[1]]);
         self.plan = dsync_merge::tree(trees, logs, self.base.as_ref(), direction, &in_scope, self.end);
+        self.merge_attributes(direction)?;
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;
         }
@@ -280,7 +282,7 @@ fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
 }
 
 /// One line for people.
-fn describe(place: &str, error: &StorageError) -> String {
+pub(super) fn describe(place: &str, error: &StorageError) -> String {
     let mut text = format!("{place}: {error}");
     if let Some(cause) = std::error::Error::source(error) {
         text.push_str(&format!(": {cause}"));

@@ -3,6 +3,7 @@
 //! [`Brain::handle`] files what comes in; [`Brain::poll`] works. The stages are in `greeting` (who, locks, trees),
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
+mod attributes;
 mod closing;
 mod donors;
 mod filtering;
@@ -18,7 +19,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{End, TreePlan};
-use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState, TreeLog};
+use dsync_model::{
+    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, StoreId, SyncState,
+    TreeLog,
+};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
     Terminus,
@@ -97,6 +101,10 @@ pub struct Brain {
     trees: [MailboxTree; 2],
     logs: [TreeLog; 2],
     peer_nodes_done: bool,
+    /// `None`: the end keeps none.
+    attributes: [Option<AttributeList>; 2],
+    attribute_bytes: usize,
+    agreed_attributes: BTreeMap<AttributeKey, Digest>,
     bases: [Option<Vec<BaseRef>>; 2],
     base: Option<Base>,
     plan: TreePlan,
@@ -161,6 +169,9 @@ impl Brain {
             trees: Default::default(),
             logs: Default::default(),
             peer_nodes_done: false,
+            attributes: Default::default(),
+            attribute_bytes: 0,
+            agreed_attributes: BTreeMap::new(),
             bases: Default::default(),
             base: None,
             plan: TreePlan::default(),
@@ -267,6 +278,7 @@ impl Brain {
                 self.logs[peer] = log;
                 Ok(())
             }
+            Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())

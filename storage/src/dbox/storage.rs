@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
+    TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -244,6 +245,14 @@ impl Storage for Dbox {
         let index = index.filter(|index| self.shared.guid_of(index.state()) == Some(mailbox));
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
         Ok(Box::new(self.shared.mailbox(name, places, mailbox, index, self.map.take())))
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        self.shared.account.attributes().map(Some)
+    }
+
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.shared.account.change_attributes(changes)
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {

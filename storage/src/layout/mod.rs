@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use dsync_model::{MailboxGuid, MailboxName};
 
+use crate::attributes::Place;
 use crate::{Result, StorageError};
 pub use list::Found;
 
@@ -88,6 +89,8 @@ pub struct Layout {
     pub volatile: Option<PathBuf>,
     /// The namespace's hierarchy separator, where the configuration sets one: Dovecot's log spells names with it.
     pub separator: Option<char>,
+    /// Annotations of mailboxes.
+    pub attributes: Place,
 }
 
 /// Where one mailbox lies.
@@ -132,6 +135,7 @@ impl Layout {
             list_index: "dovecot.list.index".into(),
             volatile: None,
             separator: None,
+            attributes: Place::Usual,
         }
     }
 

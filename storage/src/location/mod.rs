@@ -6,6 +6,7 @@ mod detect;
 
 use std::path::{Component, Path, PathBuf};
 
+use crate::attributes::Place;
 use crate::dbox::{Dbox, Rotation};
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
@@ -67,6 +68,19 @@ impl Location {
     /// The same with rules for the files of mdbox, if the configuration sets some.
     pub fn with_rotation(mut self, bytes: Option<u64>, secs: u64) -> Location {
         self.rotation = Rotation { bytes: bytes.unwrap_or(self.rotation.bytes), secs };
+        self
+    }
+
+    /// The same with the dict of mailbox attributes, if the configuration sets one (`mail_attribute_dict`): `file:<path>`,
+    /// locked by a file beside it. With any other, attributes stay where they are.
+    pub fn with_attribute_dict(mut self, dict: Option<String>) -> Location {
+        self.layout.attributes = match dict {
+            None => Place::Usual,
+            Some(dict) => match dict.strip_prefix("file:").filter(|path| path.starts_with('/')) {
+                Some(path) if !path.contains(":lock=") => Place::File(path.into()),
+                _ => Place::Elsewhere(dict),
+            },
+        };
         self
     }
 

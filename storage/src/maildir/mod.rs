@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
+    TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -417,6 +418,14 @@ impl Storage for Maildir {
             compressed::check_file(&file.path(&places.mail))?;
         }
         Ok(true)
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        self.shared.account.attributes().map(Some)
+    }
+
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.shared.account.change_attributes(changes)
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {

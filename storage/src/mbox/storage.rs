@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange, TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
+    TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -332,6 +333,14 @@ impl Storage for Mbox {
             return Err(gone());
         }
         Ok(Box::new(MboxMailbox::new(self.shared.clone(), places, content)))
+    }
+
+    fn attributes(&mut self) -> Result<Option<AttributeList>> {
+        self.shared.account.attributes().map(Some)
+    }
+
+    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.shared.account.change_attributes(changes)
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
