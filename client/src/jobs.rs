@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
+use dsync_accounts::{MboxLocks, Settings, User, check_user, invoking_user, lookup};
 use dsync_session::dial::{self, Trust, Way};
 use dsync_session::model::SyncState;
 use dsync_session::proto::preface::Auth;
 use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
 use tokio::io::AsyncWriteExt;
@@ -141,7 +142,8 @@ impl Session<'_> {
         self.check_source(&location, Terminus::Initiator)?;
         let location = location
             .with_separator(self.settings.separator())
-            .with_attachments(self.settings.mail_attachment_dir(user)?);
+            .with_attachments(self.settings.mail_attachment_dir(user)?)
+            .with_mbox_locks(mbox_locks(self.settings)?);
         Ok(location.open(self.fsync(self.settings)?)?)
     }
 
@@ -168,7 +170,8 @@ impl Session<'_> {
         let settings = self.destination_settings;
         let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
             .with_separator(settings.separator())
-            .with_attachments(settings.mail_attachment_dir(user)?);
+            .with_attachments(settings.mail_attachment_dir(user)?)
+            .with_mbox_locks(mbox_locks(settings)?);
         self.check_source(&location, Terminus::Responder)?;
         let mut other = Brain::responder(location.open(self.fsync(settings)?)?, Duration::from_secs(30));
         let outcome = local::run(brain, &mut other, &mut |brain| {
@@ -286,4 +289,10 @@ async fn child_failed(way: &mut Way, error: SessionError) -> SessionError {
 /// The default place of the configuration, for messages.
 pub fn config_name(settings: &Settings) -> PathBuf {
     settings.file().map_or_else(|| PathBuf::from("(defaults)"), PathBuf::from)
+}
+
+/// How mbox files are locked.
+fn mbox_locks(settings: &Settings) -> Result<Locking, Failed> {
+    let MboxLocks { read, write, timeout, dotlock_change_timeout } = settings.mbox_locks()?;
+    Ok(Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout)?)
 }

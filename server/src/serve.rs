@@ -4,9 +4,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, verify_secret};
+use dsync_accounts::{MboxLocks, Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Verdict};
+use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, SessionError, greet, link};
 use tokio::sync::watch;
@@ -170,7 +171,14 @@ impl Service<'_> {
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
-        let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
+        let locks = self.settings.mbox_locks().map_err(|error| (78, chain(&error)))?;
+        let MboxLocks { read, write, timeout, dotlock_change_timeout } = locks;
+        let locking =
+            Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout);
+        let location = location
+            .with_separator(self.settings.separator())
+            .with_attachments(attachments)
+            .with_mbox_locks(locking.map_err(|error| (error.status(), chain(&error)))?);
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

@@ -28,6 +28,8 @@ pub struct Account {
     pub mailboxes: BTreeMap<MailboxName, StoredMailbox>,
     pub subscriptions: BTreeSet<MailboxName>,
     pub notes: BTreeMap<String, Vec<u8>>,
+    /// Messages get a GUID made of their content in place of the one they come with, as in an mbox.
+    pub drops_guids: bool,
     /// Storage calls that still succeed; `None`: all. For tests of failing storages.
     pub calls_left: Option<u64>,
     /// Storage calls made so far.
@@ -132,6 +134,11 @@ impl Account {
     }
 }
 
+/// The GUID of a message where none is kept.
+fn guid_of(body: &[u8]) -> MessageGuid {
+    MessageGuid::of_bytes(MailboxGuid([0; 16]).derived(body).to_string().as_bytes())
+}
+
 fn exists(name: &MailboxName) -> StorageError {
     StorageError::Impossible(format!("mailbox {name} already exists"))
 }
@@ -142,7 +149,14 @@ impl Storage for MemoryStorage {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { modseq: Support::None, log: false, keywords_max: None, directories: false }
+        let message_guid = if self.account().drops_guids { Support::Volatile } else { Support::Kept };
+        Capabilities {
+            modseq: Support::None,
+            log: false,
+            keywords_max: None,
+            directories: false,
+            message_guid,
+        }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
@@ -341,6 +355,7 @@ impl Mailbox for MemoryMailbox {
         let (saves, actions) = (std::mem::take(&mut self.saves), std::mem::take(&mut self.actions));
         let mut burned = std::mem::take(&mut self.burned);
         let expected_next = self.expected_next;
+        let drops_guids = self.storage.account().drops_guids;
         let (committed, burned, uid_next) = self.with(|mailbox| {
             burned.insert_range(expected_next.unwrap_or(mailbox.uid_next).get()..mailbox.uid_next.get());
             let mut committed = Committed::default();
@@ -348,7 +363,7 @@ impl Mailbox for MemoryMailbox {
                 committed.saved += 1;
                 committed.bytes += body.len() as u64;
                 let stored = StoredMessage {
-                    guid: new.guid,
+                    guid: if drops_guids { guid_of(&body) } else { new.guid },
                     flags: new.flags,
                     received: new.received,
                     body: body.into(),

@@ -5,6 +5,7 @@ mod include;
 mod line;
 mod location;
 mod mailboxes;
+mod mbox;
 mod parse;
 mod secret;
 mod settings;
@@ -14,6 +15,7 @@ mod tree;
 mod tests;
 
 pub use error::{ConfError, Place};
+pub use mbox::MboxLocks;
 pub(crate) use parse::read_limited;
 pub use secret::Secret;
 pub use settings::{Fsync, Settings, Ssl};

@@ -47,6 +47,10 @@ const KNOWN: &[&str] = &[
     "mail_location",
     "mail_path",
     "mailbox_list_layout",
+    "mbox_dotlock_change_timeout",
+    "mbox_lock_timeout",
+    "mbox_read_locks",
+    "mbox_write_locks",
     "passdb_default_password_scheme",
     "passwd_file_path",
     "separator",
@@ -176,7 +180,7 @@ impl Settings {
         Ok((!text.is_empty()).then(|| (entry.place.clone(), text)))
     }
 
-    fn parsed<T>(
+    pub(super) fn parsed<T>(
         &self,
         setting: &str,
         what: &str,

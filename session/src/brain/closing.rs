@@ -6,6 +6,7 @@ use dsync_model::{
     Since,
 };
 use dsync_proto::{BaseRef, Message, Settled};
+use dsync_storage::Storage as _;
 
 use super::greeting::note_name;
 use super::mailbox::goal;

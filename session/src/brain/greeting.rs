@@ -5,7 +5,7 @@ use std::time::Duration;
 use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, TreeChange};
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
-use dsync_storage::StorageError;
+use dsync_storage::{Storage as _, StorageError, Support};
 
 use super::mailbox::Open;
 use super::scope::Scope;
@@ -23,7 +23,8 @@ impl Brain {
         self.me = Some(store);
         let (role, location) = (self.role(), self.storage.location());
         let Job { direction, options } = job;
-        self.say(Message::Handshake(Handshake { role, store, direction, options, location }));
+        let keeps_guids = self.keeps_guids();
+        self.say(Message::Handshake(Handshake { role, store, direction, options, location, keeps_guids }));
         if self.end == End::Initiator {
             self.say_state();
         }
@@ -48,8 +49,15 @@ impl Brain {
             }
             Some(_) => {}
         }
+        if !handshake.keeps_guids || !self.keeps_guids() {
+            self.storage.switch_on();
+        }
         self.peer = Some(handshake);
         Ok(())
+    }
+
+    fn keeps_guids(&self) -> bool {
+        self.storage.capabilities().message_guid == Support::Kept
     }
 
     /// Locks the store, the end with the lower id first, and lists what it holds.

@@ -17,7 +17,7 @@ use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
 };
-use dsync_storage::{Body, Storage, StorageError, StoreLock};
+use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
 use mailbox::Open;
@@ -75,7 +75,7 @@ const EARLY_MAX: usize = 100_000;
 /// One end of a session.
 pub struct Brain {
     end: End,
-    storage: Box<dyn Storage>,
+    storage: ByHeader,
     job: Option<Job>,
     lock: Option<StoreLock>,
     lock_wait: Duration,
@@ -131,7 +131,7 @@ impl Brain {
     fn new(end: End, storage: Box<dyn Storage>, lock_wait: Duration) -> Brain {
         Brain {
             end,
-            storage,
+            storage: ByHeader::off(storage),
             job: None,
             lock: None,
             lock_wait,

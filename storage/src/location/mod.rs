@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::dbox::Dbox;
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
-use crate::mbox::Mbox;
+use crate::mbox::{Locking, Mbox};
 use crate::{Fsync, Result, Storage, StorageError};
 use detect::Owner;
 
@@ -18,6 +18,7 @@ use detect::Owner;
 pub struct Location {
     layout: Layout,
     attachments: Option<PathBuf>,
+    locking: Locking,
 }
 
 /// Drivers of Dovecot's that keep no mail in files of ours to read.
@@ -35,12 +36,13 @@ impl Location {
         let layout = layout(text, Owner { name: user, home });
         let layout =
             layout.map_err(|what| StorageError::Location(format!("mail location {text:?}: {what}")))?;
-        Ok(Location { layout, attachments: None })
+        Ok(Location { layout, attachments: None, locking: Locking::default() })
     }
 
     /// Looks for mail where it usually is in a home.
     pub fn detect(home: &Path, user: Option<&str>) -> Option<Location> {
-        Some(Location { layout: detect::in_home(Owner { name: user, home: Some(home) })?, attachments: None })
+        let layout = detect::in_home(Owner { name: user, home: Some(home) })?;
+        Some(Location { layout, attachments: None, locking: Locking::default() })
     }
 
     /// The same with the namespace's hierarchy separator, if the configuration sets one.
@@ -52,6 +54,12 @@ impl Location {
     /// The same with the directory that holds attachments of dbox mail, if the configuration sets one (`mail_attachment_dir`).
     pub fn with_attachments(mut self, directory: Option<PathBuf>) -> Location {
         self.attachments = directory;
+        self
+    }
+
+    /// The same with other locks for mbox than those of Debian's Dovecot (`mbox_read_locks` and its kin).
+    pub fn with_mbox_locks(mut self, locking: Locking) -> Location {
+        self.locking = locking;
         self
     }
 
@@ -72,7 +80,7 @@ impl Location {
             Format::Sdbox | Format::Mdbox => {
                 Ok(Box::new(Dbox::open(self.layout.clone(), fsync, self.attachments.clone())?))
             }
-            Format::Mbox => Ok(Box::new(Mbox::open_without_saves(self.layout.clone(), fsync)?)),
+            Format::Mbox => Ok(Box::new(Mbox::open(self.layout.clone(), fsync, self.locking.clone())?)),
         }
     }
 }
