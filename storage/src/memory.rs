@@ -16,6 +16,7 @@ use dsync_model::{
     UidValidity, changes_since,
 };
 
+use crate::by_header::NO_GUID;
 use crate::{
     Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock,
     Support,
@@ -134,8 +135,11 @@ impl Account {
     }
 }
 
-/// The GUID of a message where none is kept.
-fn guid_of(body: &[u8]) -> MessageGuid {
+/// The GUID of a message where none is kept: as in an mbox, one for all that have no `Message-ID`.
+pub fn content_guid(body: &[u8]) -> MessageGuid {
+    if !body.starts_with(b"Message-ID:") {
+        return MessageGuid::of_bytes(NO_GUID.as_bytes());
+    }
     MessageGuid::of_bytes(MailboxGuid([0; 16]).derived(body).to_string().as_bytes())
 }
 
@@ -302,7 +306,8 @@ impl Mailbox for MemoryMailbox {
         self.with(|mailbox| {
             let right = |message: &&StoredMessage| guid.is_none_or(|guid| message.guid == *guid);
             let at_uid = mailbox.messages.get(&uid).filter(right);
-            let found = at_uid.or_else(|| mailbox.messages.values().find(|m| guid.is_some() && right(m)))?;
+            let named = guid.is_some_and(|guid| guid.as_str() != NO_GUID);
+            let found = at_uid.or_else(|| mailbox.messages.values().find(|m| named && right(m)))?;
             Some(Body {
                 guid: found.guid.clone(),
                 received: found.received,
@@ -363,7 +368,7 @@ impl Mailbox for MemoryMailbox {
                 committed.saved += 1;
                 committed.bytes += body.len() as u64;
                 let stored = StoredMessage {
-                    guid: if drops_guids { guid_of(&body) } else { new.guid },
+                    guid: if drops_guids { content_guid(&body) } else { new.guid },
                     flags: new.flags,
                     received: new.received,
                     body: body.into(),

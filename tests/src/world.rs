@@ -7,7 +7,7 @@ use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageGuid, StoreId, Uid, UidValidity,
 };
 use dsync_session::proto::{Channel, Direction, Message, Options};
-use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage};
+use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage, content_guid};
 use dsync_session::storage::{Body, StorageError};
 use dsync_session::{Brain, Input, Job, Output, SessionError};
 
@@ -115,6 +115,7 @@ impl World {
             if count == 0 { None } else { mailbox.messages.keys().nth(dice.roll(count) as usize).copied() }
         };
         self.made += 1;
+        let drops_guids = account.drops_guids;
         let Some(mailbox) = account.mailboxes.get_mut(&name) else { return };
         let line = match what {
             6 if self.drops_guids && !mailbox.messages.is_empty() => {
@@ -133,7 +134,7 @@ impl World {
                 let body: Vec<u8> = format!("{header}: {guid}\n\n").into_bytes();
                 *self.copies.entry(guid.clone()).or_default() += 1;
                 let uid = mailbox.deliver(StoredMessage {
-                    guid: guid.clone(),
+                    guid: if drops_guids { content_guid(&body) } else { guid.clone() },
                     flags,
                     received: None,
                     body: body.into(),

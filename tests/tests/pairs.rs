@@ -10,13 +10,14 @@ use dsync_tests::formats::Fixture;
 use dsync_tests::programs::programs;
 
 /// A fixture for each source format, and how its account is named below its home.
-const SOURCES: [(&str, &str); 4] = [
+const SOURCES: [(&str, &str); 5] = [
     ("sdbox", "sdbox:%/sdbox"),
     ("maildirpp", "maildir:%/Maildir"),
     ("maildir-fs", "maildir:%/Maildir:LAYOUT=fs"),
     ("mdbox", "mdbox:%/mdbox"),
+    ("mbox", MBOX_SOURCE),
 ];
-const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
+const TARGETS: [&str; 5] = ["sdbox:%", "mdbox:%", "maildir:%", "maildir:%:LAYOUT=fs", "mbox:%"];
 
 fn at(location: &str, path: &Path) -> String {
     location.replace('%', &path.display().to_string())

@@ -28,7 +28,7 @@ pub fn of(message: impl Read) -> io::Result<MessageGuid> {
         piece.clear();
         let read = message.by_ref().take(PIECE_BYTES_MAX).read_until(b'\n', &mut piece)?;
         bytes += read as u64;
-        if is_line_start && matches!(piece.as_slice(), b"" | b"\n" | b"\r\n") {
+        if piece.is_empty() || is_line_start && matches!(piece.as_slice(), b"\n" | b"\r\n") {
             break;
         }
         if is_line_start && !matches!(piece[0], b' ' | b'\t') {

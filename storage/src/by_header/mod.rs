@@ -99,7 +99,13 @@ impl Storage for ByHeader {
         if !self.is_on {
             return Ok(inner);
         }
-        Ok(Box::new(MailboxByHeader { inner, guid: mailbox, listed: BTreeMap::new() }))
+        Ok(Box::new(MailboxByHeader {
+            inner,
+            guid: mailbox,
+            listed: BTreeMap::new(),
+            moved: BTreeMap::new(),
+            origins: BTreeMap::new(),
+        }))
     }
 
     fn notes(&mut self) -> Result<Vec<String>> {
@@ -125,6 +131,9 @@ struct MailboxByHeader {
     guid: MailboxGuid,
     /// What the last list named: hash, and GUID below.
     listed: BTreeMap<Uid, (MessageGuid, MessageGuid)>,
+    /// Messages renumbered since then: UID in the list to UID now, and the other way.
+    moved: BTreeMap<Uid, Uid>,
+    origins: BTreeMap<Uid, Uid>,
 }
 
 impl MailboxByHeader {
@@ -183,6 +192,8 @@ impl Mailbox for MailboxByHeader {
             list: changes_since(&messages, since),
         };
         self.listed.clear();
+        self.moved.clear();
+        self.origins.clear();
         let mut listed = Vec::with_capacity(changes.list.len());
         for mut change in changes.list {
             let uid = change.uid();
@@ -211,9 +222,13 @@ impl Mailbox for MailboxByHeader {
         let Some(hash) = hash else { return self.inner.body(uid, None) };
         let here = self.listed.get(&uid).filter(|(listed, _)| listed == hash);
         let same = || self.listed.iter().find(|(_, (listed, _))| listed == hash);
-        match here.map(|(_, below)| (uid, below)).or_else(|| same().map(|(uid, (_, below))| (*uid, below))) {
-            Some((uid, below)) => self.inner.body(uid, Some(below)),
-            None => Ok(None),
+        let found =
+            here.map(|(_, below)| (uid, below)).or_else(|| same().map(|(uid, (_, below))| (*uid, below)));
+        let Some((uid, below)) = found else { return Ok(None) };
+        let now = self.moved.get(&uid).copied().unwrap_or(uid);
+        match self.inner.body(now, Some(below))? {
+            None if now != uid => self.inner.body(uid, Some(below)),
+            body => Ok(body),
         }
     }
 
@@ -247,9 +262,15 @@ impl Mailbox for MailboxByHeader {
                         found.map(|(_, guid)| MessageAction::Expunge { uid: *uid, guid: Some(guid) }),
                     );
                 }
-                MessageAction::Renumber { .. }
-                | MessageAction::Flags { .. }
-                | MessageAction::Expunge { guid: None, .. } => below.push(action.clone()),
+                MessageAction::Renumber { from, to } => {
+                    let origin = self.origins.remove(from).unwrap_or(*from);
+                    self.origins.insert(*to, origin);
+                    self.moved.insert(origin, *to);
+                    below.push(action.clone());
+                }
+                MessageAction::Flags { .. } | MessageAction::Expunge { guid: None, .. } => {
+                    below.push(action.clone())
+                }
             }
         }
         self.inner.apply(&below)

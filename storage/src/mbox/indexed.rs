@@ -28,6 +28,8 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
 const GUID_AT: u16 = 16;
+/// Where a message lies, as Dovecot notes it: Dovecot asserts that there is room for it.
+const RECORD_BYTES: u16 = 8;
 
 /// What all mailboxes of an account share.
 pub struct Shared {
@@ -293,7 +295,7 @@ pub fn create_index(paths: Paths, validity: UidValidity, uid_next: Uid, guid: Ma
 }
 
 fn extension() -> Extension {
-    Extension::new(EXTENSION, HEADER_BYTES, 0, 0)
+    Extension::new(EXTENSION, HEADER_BYTES, usize::from(RECORD_BYTES), RECORD_BYTES)
 }
 
 /// The mailbox's GUID as its index has it.

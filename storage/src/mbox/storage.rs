@@ -166,19 +166,24 @@ impl Shared {
         let mut moves = vec![(&old.control, &new.control)];
         moves.extend(old.index.as_ref().zip(new.index.as_ref()));
         moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
-        for (from, to) in moves {
+        moves.dedup();
+        // The index is at both places while the file moves: a mailbox that is without it gets another identity.
+        let mut old_files = Vec::new();
+        for (from, to) in &moves {
             let files = files_of(from)?;
             if !files.is_empty() {
                 disk::make_directory(to)?;
             }
             for path in files {
                 if let Some(name) = path.file_name() {
-                    disk::rename(&path, &to.join(name))?;
+                    disk::hard_link(&path, &to.join(name))?;
                 }
+                old_files.push(path);
             }
-            self.remove_empty(from)?;
         }
         disk::rename_new(&old.mail, &new.mail)?;
+        old_files.iter().try_for_each(|path| disk::remove(path))?;
+        moves.iter().try_for_each(|(from, _)| self.remove_empty(from))?;
         drop(lock);
         if layout.dirname.is_some() {
             disk::remove_empty(&layout.directory(from)?)?;
