@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
+use dsync_accounts::{MboxLocks, Settings, User, check_user, invoking_user, lookup};
 use dsync_session::dial::{self, Trust, Way};
 use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
@@ -13,6 +13,7 @@ use dsync_session::proto::preface::Auth;
 use dsync_session::proto::{Direction, Options, Purpose, Terminus};
 use dsync_session::rawlog::RawLog;
 use dsync_session::storage::disk::Pretend;
+use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, SessionError, dovecot, greet, link, local};
 use tokio::io::AsyncWriteExt;
@@ -341,6 +342,7 @@ pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<
     let location = location.with_separator(settings.separator());
     let location = location.with_attachments(settings.mail_attachment_dir(user)?);
     let location = location.with_attribute_dict(settings.mail_attribute_dict(user)?);
+    let location = location.with_mbox_locks(mbox_locks(settings)?);
     Ok(location.with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
 }
 
@@ -393,4 +395,10 @@ async fn child_failed(way: &mut Way, error: SessionError) -> SessionError {
 /// The default place of the configuration, for messages.
 pub fn config_name(settings: &Settings) -> PathBuf {
     settings.file().map_or_else(|| PathBuf::from("(defaults)"), PathBuf::from)
+}
+
+/// How mbox files are locked.
+fn mbox_locks(settings: &Settings) -> Result<Locking, Failed> {
+    let MboxLocks { read, write, timeout, dotlock_change_timeout } = settings.mbox_locks()?;
+    Ok(Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout)?)
 }

@@ -154,6 +154,9 @@ pub struct Handshake {
     pub options: Options,
     /// Where the mail is, for people: `maildir:/srv/mail/alice`.
     pub location: String,
+    /// This end's storage keeps the GUIDs that messages come with. If one does not, lists of both name messages by a hash of their
+    /// headers, and digests leave GUIDs out.
+    pub keeps_guids: bool,
 }
 
 /// A base, by generation and content.

@@ -101,6 +101,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         direction: Direction::Mirror { into: Terminus::Responder },
         options,
         location: "maildir:/m".into(),
+        keeps_guids: true,
     };
     let modseq = ModSeq::new(907).unwrap();
     let changes = vec![

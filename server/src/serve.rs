@@ -4,11 +4,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, verify_secret};
+use dsync_accounts::{MboxLocks, Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::dovecot::greet::Caller;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
 use dsync_session::storage::disk::Pretend;
+use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
 use tokio::sync::watch;
@@ -219,6 +220,10 @@ impl Service<'_> {
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
+        let locks = self.settings.mbox_locks().map_err(|error| (78, chain(&error)))?;
+        let MboxLocks { read, write, timeout, dotlock_change_timeout } = locks;
+        let locking =
+            Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout);
         let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
         let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
         let attributes = self.settings.mail_attribute_dict(user).map_err(|error| (78, chain(&error)))?;
@@ -226,7 +231,8 @@ impl Service<'_> {
             .with_separator(self.settings.separator())
             .with_attachments(attachments)
             .with_rotation(rotate_bytes, rotate_secs)
-            .with_attribute_dict(attributes);
+            .with_attribute_dict(attributes)
+            .with_mbox_locks(locking.map_err(|error| (error.status(), chain(&error)))?);
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
         let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))

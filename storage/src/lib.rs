@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod attributes;
+mod by_header;
 pub mod compressed;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -40,6 +41,7 @@ use dsync_model::{
     UidValidity,
 };
 
+pub use by_header::ByHeader;
 pub use disk::Fsync;
 pub use error::{Result, StorageError};
 pub use location::Location;
@@ -243,4 +245,7 @@ pub struct Capabilities {
     pub keywords_max: Option<u16>,
     /// Directories without mail can exist.
     pub directories: bool,
+    /// GUIDs of messages. `Volatile`: tells some, and does not keep those that messages come with; a session with such an end knows
+    /// messages by their headers ([`ByHeader`]).
+    pub message_guid: Support,
 }

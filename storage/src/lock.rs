@@ -46,6 +46,11 @@ impl DotLock {
     /// Takes `<file>.lock`, waiting at most `wait`. A lock whose process is gone from this host is broken, and so is one if
     /// for two minutes nobody has touched it or the file.
     pub fn take(file: &Path, wait: Duration) -> Result<DotLock> {
+        DotLock::take_stale(file, wait, STALE)
+    }
+
+    /// The same with another age from which a lock that nobody touches is stale.
+    pub fn take_stale(file: &Path, wait: Duration, stale: Duration) -> Result<DotLock> {
         let mut name = file.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -66,7 +71,7 @@ impl DotLock {
                 Err(error) => return Err(error),
             }
             let holder = fs::read_to_string(&path).unwrap_or_default();
-            if is_stale(file, &path, &holder) {
+            if is_stale(file, &path, &holder, stale) {
                 disk::remove(&path)?;
                 continue;
             }
@@ -98,14 +103,14 @@ impl Drop for DotLock {
     }
 }
 
-fn is_stale(file: &Path, lock: &Path, holder: &str) -> bool {
+fn is_stale(file: &Path, lock: &Path, holder: &str, stale: Duration) -> bool {
     let gone = holder.split_once(':').is_some_and(|(pid, host)| host == host_name() && !process_exists(pid));
     let age = |meta: std::io::Result<fs::Metadata>| {
         let changed = meta.and_then(|meta| meta.modified()).ok()?;
         Some(SystemTime::now().duration_since(changed).unwrap_or_default())
     };
-    let old = age(fs::symlink_metadata(lock)).is_some_and(|age| age > STALE)
-        && age(fs::metadata(file)).is_none_or(|age| age > STALE);
+    let old = age(fs::symlink_metadata(lock)).is_some_and(|age| age > stale)
+        && age(fs::metadata(file)).is_none_or(|age| age > stale);
     gone || old
 }
 

@@ -16,6 +16,7 @@ use dsync_model::{
     StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity, changes_since,
 };
 
+use crate::by_header::NO_GUID;
 use crate::{
     Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock,
     Support,
@@ -29,6 +30,8 @@ pub struct Account {
     pub subscriptions: BTreeSet<MailboxName>,
     pub notes: BTreeMap<String, Vec<u8>>,
     pub attributes: AttributeList,
+    /// Messages get a GUID made of their content in place of the one they come with, as in an mbox.
+    pub drops_guids: bool,
     /// Storage calls that still succeed; `None`: all. For tests of failing storages.
     pub calls_left: Option<u64>,
     /// Storage calls made so far.
@@ -133,6 +136,14 @@ impl Account {
     }
 }
 
+/// The GUID of a message where none is kept: as in an mbox, one for all that have no `Message-ID`.
+pub fn content_guid(body: &[u8]) -> MessageGuid {
+    if !body.starts_with(b"Message-ID:") {
+        return MessageGuid::of_bytes(NO_GUID.as_bytes());
+    }
+    MessageGuid::of_bytes(MailboxGuid([0; 16]).derived(body).to_string().as_bytes())
+}
+
 fn exists(name: &MailboxName) -> StorageError {
     StorageError::Impossible(format!("mailbox {name} already exists"))
 }
@@ -143,7 +154,14 @@ impl Storage for MemoryStorage {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { modseq: Support::None, log: false, keywords_max: None, directories: false }
+        let message_guid = if self.account().drops_guids { Support::Volatile } else { Support::Kept };
+        Capabilities {
+            modseq: Support::None,
+            log: false,
+            keywords_max: None,
+            directories: false,
+            message_guid,
+        }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {
@@ -308,7 +326,8 @@ impl Mailbox for MemoryMailbox {
         self.with(|mailbox| {
             let right = |message: &&StoredMessage| guid.is_none_or(|guid| message.guid == *guid);
             let at_uid = mailbox.messages.get(&uid).filter(right);
-            let found = at_uid.or_else(|| mailbox.messages.values().find(|m| guid.is_some() && right(m)))?;
+            let named = guid.is_some_and(|guid| guid.as_str() != NO_GUID);
+            let found = at_uid.or_else(|| mailbox.messages.values().find(|m| named && right(m)))?;
             Some(Body {
                 guid: found.guid.clone(),
                 received: found.received,
@@ -361,6 +380,7 @@ impl Mailbox for MemoryMailbox {
         let (saves, actions) = (std::mem::take(&mut self.saves), std::mem::take(&mut self.actions));
         let mut burned = std::mem::take(&mut self.burned);
         let expected_next = self.expected_next;
+        let drops_guids = self.storage.account().drops_guids;
         let (committed, burned, uid_next) = self.with(|mailbox| {
             burned.insert_range(expected_next.unwrap_or(mailbox.uid_next).get()..mailbox.uid_next.get());
             let mut committed = Committed::default();
@@ -368,7 +388,7 @@ impl Mailbox for MemoryMailbox {
                 committed.saved += 1;
                 committed.bytes += body.len() as u64;
                 let stored = StoredMessage {
-                    guid: new.guid,
+                    guid: if drops_guids { content_guid(&body) } else { new.guid },
                     flags: new.flags,
                     received: new.received,
                     body: body.into(),

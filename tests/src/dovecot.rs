@@ -106,7 +106,8 @@ impl Dovecot {
         self.view_of(location, "uidvalidity uidnext highestmodseq guid", "uid flags modseq")
     }
 
-    fn view_of(&self, location: &str, of_mailbox: &str, of_message: &str) -> String {
+    /// Statuses of all mailboxes, and these fields of all messages.
+    pub fn view_of(&self, location: &str, of_mailbox: &str, of_message: &str) -> String {
         let status = self.doveadm(location, &["-f", "tab", "mailbox", "status", of_mailbox, "*"]);
         let mut lines: Vec<&str> = status.lines().collect();
         lines.sort_unstable();

@@ -1,6 +1,6 @@
 //! What must hold: the house invariants, as functions that return what is wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{AttributeList, MessageGuid};
 use dsync_session::storage::memory::Account;
@@ -55,6 +55,25 @@ pub fn nothing_ever_lost(world: &crate::world::World, after: &Account) -> Result
         Some(guid) => Err(format!("{guid} was lost at some time")),
         None => Ok(()),
     }
+}
+
+/// **no-loss** and **no-duplicates** where one message may be delivered several times: there are no fewer copies than at the end that
+/// had more of them, and no more than were delivered. Not told of those that users moved about or removed.
+pub fn copies_kept(
+    before: &[Account],
+    after: &Account,
+    copies: &BTreeMap<MessageGuid, usize>,
+    touched: &BTreeSet<MessageGuid>,
+) -> Result<(), String> {
+    let count = |account: &Account, name: &MessageGuid| guids(account).filter(|guid| *guid == name).count();
+    for (name, delivered) in copies.iter().filter(|(name, _)| !touched.contains(name)) {
+        let held = before.iter().map(|account| count(account, name)).max().unwrap_or(0);
+        let now = count(after, name);
+        if now < held || now > *delivered {
+            return Err(format!("{name}: {now} copies; {held} at one end, {delivered} delivered"));
+        }
+    }
+    Ok(())
 }
 
 /// **no-duplicates**: no message is twice in one mailbox, unless users moved it about.

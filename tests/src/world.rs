@@ -8,7 +8,7 @@ use dsync_model::{
     StoreId, Timestamp, Uid, UidValidity,
 };
 use dsync_session::proto::{Channel, Direction, Message, Options};
-use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage};
+use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage, content_guid};
 use dsync_session::storage::{Body, StorageError};
 use dsync_session::{Brain, Input, Job, Output, Report, SessionError};
 
@@ -43,10 +43,13 @@ pub struct World {
     pub deleted: BTreeSet<MailboxGuid>,
     /// Which message each (mailbox GUID, UIDVALIDITY, UID) named first, per end.
     pub names: [BTreeMap<(MailboxGuid, u32, Uid), MessageGuid>; 2],
+    /// How often each message was delivered to a mailbox: at least once.
+    pub copies: BTreeMap<MessageGuid, usize>,
     pub trace: Vec<String>,
     /// What both ends reported of the last session that came to its end.
     pub reports: [Report; 2],
     made: u64,
+    drops_guids: bool,
 }
 
 /// What a session may meet.
@@ -83,10 +86,21 @@ impl World {
             moved: BTreeSet::new(),
             deleted: BTreeSet::new(),
             names: Default::default(),
+            copies: BTreeMap::new(),
             trace: Vec::new(),
             reports: Default::default(),
             made: 0,
+            drops_guids: false,
         }
+    }
+
+    /// The same, with one or both ends that keep no GUIDs of messages.
+    pub fn without_guids(seed: u64) -> World {
+        let world = World::new(seed);
+        for (end, storage) in world.ends.iter().enumerate() {
+            storage.account().drops_guids = seed % 3 != 1 - end as u64;
+        }
+        World { drops_guids: true, ..world }
     }
 
     /// Some user does something at some end.
@@ -105,15 +119,26 @@ impl World {
             if count == 0 { None } else { mailbox.messages.keys().nth(dice.roll(count) as usize).copied() }
         };
         self.made += 1;
+        let drops_guids = account.drops_guids;
         let Some(mailbox) = account.mailboxes.get_mut(&name) else { return };
         let line = match what {
+            6 if self.drops_guids && !mailbox.messages.is_empty() => {
+                let known = self.made as usize % mailbox.messages.len();
+                let Some(message) = mailbox.messages.values().nth(known).cloned() else { return };
+                let name = name_of(&message);
+                *self.copies.entry(name.clone()).or_default() += 1;
+                let uid = mailbox.deliver(message);
+                format!("{end}: deliver {name} once more as {uid:?}")
+            }
             0..=6 => {
                 let guid = MessageGuid::new(&format!("m{}.{end}", self.dice.roll(1000) * 1000 + self.made))
                     .expect("valid");
                 let flags = FlagSet::system(if self.dice.roll(3) == 0 { Flags::SEEN } else { Flags::NONE });
-                let body: Vec<u8> = format!("Subject: {guid}\n\n").into_bytes();
+                let header = if self.made.is_multiple_of(3) { "Subject" } else { "Message-ID" };
+                let body: Vec<u8> = format!("{header}: {guid}\n\n").into_bytes();
+                *self.copies.entry(guid.clone()).or_default() += 1;
                 let uid = mailbox.deliver(StoredMessage {
-                    guid: guid.clone(),
+                    guid: if drops_guids { content_guid(&body) } else { guid.clone() },
                     flags,
                     // Costs no dice, so that seeds stay what they are.
                     received: Some(Timestamp(self.made as i64)),
@@ -136,13 +161,13 @@ impl World {
             11..=13 => {
                 let Some(uid) = pick(&mut self.dice, mailbox) else { return };
                 let Some(message) = mailbox.messages.remove(&uid) else { return };
-                self.expunged.insert(message.guid.clone());
-                format!("{end}: expunge {name} {uid} {}", message.guid)
+                self.expunged.insert(name_of(&message));
+                format!("{end}: expunge {name} {uid} {}", name_of(&message))
             }
             14 | 15 => {
                 let Some(uid) = pick(&mut self.dice, mailbox) else { return };
                 let Some(message) = mailbox.messages.remove(&uid) else { return };
-                let guid = message.guid.clone();
+                let guid = name_of(&message);
                 self.moved.insert(guid.clone());
                 let to = names[self.dice.roll(names.len() as u64) as usize].clone();
                 let landed = account.mailboxes.get_mut(&to).and_then(|mailbox| mailbox.deliver(message));
@@ -191,7 +216,7 @@ impl World {
                 // If the other end had mail that this one never saw, the mailbox comes back with its old UIDVALIDITY, and
                 // UIDs of messages that went with it may be used again here.
                 self.names[end].retain(|(guid, ..), _| *guid != mailbox.guid);
-                self.expunged.extend(mailbox.messages.into_values().map(|message| message.guid));
+                self.expunged.extend(mailbox.messages.values().map(name_of));
                 format!("{end}: delete {name}")
             }
             _ => {
@@ -221,9 +246,10 @@ impl World {
             for (name, mailbox) in &self.ends[end].account().mailboxes {
                 for (uid, message) in &mailbox.messages {
                     let key = (mailbox.guid, mailbox.uid_validity.get(), *uid);
-                    let first = names.entry(key).or_insert_with(|| message.guid.clone());
-                    if *first != message.guid {
-                        complaint = Some(format!("end {end}: {name} {uid} was {first}, is {}", message.guid));
+                    let first = names.entry(key).or_insert_with(|| name_of(message));
+                    if *first != name_of(message) {
+                        let now = name_of(message);
+                        complaint = Some(format!("end {end}: {name} {uid} was {first}, is {now}"));
                     }
                 }
             }
@@ -336,8 +362,18 @@ impl World {
         }
     }
 
-    /// A copy of one end's account.
+    /// A copy of one end's account, with names that messages keep wherever they are in place of their GUIDs.
     pub fn snapshot(&self, end: usize) -> Account {
-        self.ends[end].account().clone()
+        let mut account = self.ends[end].account().clone();
+        let mailboxes = account.mailboxes.values_mut();
+        mailboxes.flat_map(|mailbox| mailbox.messages.values_mut()).for_each(|m| m.guid = name_of(m));
+        account
     }
+}
+
+/// The name that a message was delivered with: it stands in its only header.
+fn name_of(message: &StoredMessage) -> MessageGuid {
+    let text = String::from_utf8_lossy(&message.body);
+    let name = text.split_once(": ").and_then(|(_, name)| MessageGuid::new(name.trim_end()));
+    name.expect("every message of a world has a header")
 }

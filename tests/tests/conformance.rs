@@ -3,7 +3,7 @@
 use dsync_model::{MailboxGuid, StoreId, UidValidity};
 use dsync_session::storage::dbox::{Mdbox, Sdbox};
 use dsync_session::storage::layout::{Format, Layout};
-use dsync_session::storage::mbox::Mbox;
+use dsync_session::storage::mbox::{Locking, Mbox};
 use dsync_session::storage::memory::MemoryStorage;
 use dsync_session::storage::{Fsync, Storage, conformance};
 use dsync_tests::maildirs::Account;
@@ -73,7 +73,8 @@ fn mbox() {
     let mut layout = Layout::new(Format::Mbox, dir.path().join("mail"));
     let check = |layout: &Layout| {
         conformance::check_keeping(conformance::Keeps::TextAlone, &mut || {
-            Box::new(Mbox::open(layout.clone(), Fsync::Never).expect("opens")) as Box<dyn Storage>
+            Box::new(Mbox::open(layout.clone(), Fsync::Never, Locking::default()).expect("opens"))
+                as Box<dyn Storage>
         });
     };
     check(&layout);

@@ -295,3 +295,45 @@ fn moved_messages_are_not_transferred_again() {
         assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
     }
 }
+
+/// How many messages each mailbox of an account holds.
+fn counts(account: &Account) -> Vec<(String, usize)> {
+    let view = account.view().into_iter();
+    let mailboxes = view.filter(|(_, lines)| !lines[0].starts_with("subscribed "));
+    mailboxes.map(|(name, lines)| (name, lines.len() - 1)).collect()
+}
+
+#[test]
+fn an_mbox_and_a_maildir_double_nothing() {
+    let dir = tempfile::tempdir().expect("made");
+    let (a, b) = (Account::new(dir.path().join("a")), Account::of("mbox", dir.path().join("b")));
+    some_mail(&a);
+    let letter = b"Date: Mon, 06 Jan 2025 10:00:00 +0000\nMessage-ID: <m1@example.test>\n\nTwice.";
+    a.deliver("", "1700000006.M6P1.host", letter);
+    a.deliver("", "1700000007.M7P1.host", letter);
+    // What an mbox takes for its own, or for the next message, does not arrive as it was.
+    let odd = b"Status: RO\r\nX-UID: 9\r\nSubject: odd\r\nFrom x@y  Mon Feb 05 10:00:00 2024\r\n\r\nFrom x@y  Mon Feb 05 10:00:00 2024\r\n";
+    a.deliver("", "1700000008.M8P1.host", odd);
+    for round in 0..4 {
+        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!(report.mailboxes.is_empty(), round > 0, "round {round}: {report:?}");
+        assert_eq!(counts(&a), counts(&b));
+        assert_eq!(counts(&a).iter().map(|(_, messages)| messages).sum::<usize>(), 8);
+        // Without a base all is matched by hashes.
+        for root in [&a.root, &b.root] {
+            let notes = fs::read_dir(root).expect("readable").flatten().map(|entry| entry.path());
+            let base = |path: &std::path::PathBuf| path.to_string_lossy().contains(".dsync-base-");
+            notes.filter(base).for_each(|path| fs::remove_file(path).expect("removed"));
+        }
+    }
+    let mut text = fs::read(b.root.join("inbox")).expect("readable");
+    text.extend_from_slice(b"From x@y  Mon Feb 05 10:00:00 2024\n");
+    text.extend_from_slice(letter);
+    text.extend_from_slice(b"\n\n");
+    fs::write(b.root.join("inbox"), text).expect("delivered once more");
+    let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!(report.status(), 0, "{report:?}");
+    assert_eq!(counts(&a), counts(&b));
+    assert_eq!(counts(&a).iter().map(|(_, messages)| messages).sum::<usize>(), 9);
+}

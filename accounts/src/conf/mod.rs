@@ -5,6 +5,7 @@ mod include;
 mod line;
 mod location;
 mod mailboxes;
+mod mbox;
 mod parse;
 mod secret;
 mod settings;
@@ -15,6 +16,7 @@ mod units;
 mod tests;
 
 pub use error::{ConfError, Place};
+pub use mbox::MboxLocks;
 pub(crate) use parse::read_limited;
 pub use secret::Secret;
 pub use settings::{Fsync, Settings, Ssl, known_settings};

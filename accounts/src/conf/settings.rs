@@ -51,6 +51,10 @@ const KNOWN: &[&str] = &[
     "mail_plugins",
     "mail_replica",
     "mailbox_list_layout",
+    "mbox_dotlock_change_timeout",
+    "mbox_lock_timeout",
+    "mbox_read_locks",
+    "mbox_write_locks",
     "mdbox_rotate_interval",
     "mdbox_rotate_size",
     "passdb_default_password_scheme",
@@ -187,7 +191,7 @@ impl Settings {
         Ok((!text.is_empty()).then(|| (entry.place.clone(), text)))
     }
 
-    fn parsed<T>(
+    pub(super) fn parsed<T>(
         &self,
         setting: &str,
         what: &str,

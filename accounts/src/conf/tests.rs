@@ -321,3 +321,16 @@ fn the_dict_of_attributes_is_expanded() {
     assert_eq!(dict("mail_attribute_dict = file:~/a\n"), Ok(Some("file:/home/alice/a".into())));
     assert_eq!(dict("mail_attribute_dict = proxy::x/%n\n"), Ok(Some("proxy::x/alice".into())));
 }
+
+#[test]
+fn locks_of_mbox_files_are_as_set() {
+    let locks = |text: &str| settings(text).mbox_locks().map_err(|error| error.to_string());
+    assert_eq!(locks(""), Ok(crate::MboxLocks::default()));
+    let text = "mbox_write_locks = dotlock fcntl\nmbox_lock_timeout = 1 mins\n";
+    let found = locks(text).unwrap();
+    assert_eq!((found.write.as_deref(), found.read), (Some("dotlock fcntl"), None));
+    assert_eq!(found.timeout, Some(std::time::Duration::from_secs(60)));
+    for bad in ["mbox_read_locks = posix\n", "mbox_lock_timeout = soon\n"] {
+        assert!(locks(bad).is_err(), "{bad}");
+    }
+}

@@ -3,6 +3,7 @@
 use dsync_merge::{Both, Direction};
 use dsync_model::{AttributeKey, AttributeList, AttributeValue, Base};
 use dsync_proto::{BATCH_MAX, Message, Purpose};
+use dsync_storage::Storage as _;
 
 use super::greeting::describe;
 use super::{Brain, at};

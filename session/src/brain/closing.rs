@@ -6,6 +6,7 @@ use dsync_model::{
     Since, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
+use dsync_storage::Storage as _;
 
 use super::greeting::note_name;
 use super::mailbox::goal;

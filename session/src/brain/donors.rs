@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use dsync_merge::Fetch;
 use dsync_model::{MailboxGuid, MessageChange, NewMessage, Since, Uid};
+use dsync_storage::Storage as _;
 
 use super::mailbox::Open;
 use super::{Brain, at};
@@ -34,7 +35,8 @@ impl Brain {
         fetches: &[Fetch],
     ) -> Result<Vec<(Fetch, Option<Donor>)>, SessionError> {
         // A copy that failed makes another round, which asks the peer.
-        if self.round == 0 && fetches.iter().any(|fetch| fetch.guid.is_some()) {
+        // Nor is there one where messages are known by their headers alone.
+        if self.round == 0 && !self.storage.is_on() && fetches.iter().any(|fetch| fetch.guid.is_some()) {
             self.look_for_donors(index)?;
         }
         let here = self.open[index].pair.guid;

@@ -7,8 +7,7 @@ use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, TEXT_BYTES_MAX};
-use dsync_storage::memory::MemoryStorage;
-use dsync_storage::{Storage, StorageError};
+use dsync_storage::{Storage as _, StorageError, Support};
 
 use super::mailbox::Open;
 use super::scope::Scope;
@@ -26,7 +25,8 @@ impl Brain {
         self.me = Some(store);
         let (role, location) = (self.role(), self.storage.location());
         let Job { direction, options } = job;
-        self.say(Message::Handshake(Handshake { role, store, direction, options, location }));
+        let keeps_guids = self.keeps_guids();
+        self.say(Message::Handshake(Handshake { role, store, direction, options, location, keeps_guids }));
         if self.end == End::Initiator {
             self.say_state();
         }
@@ -45,9 +45,7 @@ impl Brain {
                     self.lock_wait = Duration::from_secs(options.lock_wait_secs.into());
                 }
                 if options.purpose != Purpose::Sync {
-                    let nothing: Box<dyn Storage> = Box::new(MemoryStorage::default());
-                    let storage = std::mem::replace(&mut self.storage, nothing);
-                    self.storage = super::for_purpose(storage, options.purpose);
+                    self.storage.wrap(|storage| super::for_purpose(storage, options.purpose));
                 }
                 self.job = Some(Job { direction, options });
             }
@@ -56,8 +54,15 @@ impl Brain {
             }
             Some(_) => {}
         }
+        if !handshake.keeps_guids || !self.keeps_guids() {
+            self.storage.switch_on();
+        }
         self.peer = Some(handshake);
         Ok(())
+    }
+
+    fn keeps_guids(&self) -> bool {
+        self.storage.capabilities().message_guid == Support::Kept
     }
 
     /// Locks the store, the end with the lower id first, and lists what it holds.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use dsync_merge::Direction;
 use dsync_model::{MailboxGuid, MailboxTree, MessageAction, MessageChange, Since, TreeChange, Uid};
 use dsync_proto::Options;
+use dsync_storage::Storage as _;
 
 use super::{Brain, at};
 use crate::SessionError;

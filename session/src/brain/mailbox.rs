@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
 use dsync_model::{MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
-use dsync_storage::{Body, Goal, Mailbox, StorageError};
+use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
 
 use super::donors::Donor;
 use super::{Brain, Output, Stage, at};
@@ -490,7 +490,9 @@ impl Brain {
             }
             return Ok(());
         };
-        if fetch.guid.as_ref().is_some_and(|wanted| wanted.bits() != guid.bits()) {
+        // Messages known by their headers bring a GUID that no list named.
+        let named = fetch.guid.as_ref().filter(|_| !self.storage.is_on());
+        if named.is_some_and(|wanted| wanted.bits() != guid.bits()) {
             return Err(SessionError::Peer(format!(
                 "sends another message than UID {} of {name}",
                 header.uid

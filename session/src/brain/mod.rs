@@ -28,7 +28,7 @@ use dsync_proto::{
     Terminus,
 };
 use dsync_storage::dry_run::DryRun;
-use dsync_storage::{Body, Storage, StorageError, StoreLock};
+use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
 use donors::Donors;
@@ -88,7 +88,7 @@ const EARLY_MAX: usize = 100_000;
 /// One end of a session.
 pub struct Brain {
     end: End,
-    storage: Box<dyn Storage>,
+    storage: ByHeader,
     job: Option<Job>,
     lock: Option<StoreLock>,
     lock_wait: Duration,
@@ -156,7 +156,7 @@ impl Brain {
     fn new(end: End, storage: Box<dyn Storage>, lock_wait: Duration) -> Brain {
         Brain {
             end,
-            storage,
+            storage: ByHeader::off(storage),
             job: None,
             lock: None,
             lock_wait,

@@ -6,6 +6,7 @@
 use dsync_merge::Pair;
 use dsync_model::{LastCommon, MailboxGuid, MailboxStatus, SyncState};
 use dsync_proto::{BATCH_MAX, Message};
+use dsync_storage::Storage as _;
 
 use super::{Brain, Stage, at};
 use crate::SessionError;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{MailboxGuid, MailboxStatus, MailboxTree, Uid, UidValidity};
 use dsync_proto::{Options, Purpose};
+use dsync_storage::Storage as _;
 
 use super::scope::Scope;
 use super::{Brain, at};

@@ -7,7 +7,7 @@ use dsync_merge::{Both, End};
 use dsync_model::{MailboxGuid, MailboxName, MessageChange, Since};
 use dsync_proto::{List, Listed, Message, Purpose};
 use dsync_storage::filter::{Crlf, body_pieces};
-use dsync_storage::{Mailbox, StorageError};
+use dsync_storage::{Mailbox, Storage as _, StorageError};
 
 use super::scope::Scope;
 use super::{Brain, Stage, at};

@@ -154,7 +154,13 @@ impl Storage for Dbox {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
+        Capabilities {
+            modseq: Support::Kept,
+            log: true,
+            keywords_max: None,
+            directories: true,
+            message_guid: Support::Kept,
+        }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

@@ -10,7 +10,7 @@ use crate::attributes::Place;
 use crate::dbox::{Dbox, Rotation};
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
-use crate::mbox::Mbox;
+use crate::mbox::{Locking, Mbox};
 use crate::{Fsync, Result, Storage, StorageError};
 use detect::Owner;
 
@@ -20,6 +20,7 @@ pub struct Location {
     layout: Layout,
     attachments: Option<PathBuf>,
     rotation: Rotation,
+    locking: Locking,
 }
 
 /// Drivers of Dovecot's that keep no mail in files of ours to read.
@@ -41,15 +42,17 @@ impl Location {
         let layout = layout(text, Owner { name: user, home });
         let layout =
             layout.map_err(|what| StorageError::Location(format!("mail location {text:?}: {what}")))?;
-        Ok(Location { layout, attachments: None, rotation: Rotation::default() })
+        Ok(Location { layout, attachments: None, rotation: Rotation::default(), locking: Locking::default() })
     }
 
     /// Looks for mail where it usually is in a home.
     pub fn detect(home: &Path, user: Option<&str>) -> Option<Location> {
+        let layout = detect::in_home(Owner { name: user, home: Some(home) })?;
         Some(Location {
-            layout: detect::in_home(Owner { name: user, home: Some(home) })?,
+            layout,
             attachments: None,
             rotation: Rotation::default(),
+            locking: Locking::default(),
         })
     }
 
@@ -84,6 +87,12 @@ impl Location {
         self
     }
 
+    /// The same with other locks for mbox than those of Debian's Dovecot (`mbox_read_locks` and its kin).
+    pub fn with_mbox_locks(mut self, locking: Locking) -> Location {
+        self.locking = locking;
+        self
+    }
+
     /// The mail root.
     pub fn root(&self) -> &Path {
         &self.layout.root
@@ -102,7 +111,7 @@ impl Location {
                 let attachments = self.attachments.clone();
                 Ok(Box::new(Dbox::open_rotating(self.layout.clone(), fsync, attachments, self.rotation)?))
             }
-            Format::Mbox => Ok(Box::new(Mbox::open_without_saves(self.layout.clone(), fsync)?)),
+            Format::Mbox => Ok(Box::new(Mbox::open(self.layout.clone(), fsync, self.locking.clone())?)),
         }
     }
 }

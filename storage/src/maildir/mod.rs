@@ -276,10 +276,17 @@ impl Storage for Maildir {
 
     fn capabilities(&self) -> Capabilities {
         let directories = self.shared.account.layout.kind == Kind::Fs;
+        let message_guid = Support::Kept;
         if self.shared.account.layout.index == IndexPlace::Memory {
-            return Capabilities { modseq: Support::None, log: false, keywords_max: Some(26), directories };
+            return Capabilities {
+                modseq: Support::None,
+                log: false,
+                keywords_max: Some(26),
+                directories,
+                message_guid,
+            };
         }
-        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories }
+        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories, message_guid }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

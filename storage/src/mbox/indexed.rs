@@ -11,30 +11,30 @@ use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModS
 use jiff::tz::TimeZone;
 use rand::RngExt;
 
-use super::locks::{Access, MboxLock, Methods};
+use super::locks::{Access, Locking, MboxLock};
 use super::rewrite::{self, Edits, Writing};
 use super::scan::{Entry, Known, MboxFile};
 use crate::account::Account;
+use crate::by_header::NO_GUID;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::{self, NO_GOAL, Told};
 use crate::index::{Edit, Extension, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::{Goal, Result, StorageError, disk};
 
-/// How long to wait for the file and its index.
+/// How long to wait for an index.
 pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
 const GUID_AT: u16 = 16;
+/// Where a message lies, as Dovecot notes it: Dovecot asserts that there is room for it.
+const RECORD_BYTES: u16 = 8;
 
 /// What all mailboxes of an account share.
 pub struct Shared {
     pub account: Account,
-    pub read_locks: Methods,
-    pub write_locks: Methods,
-    /// Messages may be saved.
-    pub saves: bool,
+    pub locking: Locking,
 }
 
 /// Tells one content of a file from another without reading it.
@@ -117,8 +117,7 @@ impl Shared {
     }
 
     pub fn lock(&self, places: &Places, access: Access) -> Result<MboxLock> {
-        let methods = if access == Access::Read { &self.read_locks } else { &self.write_locks };
-        MboxLock::take(&places.mail, methods, access, LOCK_WAIT).map_err(|error| match error {
+        MboxLock::take(&places.mail, &self.locking, access).map_err(|error| match error {
             StorageError::Io { source, path } if source.kind() == std::io::ErrorKind::NotFound => {
                 StorageError::NoMailbox(path.display().to_string())
             }
@@ -296,7 +295,7 @@ pub fn create_index(paths: Paths, validity: UidValidity, uid_next: Uid, guid: Ma
 }
 
 fn extension() -> Extension {
-    Extension::new(EXTENSION, HEADER_BYTES, 0, 0)
+    Extension::new(EXTENSION, HEADER_BYTES, usize::from(RECORD_BYTES), RECORD_BYTES)
 }
 
 /// The mailbox's GUID as its index has it.
@@ -311,13 +310,10 @@ fn difference(file: &MboxFile, state: &State, before: Option<&MboxFile>) -> Edit
     let guid_of = |uid: u32| {
         let entry = before.and_then(|before| before.messages.get(place_of(before, uid)?));
         // Many messages may share the sum of no header at all: that proves nothing.
-        entry.filter(|entry| entry.guid.as_str() != NO_HEADER).map_or([0; 16], |entry| entry.guid.bits())
+        entry.filter(|entry| entry.guid.as_str() != NO_GUID).map_or([0; 16], |entry| entry.guid.bits())
     };
     follow::difference(messages, state, guid_of, |_| true)
 }
-
-/// MD5 of nothing.
-const NO_HEADER: &str = "d41d8cd98f00b204e9800998ecf8427e";
 
 /// Place of the message with this UID, where all have one.
 pub fn place_of(file: &MboxFile, uid: u32) -> Option<usize> {

@@ -25,6 +25,8 @@ pub enum Method {
     /// An open-file-description lock: keeps POSIX locks out, and is not lost when another descriptor is closed.
     Fcntl,
     Dotlock,
+    /// The same, left out where no lock file can be made.
+    DotlockTry,
     Flock,
 }
 
@@ -52,8 +54,10 @@ impl FromStr for Methods {
         let mut methods = Vec::new();
         for word in text.split_ascii_whitespace() {
             let method = match word {
-                "fcntl" => Method::Fcntl,
+                // On Linux the same lock.
+                "fcntl" | "lockf" => Method::Fcntl,
                 "dotlock" => Method::Dotlock,
+                "dotlock_try" => Method::DotlockTry,
                 "flock" => Method::Flock,
                 _ => return Err(StorageError::Location(format!("{word}: no lock method for mbox"))),
             };
@@ -65,6 +69,50 @@ impl FromStr for Methods {
             return Err(StorageError::Location("mbox needs a lock method".into()));
         }
         Ok(Methods(methods))
+    }
+}
+
+/// How mbox files are locked.
+#[derive(Clone, Debug)]
+pub struct Locking {
+    pub read: Methods,
+    pub write: Methods,
+    /// How long to wait for the locks of a file.
+    pub wait: Duration,
+    /// How long nobody must have touched a lock file nor its mbox, until it is taken for a leftover.
+    pub stale: Duration,
+}
+
+impl Default for Locking {
+    /// As Debian's Dovecot locks, without its patience of five minutes.
+    fn default() -> Locking {
+        Locking {
+            read: Methods::from(Method::Fcntl),
+            write: Methods::default(),
+            wait: Duration::from_secs(30),
+            stale: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Locking {
+    /// What settings leave open stays as it is.
+    pub fn set(
+        mut self,
+        read: Option<&str>,
+        write: Option<&str>,
+        wait: Option<Duration>,
+        stale: Option<Duration>,
+    ) -> Result<Locking> {
+        if let Some(read) = read {
+            self.read = read.parse()?;
+        }
+        if let Some(write) = write {
+            self.write = write.parse()?;
+        }
+        self.wait = wait.unwrap_or(self.wait);
+        self.stale = stale.unwrap_or(self.stale);
+        Ok(self)
     }
 }
 
@@ -88,8 +136,10 @@ pub struct MboxLock {
 }
 
 impl MboxLock {
-    /// Opens and locks an existing mbox, waiting at most `wait`.
-    pub fn take(path: &Path, methods: &Methods, access: Access, wait: Duration) -> Result<MboxLock> {
+    /// Opens and locks an existing mbox.
+    pub fn take(path: &Path, locking: &Locking, access: Access) -> Result<MboxLock> {
+        let methods = if access == Access::Read { &locking.read } else { &locking.write };
+        let wait = locking.wait;
         let until = Instant::now() + wait;
         loop {
             let file = OpenOptions::new().read(true).write(access == Access::Write).open(path);
@@ -108,8 +158,11 @@ impl MboxLock {
             for method in &methods.0 {
                 let left = until.saturating_duration_since(Instant::now());
                 match method {
-                    Method::Dotlock => {
-                        lock.dotlock = Some(DotLock::take(path, left).map_err(|error| waited(error, wait))?);
+                    Method::Dotlock | Method::DotlockTry => {
+                        match DotLock::take_stale(path, left, locking.stale) {
+                            Err(StorageError::Io { .. }) if *method == Method::DotlockTry => {}
+                            taken => lock.dotlock = Some(taken.map_err(|error| waited(error, wait))?),
+                        }
                         lock.touched = Instant::now();
                     }
                     method => lock_file(&lock.file, path, *method, access, until, wait)?,
@@ -157,7 +210,9 @@ impl MboxLock {
     /// Locks the file that is to take the place of this one, which nobody else knows yet.
     pub(super) fn lock_successor(&self, file: &File, path: &Path) -> Result<()> {
         let now = Instant::now();
-        for method in self.methods.0.iter().filter(|method| **method != Method::Dotlock) {
+        for method in
+            self.methods.0.iter().filter(|method| !matches!(method, Method::Dotlock | Method::DotlockTry))
+        {
             lock_file(file, path, *method, Access::Write, now, Duration::ZERO)?;
         }
         Ok(())
@@ -218,12 +273,17 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn locking(text: &str, wait: Duration) -> Locking {
+        Locking { read: methods(text), write: methods(text), wait, ..Locking::default() }
+    }
+
     #[test]
     fn settings_are_read_in_their_order() {
         assert_eq!(methods("dotlock fcntl").0, [Method::Dotlock, Method::Fcntl]);
         assert_eq!(methods(" flock  fcntl fcntl ").0, [Method::Flock, Method::Fcntl]);
         assert_eq!(Methods::default(), methods("fcntl dotlock"));
-        for bad in ["", "lockf", "fcntl,dotlock"] {
+        assert_eq!(methods("lockf dotlock_try").0, [Method::Fcntl, Method::DotlockTry]);
+        for bad in ["", "posix", "fcntl,dotlock"] {
             assert!(bad.parse::<Methods>().is_err(), "{bad}");
         }
     }
@@ -233,7 +293,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box");
         fs::write(&path, "").unwrap();
-        let take = |text: &str, access| MboxLock::take(&path, &methods(text), access, Duration::ZERO);
+        let take = |text: &str, access| MboxLock::take(&path, &locking(text, Duration::ZERO), access);
         for text in ["fcntl", "flock", "dotlock", "fcntl dotlock", "dotlock fcntl flock"] {
             let writer = take(text, Access::Write).unwrap();
             for access in [Access::Read, Access::Write] {
@@ -257,12 +317,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("box");
         fs::write(&path, "old").unwrap();
-        let held = MboxLock::take(&path, &methods("fcntl"), Access::Write, Duration::ZERO).unwrap();
+        let held = MboxLock::take(&path, &locking("fcntl", Duration::ZERO), Access::Write).unwrap();
         let (told, tell) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| {
                 told.send(()).unwrap();
-                MboxLock::take(&path, &methods("fcntl"), Access::Read, Duration::from_secs(60)).unwrap()
+                MboxLock::take(&path, &locking("fcntl", Duration::from_secs(60)), Access::Read).unwrap()
             });
             tell.recv().unwrap();
             fs::write(dir.path().join("new"), "new").unwrap();

@@ -19,6 +19,7 @@ use super::locks::{Access, MboxLock};
 use super::message::VirtualMessage;
 use super::rewrite::{self, Change, Edits};
 use super::scan::{Entry, MboxFile};
+use crate::by_header::NO_GUID;
 use crate::index::edit::{flag_set, keywords};
 use crate::index::follow::Told;
 use crate::layout::Places;
@@ -110,16 +111,6 @@ impl MboxMailbox {
         Ok(())
     }
 
-    fn refuse_saves(&self) -> Result<()> {
-        if self.shared.saves {
-            return Ok(());
-        }
-        let file = self.places.mail.display();
-        Err(StorageError::Impossible(format!(
-            "{file}: saving to mbox is not supported yet, as it does not keep the GUIDs of messages"
-        )))
-    }
-
     /// A new file beside the mailbox.
     fn temporary(&self) -> Result<(PathBuf, File)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -136,7 +127,9 @@ impl MboxMailbox {
         let messages = &self.content.file.messages;
         let right = |entry: &&Entry| wanted.is_none_or(|wanted| indexed::is(entry, wanted));
         let here = place_of(&self.content.file, uid.get()).and_then(|place| messages.get(place));
-        here.filter(right).or_else(|| wanted.and_then(|_| messages.iter().find(right)))
+        // What has nothing for a GUID is known by its UID alone.
+        let named = wanted.filter(|wanted| wanted.as_str() != NO_GUID);
+        here.filter(right).or_else(|| named.and_then(|_| messages.iter().find(right)))
     }
 
     /// Copies a message out of the file, so that no lock outlasts the call.
@@ -384,7 +377,6 @@ impl Mailbox for MboxMailbox {
     }
 
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
-        self.refuse_saves()?;
         self.abandon_save();
         let (path, file) = self.temporary()?;
         match copy(&mut body.reader, Path::new("the message's source"), &file, &path) {
@@ -398,7 +390,6 @@ impl Mailbox for MboxMailbox {
     }
 
     fn begin_save(&mut self, message: NewMessage) -> Result<()> {
-        self.refuse_saves()?;
         self.abandon_save();
         let (path, file) = self.temporary()?;
         self.coming = Some(Coming { pending: Pending { message, path, size: 0 }, file, buffer: Vec::new() });

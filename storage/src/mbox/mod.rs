@@ -18,7 +18,7 @@ mod storage;
 mod window;
 
 pub use arrival::Arrival;
-pub use locks::{Access, MboxLock, Method, Methods};
+pub use locks::{Access, Locking, MboxLock, Method, Methods};
 pub use message::VirtualMessage;
 pub use rewrite::{Change, Edits, Writing, Written};
 pub use scan::{Entry, Known, MboxFile};

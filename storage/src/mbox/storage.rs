@@ -14,7 +14,7 @@ use dsync_model::{
 use rand::RngExt;
 
 use super::indexed::{self, Shared};
-use super::locks::{Access, Method, Methods};
+use super::locks::{Access, Locking};
 use super::mailbox::{self, MboxMailbox};
 use crate::account::Account;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
@@ -31,18 +31,8 @@ pub struct Mbox {
 }
 
 impl Mbox {
-    /// Opens an account; its root is made if it is missing. Locks are those of Debian's Dovecot.
-    pub fn open(layout: Layout, fsync: Fsync) -> Result<Mbox> {
-        Mbox::open_locking(layout, fsync, Methods::from(Method::Fcntl), Methods::default())
-    }
-
-    /// The same with other locks (settings `mbox_read_locks` and `mbox_write_locks`).
-    pub fn open_locking(
-        layout: Layout,
-        fsync: Fsync,
-        read_locks: Methods,
-        write_locks: Methods,
-    ) -> Result<Mbox> {
+    /// Opens an account; its root is made if it is missing.
+    pub fn open(layout: Layout, fsync: Fsync, locking: Locking) -> Result<Mbox> {
         if layout.index == IndexPlace::Memory || layout.kind != Kind::Fs {
             let what = format!(
                 "mbox:{}: the index has the GUID of each mailbox, and must lie on disk under the mailbox's name",
@@ -50,25 +40,8 @@ impl Mbox {
             );
             return Err(StorageError::Location(what));
         }
-        let account = Account::open(layout, fsync)?;
-        let shared = Shared { account, read_locks, write_locks, saves: true };
+        let shared = Shared { account: Account::open(layout, fsync)?, locking };
         Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new(), log: TreeLog::default() })
-    }
-
-    /// Opens an account that takes no messages: its mail can be read, flagged and expunged.
-    ///
-    /// An mbox does not keep the GUID that a message comes with, and a merge that meets it under another one takes it for
-    /// two messages: each run would double the mail of both ends.
-    pub fn open_without_saves(layout: Layout, fsync: Fsync) -> Result<Mbox> {
-        let mbox = Mbox::open(layout, fsync)?;
-        let Shared { account, read_locks, write_locks, .. } = &*mbox.shared;
-        let shared = Shared {
-            account: account.clone(),
-            read_locks: read_locks.clone(),
-            write_locks: write_locks.clone(),
-            saves: false,
-        };
-        Ok(Mbox { shared: Arc::new(shared), names: mbox.names, log: mbox.log })
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
@@ -196,19 +169,24 @@ impl Shared {
         let mut moves = vec![(&old.control, &new.control)];
         moves.extend(old.index.as_ref().zip(new.index.as_ref()));
         moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
-        for (from, to) in moves {
+        moves.dedup();
+        // The index is at both places while the file moves: a mailbox that is without it gets another identity.
+        let mut old_files = Vec::new();
+        for (from, to) in &moves {
             let files = files_of(from)?;
             if !files.is_empty() {
                 disk::make_directory(to)?;
             }
             for path in files {
                 if let Some(name) = path.file_name() {
-                    disk::rename(&path, &to.join(name))?;
+                    disk::hard_link(&path, &to.join(name))?;
                 }
+                old_files.push(path);
             }
-            self.remove_empty(from)?;
         }
         disk::rename_new(&old.mail, &new.mail)?;
+        old_files.iter().try_for_each(|path| disk::remove(path))?;
+        moves.iter().try_for_each(|(from, _)| self.remove_empty(from))?;
         drop(lock);
         if layout.dirname.is_some() {
             disk::remove_empty(&layout.directory(from)?)?;
@@ -249,7 +227,13 @@ impl Storage for Mbox {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories: true }
+        Capabilities {
+            modseq: Support::Kept,
+            log: true,
+            keywords_max: None,
+            directories: true,
+            message_guid: Support::Volatile,
+        }
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

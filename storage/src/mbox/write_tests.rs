@@ -50,7 +50,8 @@ impl Bench {
     }
 
     fn try_edit(&self, edit: impl FnOnce(&mut Edits, &MboxFile)) -> Result<Written> {
-        let lock = MboxLock::take(&self.path, &"fcntl".parse()?, Access::Write, Duration::ZERO);
+        let locking = Locking { write: "fcntl".parse()?, wait: Duration::ZERO, ..Locking::default() };
+        let lock = MboxLock::take(&self.path, &locking, Access::Write);
         let mut lock = lock?;
         let found = MboxFile::scan(lock.file(), lock.path(), &known())?;
         let mut edits = Edits::none(&found, UidValidity::new(77).unwrap());
