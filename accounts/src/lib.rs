@@ -12,6 +12,6 @@ mod variables;
 pub use conf::{ConfError, Fsync, Place, Secret, Settings, Ssl};
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
-pub use user::{User, UserError, check_user};
-pub use userdb::{invoking_user, iterate, lookup};
+pub use user::{User, UserError, check_user, location_for};
+pub use userdb::{invoking_user, iterate, lookup, unlisted};
 pub use variables::{CommandVars, VarError, command};

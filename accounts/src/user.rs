@@ -73,6 +73,12 @@ fn system_id(field: &str, value: &str) -> Result<u32, UserError> {
     found.ok_or_else(|| UserError::Invalid(format!("{field}: no system account {value:?}")))
 }
 
+/// A mail location of the command line, its variables expanded for a user; a leading `~/` stays as it is.
+pub fn location_for(template: &str, user: &User) -> Result<String, UserError> {
+    let failed = |source| UserError::Variable { field: format!("mail location {template:?}"), source };
+    expand(template, &Vars::of(user)).map_err(failed)
+}
+
 /// Why a user cannot be found, or not be let in.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {

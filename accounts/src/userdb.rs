@@ -68,6 +68,11 @@ pub fn lookup(settings: &Settings, name: &str) -> Result<User, UserError> {
     if asked { Err(UserError::Unknown(name)) } else { Ok(User::named(&name)) }
 }
 
+/// A user of whom the name is all that is known: no `userdb` is asked.
+pub fn unlisted(settings: &Settings, name: &str) -> Result<User, UserError> {
+    Ok(User::named(&normalized(settings, name)?))
+}
+
 /// Makes the error for a driver that dsync does not have.
 pub(crate) fn unsupported(kind: &str, section: &Section, driver: &str) -> UserError {
     UserError::Unsupported(format!("{}: {kind} driver {driver:?} is not supported by dsync", section.place))

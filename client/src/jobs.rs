@@ -3,19 +3,16 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use dsync_accounts::{Settings, User, check_user, invoking_user, lookup};
-use dsync_session::dial::{self, Trust, Way};
+use dsync_accounts::{Settings, User, location_for};
 use dsync_session::model::SyncState;
-use dsync_session::proto::preface::Auth;
 use dsync_session::proto::{Direction, Options, Terminus};
 use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, Job, Report, SessionError, greet, link, local};
-use tokio::io::AsyncWriteExt;
+use dsync_session::{Brain, Job, Report, local};
 use tokio::sync::watch;
 
 use crate::Failed;
-use crate::args::{Common, Compress};
+use crate::args::Common;
+use crate::connection::Connections;
 use crate::destination::Destination;
 use crate::progress::Display;
 
@@ -30,6 +27,8 @@ pub struct Session<'a> {
     /// What `-s` gave, if it did.
     pub state: Option<SyncState>,
     pub verbose: bool,
+    /// One of many users: the display is theirs.
+    pub many: bool,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -58,17 +57,10 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 }
 
 impl Session<'_> {
-    /// Where the run leads: one destination or several.
-    pub fn targets(&self) -> Result<Vec<Target>, Failed> {
-        let user = match &self.common.user {
-            Some(name) => {
-                check_user(name)?;
-                lookup(self.settings, name)?
-            }
-            None => invoking_user(),
-        };
+    /// Where the run leads a user: one destination or several.
+    pub fn targets(&self, user: &User) -> Result<Vec<Target>, Failed> {
         let words = if self.common.default_destination {
-            let replica = self.settings.mail_replica(&user)?.ok_or_else(|| {
+            let replica = self.settings.mail_replica(user)?.ok_or_else(|| {
                 let what =
                     format!("{}: -d: neither the userdb nor the configuration has mail_replica", user.name);
                 Failed::new(68, anyhow::Error::msg(what))
@@ -89,25 +81,39 @@ impl Session<'_> {
     }
 
     /// Runs one session.
-    pub fn run(&self, target: Target) -> Result<Done, Failed> {
+    pub fn run(&self, target: Target, connections: &mut Connections) -> Result<Done, Failed> {
         let begun = Instant::now();
         let Target { user, destination } = target;
-        let outcome = self.run_for(&user, destination);
+        let outcome = self.run_for(&user, destination, connections);
         let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
         Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
     }
 
-    fn run_for(&self, user: &User, destination: Destination) -> Result<Report, Failed> {
+    fn run_for(
+        &self,
+        user: &User,
+        destination: Destination,
+        connections: &mut Connections,
+    ) -> Result<Report, Failed> {
         let storage = self.source(user)?;
         let job = Job { direction: self.direction, options: self.options.clone() };
         let mut brain = Brain::initiator(storage, job).with_state(self.state.clone());
-        let mut display = Display::new(self.verbose);
+        let mut display = Display::new(self.verbose && !self.many);
         let outcome = match destination {
             Destination::Local(text) => self.run_local(&mut brain, &text, user, &mut display),
-            other => self.run_remote(&mut brain, other, user, &mut display),
+            other => connections.run(self, &mut brain, other, user, &mut display),
         };
         display.end();
         outcome
+    }
+
+    /// The user's own place. One that is the same for every user would pour the mail of all of them together.
+    fn own(&self, text: &str, what: &str, user: &User) -> Result<String, Failed> {
+        if self.many && !text.contains(['%', '~']) {
+            let what = format!("{what} is the same place for every user; put %u (or %n, %d, %h, ~) into it");
+            return Err(Failed::usage(what));
+        }
+        Ok(location_for(text, user)?)
     }
 
     fn fsync(&self, settings: &Settings) -> Result<Fsync, Failed> {
@@ -121,7 +127,7 @@ impl Session<'_> {
     /// The mail here.
     fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
         let text = match &self.common.source {
-            Some(text) => Some(text.clone()),
+            Some(text) => Some(self.own(text, "--source", user)?),
             None => self.settings.mail_location(user)?,
         };
         let location = match (text, &user.home) {
@@ -166,7 +172,8 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
+        let text = self.own(text, "the destination", user)?;
+        let location = Location::parse_for(&text, user.home.as_deref(), Some(&user.name))?
             .with_separator(settings.separator())
             .with_attachments(settings.mail_attachment_dir(user)?);
         self.check_source(&location, Terminus::Responder)?;
@@ -176,110 +183,6 @@ impl Session<'_> {
             !*self.stop.borrow()
         });
         Ok(outcome?.0)
-    }
-
-    fn run_remote(
-        &self,
-        brain: &mut Brain,
-        destination: Destination,
-        user: &User,
-        display: &mut Display,
-    ) -> Result<Report, Failed> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
-        runtime.block_on(async {
-            let mut way = self.dial(destination, user).await?;
-            let compress = match self.common.compress {
-                Compress::Auto => !way.local,
-                Compress::Yes => true,
-                Compress::No => false,
-            };
-            let auth = self.auth(&way)?;
-            let greeted = greet::client(&mut *way.stream, auth, &user.name, compress).await;
-            let (compress, early) = match greeted {
-                Ok(greeted) => greeted,
-                Err(error) => return Err(child_failed(&mut way, error).await.into()),
-            };
-            let options = link::Options {
-                silence: Duration::from_secs(self.common.timeout.into()),
-                compress,
-                stop: self.stop.clone(),
-            };
-            let report =
-                link::run(brain, &mut *way.stream, early, options, &mut |brain| display.look(brain)).await;
-            match report {
-                Ok(report) => Ok(report),
-                Err(error) => Err(child_failed(&mut way, error).await.into()),
-            }
-        })
-    }
-
-    async fn dial(&self, destination: Destination, user: &User) -> Result<Way, Failed> {
-        if !self.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
-            return Err(Failed::usage(
-                "-p: the settings of a server are its own; -p goes with locations and commands",
-            ));
-        }
-        match destination {
-            Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
-            Destination::Tcp { host, port, tls: true } => {
-                let certificate = self.settings.ssl_client_cert()?.zip(self.settings.ssl_client_key()?);
-                let trust = Trust { ca: self.settings.ssl_client_ca()?, certificate };
-                let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-                Ok(dial::tls(&host, port, &trust, provider).await?)
-            }
-            Destination::Command { mut words, user_line } => {
-                words.extend(
-                    self.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
-                );
-                let mut way = dial::command(&words)?;
-                if user_line {
-                    let line = format!("{}\n", user.name);
-                    let told = way.stream.write_all(line.as_bytes()).await;
-                    told.context("cannot speak with the remote command")
-                        .map_err(|error| Failed::new(75, error))?;
-                }
-                Ok(way)
-            }
-            Destination::Local(_) => Err(Failed::usage("a local destination needs no connection")),
-        }
-    }
-
-    fn auth(&self, way: &Way) -> Result<Auth, Failed> {
-        let Some(password) = self.settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
-            return Ok(Auth::None);
-        };
-        let text = password.expose();
-        if text.starts_with('{') && text.contains('}') && !text.starts_with("{PLAIN}") {
-            let what = "doveadm_password is a hash; the client needs the password itself";
-            return Err(Failed::new(78, anyhow::Error::msg(what)));
-        }
-        if !way.private && !self.common.insecure {
-            let what = "refusing to send the password over a connection that others can read: use tcps:, or --insecure";
-            return Err(Failed::new(77, anyhow::Error::msg(what)));
-        }
-        let password = text.strip_prefix("{PLAIN}").unwrap_or(text).to_owned();
-        let user = self.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
-        Ok(Auth::Plain { user, password })
-    }
-}
-
-/// A program that ended says more than the pipe that it left behind.
-async fn child_failed(way: &mut Way, error: SessionError) -> SessionError {
-    let SessionError::Link { text, .. } = &error else { return error };
-    let Some(child) = &mut way.child else { return error };
-    let ended = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
-    match ended {
-        Ok(Ok(status)) if !status.success() => {
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            // ssh itself ends with 255.
-            let passed_on = code.filter(|code| (64..=78).contains(code)).unwrap_or(75);
-            SessionError::Link {
-                status: passed_on,
-                text: format!("{text} (the remote command ended with {status})"),
-            }
-        }
-        _ => error,
     }
 }
 

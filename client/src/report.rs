@@ -51,8 +51,32 @@ impl From<Counters> for Counts {
     }
 }
 
-/// One JSON document.
+/// One JSON document, for people to read too.
 pub fn json(done: &Done) -> String {
+    written(serde_json::to_string_pretty(&document(done)))
+}
+
+/// The same in one line: one of many users.
+pub fn json_line(done: &Done) -> String {
+    written(serde_json::to_string(&document(done)))
+}
+
+/// The line of a user whose session came to nothing.
+pub fn json_failed(user: &str, status: u8, error: &str) -> String {
+    #[derive(Serialize)]
+    struct Failed<'a> {
+        user: &'a str,
+        status: u8,
+        error: &'a str,
+    }
+    written(serde_json::to_string(&Failed { user, status, error }))
+}
+
+fn written(text: serde_json::Result<String>) -> String {
+    text.unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+}
+
+fn document(done: &Done) -> Document<'_> {
     let Report { local, remote, mailboxes, problems, notes, shown_equal, .. } = &done.report;
     let mailbox = |m: &'_ MailboxReport| -> (u64, u64, u64, u64, u64) {
         (m.saved, m.sent, m.flags, m.renumbered, m.expunged)
@@ -61,7 +85,7 @@ pub fn json(done: &Done) -> String {
         let (saved, sent, flags, renumbered, expunged) = mailbox(m);
         Mailbox { name: &m.name, saved, sent, flags, renumbered, expunged, tree: m.tree.as_deref() }
     });
-    let document = Document {
+    Document {
         user: &done.user,
         status: done.report.status(),
         seconds: done.elapsed.as_secs_f64(),
@@ -71,8 +95,7 @@ pub fn json(done: &Done) -> String {
         mailboxes: mailboxes.collect(),
         problems,
         notes,
-    };
-    serde_json::to_string_pretty(&document).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+    }
 }
 
 /// Lines for `-v`.

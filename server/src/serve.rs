@@ -1,4 +1,4 @@
-//! One connection: preface, who it is, and the brain.
+//! One connection: preface, who it is, and a brain for each user that it comes for, one after another.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, veri
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Verdict};
 use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, SessionError, greet, link};
+use dsync_session::{Brain, Report, SessionError, greet, link};
 use tokio::sync::watch;
 
 use crate::limits::Permit;
@@ -37,7 +37,7 @@ pub struct Service<'a> {
 static VERIFYING: Mutex<()> = Mutex::new(());
 
 impl Service<'_> {
-    /// Serves one connection to its end, and writes one line about it.
+    /// Serves one connection to its end, and writes one line about each user. Gives the last one's status.
     pub async fn serve(
         &self,
         stream: &mut dyn Stream,
@@ -46,86 +46,103 @@ impl Service<'_> {
         mut permit: Option<Permit>,
     ) -> u8 {
         let begun = Instant::now();
-        let mut user = String::from("-");
-        let outcome = self.talk(stream, early, peer, permit.as_mut(), &mut user).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        match outcome {
-            Ok(report) => {
-                let status = report.status();
-                let (local, remote) = (&report.local, &report.remote);
-                tracing::info!(
-                    "sync user={user} peer={} mailboxes={} changed={} received={} sent={} bytes={} seconds={seconds:.3} status={status}",
-                    peer.name,
-                    local.mailboxes,
-                    local.mailboxes_changed,
-                    local.saved,
-                    remote.saved,
-                    local.bytes + remote.bytes,
-                );
-                report.problems.iter().for_each(|problem| tracing::warn!("user={user} {problem}"));
-                status
+        let asked = match greet::server(stream, early, !peer.local).await {
+            Ok(asked) => asked,
+            Err(error) => return told("-", peer, begun, Err(error)),
+        };
+        tracing::debug!("peer={} program={:?}", peer.name, asked.program);
+        let standing = match self.admit(peer, &asked.auth, &asked.user) {
+            Ok(standing) => standing,
+            Err((status, text)) => {
+                // Nobody whom we let in: nothing follows.
+                let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
+                let error = answered.err().unwrap_or(SessionError::Refused { status, text });
+                return told(shown(&asked.user), peer, begun, Err(error));
             }
-            Err(error) => {
-                let failure = error.failure();
-                let text = failure.text.escape_debug();
-                tracing::warn!(
-                    "sync user={user} peer={} seconds={seconds:.3} status={} failed: {text}",
-                    peer.name,
-                    failure.status
-                );
-                failure.status
+        };
+        if let Some(permit) = permit.as_mut() {
+            permit.authenticated();
+        }
+        let (mut user, mut input, mut begun) = (asked.user, asked.early, begun);
+        let mut stop = self.stop.clone();
+        loop {
+            let served = self.one_user(stream, &standing, &user, &mut input, asked.common.compress).await;
+            let over = matches!(&served, Served::Broken(_)) || !asked.common.many || *stop.borrow();
+            let status = told(shown(&user), peer, begun, served.outcome());
+            let next = tokio::select! {
+                next = greet::next_user(stream, &mut input), if !over => next,
+                _ = stop.wait_for(|stop| *stop), if !over => Ok(None),
+                else => Ok(None),
+            };
+            match next {
+                Ok(Some(name)) => (user, begun) = (name, Instant::now()),
+                Ok(None) => {
+                    link::close(stream).await;
+                    return status;
+                }
+                Err(error) => {
+                    tracing::debug!("peer={} {error}", peer.name);
+                    return status;
+                }
             }
         }
     }
 
-    async fn talk(
+    async fn one_user(
         &self,
         stream: &mut dyn Stream,
-        early: BytesMut,
-        peer: &Peer,
-        permit: Option<&mut Permit>,
-        named: &mut String,
-    ) -> Result<dsync_session::Report, SessionError> {
-        let asked = greet::server(stream, early, !peer.local).await?;
-        if check_user(&asked.user).is_ok() {
-            named.clone_from(&asked.user);
-        }
-        tracing::debug!("peer={} program={:?}", peer.name, asked.program);
-        let opened = self.admit(peer, &asked.auth, &asked.user).and_then(|user| self.storage(&user));
+        standing: &Standing,
+        user: &str,
+        input: &mut BytesMut,
+        compress: bool,
+    ) -> Served {
+        let opened = if standing.admits(user) {
+            self.user(user).and_then(|user| self.storage(&user))
+        } else {
+            Err((77, "this login is not for that user".to_owned()))
+        };
         let storage = match opened {
             Ok(storage) => storage,
             Err((status, text)) => {
-                greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await?;
-                return Err(SessionError::Refused { status, text });
+                let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
+                return match answered {
+                    Ok(()) => Served::Refused(SessionError::Refused { status, text }),
+                    Err(error) => Served::Broken(error),
+                };
             }
         };
-        if let Some(permit) = permit {
-            permit.authenticated();
+        if let Err(error) = greet::answer(stream, Verdict::Welcome).await {
+            return Served::Broken(error);
         }
-        greet::answer(stream, Verdict::Welcome).await?;
         let mut brain = Brain::responder(storage, Duration::from_secs(30));
         let silence = self.settings.silence_secs().map_or(600, u64::from);
-        let options = link::Options {
-            silence: Duration::from_secs(silence),
-            compress: asked.compress,
-            stop: self.stop.clone(),
-        };
-        link::run(&mut brain, stream, asked.early, options, &mut |_| {}).await
+        let options =
+            link::Options { silence: Duration::from_secs(silence), compress, stop: self.stop.clone() };
+        match link::run(&mut brain, stream, std::mem::take(input), options, &mut |_| {}).await {
+            Ok((report, behind)) => {
+                *input = behind;
+                Served::Done(Box::new(report))
+            }
+            Err(error) => Served::Broken(error),
+        }
     }
 
-    /// Settles who the client is, and whether it may have this user's mail.
-    fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<User, (u8, String)> {
+    /// Settles who the client is, and whose mail that opens.
+    fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<Standing, (u8, String)> {
         check_user(name).map_err(refused)?;
         let denied = |text: &str| (77, text.to_owned());
         if let Some(trusted) = &peer.trusted_user {
             if trusted != name {
                 return Err(denied("the server was started for another user"));
             }
-            return self.user(name);
+            return Ok(Standing::Of(vec![trusted.clone()]));
         }
         let admins = self.settings.dsync_admin_certs();
-        if peer.certificate.iter().any(|known| known == name || admins.contains(known)) {
-            return self.user(name);
+        if peer.certificate.iter().any(|known| admins.contains(known)) {
+            return Ok(Standing::Anyone);
+        }
+        if peer.certificate.iter().any(|known| known == name) {
+            return Ok(Standing::Of(peer.certificate.clone()));
         }
         match auth {
             Auth::None if peer.certificate.is_empty() => {
@@ -140,13 +157,14 @@ impl Service<'_> {
                     Some(secret) => verify_secret(secret, password).map_err(refused)?,
                     None => false,
                 };
-                // The user's own password opens that user's mail only.
-                let by_user = || user == name && verify(self.settings, name, password).unwrap_or(false);
-                if by_secret || by_user() {
-                    self.user(name)
-                } else {
-                    Err(denied("wrong user name or password"))
+                if by_secret {
+                    return Ok(Standing::Anyone);
                 }
+                // The user's own password opens that user's mail only.
+                if user == name && verify(self.settings, name, password).unwrap_or(false) {
+                    return Ok(Standing::Of(vec![name.to_owned()]));
+                }
+                Err(denied("wrong user name or password"))
             }
         }
     }
@@ -172,6 +190,76 @@ impl Service<'_> {
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
         let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
+    }
+}
+
+/// Whose mail a client may have.
+enum Standing {
+    Anyone,
+    Of(Vec<String>),
+}
+
+impl Standing {
+    fn admits(&self, user: &str) -> bool {
+        match self {
+            Standing::Anyone => true,
+            Standing::Of(names) => names.iter().any(|name| name == user),
+        }
+    }
+}
+
+/// What came of one user.
+enum Served {
+    Done(Box<Report>),
+    /// This user is not served; the connection is as good as before.
+    Refused(SessionError),
+    /// The connection is of no more use.
+    Broken(SessionError),
+}
+
+impl Served {
+    fn outcome(self) -> Result<Box<Report>, SessionError> {
+        match self {
+            Served::Done(report) => Ok(report),
+            Served::Refused(error) | Served::Broken(error) => Err(error),
+        }
+    }
+}
+
+/// A user's name for the log, which takes no other.
+fn shown(user: &str) -> &str {
+    if check_user(user).is_ok() { user } else { "-" }
+}
+
+/// Writes the log's line about one user, and gives the status.
+fn told(user: &str, peer: &Peer, begun: Instant, outcome: Result<Box<Report>, SessionError>) -> u8 {
+    let seconds = begun.elapsed().as_secs_f64();
+    match outcome {
+        Ok(report) => {
+            let status = report.status();
+            let (local, remote) = (&report.local, &report.remote);
+            tracing::info!(
+                "sync user={user} peer={} mailboxes={} changed={} received={} sent={} bytes={} seconds={seconds:.3} status={status}",
+                peer.name,
+                local.mailboxes,
+                local.mailboxes_changed,
+                local.saved,
+                remote.saved,
+                local.bytes + remote.bytes,
+            );
+            report.problems.iter().for_each(|problem| tracing::warn!("user={user} {problem}"));
+            status
+        }
+        Err(error) => {
+            let failure = error.failure();
+            let text = failure.text.escape_debug();
+            tracing::warn!(
+                "sync user={user} peer={} seconds={seconds:.3} status={} failed: {text}",
+                peer.name,
+                failure.status
+            );
+            failure.status
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The command line as typed: the same letters as `doveadm`'s, and a long name for each.
 //!
-//! What a session takes is in `session`, how values are written in `values`.
+//! What a session takes is in `session`, which users in `users`, how values are written in `values`.
 
 mod session;
+mod users;
 mod values;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 pub use session::{Changes, Common, Compress};
+pub use users::Users;
 
 /// Synchronises mailboxes: two ways, one way, or as a backup.
 #[derive(Debug, Parser)]
@@ -48,6 +50,8 @@ pub enum Command {
         #[command(flatten)]
         changes: Changes,
         #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
         common: Common,
         #[command(flatten)]
         globals: Globals,
@@ -56,6 +60,8 @@ pub enum Command {
     Backup {
         #[command(flatten)]
         changes: Changes,
+        #[command(flatten)]
+        users: Users,
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
@@ -114,6 +120,11 @@ mod tests {
             "sync -S /run/dsync/socket mx1",
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
+            "backup -A -d",
+            "backup -A --jobs 16 --resume /var/tmp/done tcps:mx1",
+            "sync -F /etc/users mx1",
+            "sync -F - --no-userdb-lookup mx1",
+            "sync -u *@example.org mx1",
         ] {
             let parsed = parse(line);
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
@@ -130,6 +141,9 @@ mod tests {
             "sync -o",
             "sync -d maildir:/x",
             "sync --no-such x:y",
+            "sync -A -u alice x:y",
+            "sync -A -F file x:y",
+            "sync --jobs 0 x:y",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,0 +1,205 @@
+//! The way to the other end: dialled, logged in, and kept for the users that follow.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::BytesMut;
+use dsync_accounts::User;
+use dsync_session::dial::{self, Trust, Way};
+use dsync_session::proto::preface::{self, Auth};
+use dsync_session::{Brain, Report, SessionError, greet, link};
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::Runtime;
+
+use crate::Failed;
+use crate::args::Compress;
+use crate::destination::Destination;
+use crate::jobs::Session;
+use crate::progress::Display;
+
+/// The runtime of one thread, and its connections that wait for their next user.
+pub struct Connections {
+    runtime: Runtime,
+    kept: Vec<Open>,
+}
+
+/// A connection past its preface.
+struct Open {
+    destination: Destination,
+    way: Way,
+    common: preface::Common,
+    /// Bytes that were read and belong to what comes next.
+    early: BytesMut,
+}
+
+impl Connections {
+    pub fn new() -> Result<Connections, Failed> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
+        Ok(Connections { runtime, kept: Vec::new() })
+    }
+
+    /// Runs a user's session.
+    pub fn run(
+        &mut self,
+        session: &Session<'_>,
+        brain: &mut Brain,
+        destination: Destination,
+        user: &User,
+        display: &mut Display,
+    ) -> Result<Report, Failed> {
+        let Connections { runtime, kept } = self;
+        runtime.block_on(async {
+            let mut open = match come_back(kept, &destination, user).await {
+                Some(open) => open,
+                None => dial_and_greet(session, destination, user).await?,
+            };
+            if let Some(refused) = open.1.take() {
+                keep(kept, open.0).await;
+                return Err(refused.into());
+            }
+            let mut open = open.0;
+            let options = link::Options {
+                silence: Duration::from_secs(session.common.timeout.into()),
+                compress: open.common.compress,
+                stop: session.stop.clone(),
+            };
+            let early = std::mem::take(&mut open.early);
+            let outcome =
+                link::run(brain, &mut *open.way.stream, early, options, &mut |brain| display.look(brain))
+                    .await;
+            match outcome {
+                Ok((report, behind)) => {
+                    open.early = behind;
+                    keep(kept, open).await;
+                    Ok(report)
+                }
+                Err(error) => Err(child_failed(&mut open.way, error).await.into()),
+            }
+        })
+    }
+
+    /// Says goodbye to all servers.
+    pub fn close(mut self) {
+        self.runtime.block_on(async {
+            for open in &mut self.kept {
+                link::close(&mut *open.way.stream).await;
+            }
+        });
+    }
+}
+
+/// A program that was started for one user serves no other.
+async fn keep(kept: &mut Vec<Open>, mut open: Open) {
+    if open.common.many && open.way.child.is_none() {
+        kept.push(open);
+    } else {
+        link::close(&mut *open.way.stream).await;
+    }
+}
+
+/// Uses a connection that is there already. Whatever is wrong with it, a new one is tried instead.
+async fn come_back(
+    kept: &mut Vec<Open>,
+    destination: &Destination,
+    user: &User,
+) -> Option<(Open, Option<SessionError>)> {
+    let at = kept.iter().position(|open| open.destination == *destination)?;
+    let mut open = kept.swap_remove(at);
+    match greet::next(&mut *open.way.stream, &mut open.early, &user.name).await {
+        Ok(refused) => Some((open, refused)),
+        Err(error) => {
+            tracing::debug!("the connection did not last: {error}");
+            None
+        }
+    }
+}
+
+async fn dial_and_greet(
+    session: &Session<'_>,
+    destination: Destination,
+    user: &User,
+) -> Result<(Open, Option<SessionError>), Failed> {
+    let mut way = dial(session, destination.clone(), user).await?;
+    let compress = match session.common.compress {
+        Compress::Auto => !way.local,
+        Compress::Yes => true,
+        Compress::No => false,
+    };
+    let auth = auth(session, &way)?;
+    match greet::client(&mut *way.stream, auth, &user.name, compress).await {
+        Ok(greet::Greeted { common, refused, early }) => {
+            Ok((Open { destination, way, common, early }, refused))
+        }
+        Err(error) => Err(child_failed(&mut way, error).await.into()),
+    }
+}
+
+async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> Result<Way, Failed> {
+    if !session.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
+        return Err(Failed::usage(
+            "-p: the settings of a server are its own; -p goes with locations and commands",
+        ));
+    }
+    match destination {
+        Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
+        Destination::Tcp { host, port, tls: true } => {
+            let certificate = session.settings.ssl_client_cert()?.zip(session.settings.ssl_client_key()?);
+            let trust = Trust { ca: session.settings.ssl_client_ca()?, certificate };
+            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+            Ok(dial::tls(&host, port, &trust, provider).await?)
+        }
+        Destination::Command { mut words, user_line } => {
+            words.extend(
+                session.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
+            );
+            let mut way = dial::command(&words)?;
+            if user_line {
+                let line = format!("{}\n", user.name);
+                let told = way.stream.write_all(line.as_bytes()).await;
+                told.context("cannot speak with the remote command")
+                    .map_err(|error| Failed::new(75, error))?;
+            }
+            Ok(way)
+        }
+        Destination::Local(_) => Err(Failed::usage("a local destination needs no connection")),
+    }
+}
+
+fn auth(session: &Session<'_>, way: &Way) -> Result<Auth, Failed> {
+    let Some(password) = session.settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
+        return Ok(Auth::None);
+    };
+    let text = password.expose();
+    if text.starts_with('{') && text.contains('}') && !text.starts_with("{PLAIN}") {
+        let what = "doveadm_password is a hash; the client needs the password itself";
+        return Err(Failed::new(78, anyhow::Error::msg(what)));
+    }
+    if !way.private && !session.common.insecure {
+        let what =
+            "refusing to send the password over a connection that others can read: use tcps:, or --insecure";
+        return Err(Failed::new(77, anyhow::Error::msg(what)));
+    }
+    let password = text.strip_prefix("{PLAIN}").unwrap_or(text).to_owned();
+    let user = session.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
+    Ok(Auth::Plain { user, password })
+}
+
+/// A program that ended says more than the pipe that it left behind.
+async fn child_failed(way: &mut Way, error: SessionError) -> SessionError {
+    let SessionError::Link { text, .. } = &error else { return error };
+    let Some(child) = &mut way.child else { return error };
+    let ended = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
+    match ended {
+        Ok(Ok(status)) if !status.success() => {
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            // ssh itself ends with 255.
+            let passed_on = code.filter(|code| (64..=78).contains(code)).unwrap_or(75);
+            SessionError::Link {
+                status: passed_on,
+                text: format!("{text} (the remote command ended with {status})"),
+            }
+        }
+        _ => error,
+    }
+}
