@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod conf;
+mod drivers;
 mod passdb;
 mod passwd_file;
 mod schemes;

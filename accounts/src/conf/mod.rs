@@ -14,7 +14,11 @@ mod tree;
 mod tests;
 
 pub use error::{ConfError, Place};
+#[cfg(any(feature = "sql", feature = "ldap"))]
+pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;
 pub use secret::Secret;
 pub use settings::{Fsync, Settings, Ssl};
 pub(crate) use tree::Section;
+#[cfg(any(feature = "sql", feature = "ldap"))]
+pub(crate) use tree::parse_bool;
