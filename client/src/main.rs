@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod conf;
 mod connection;
 mod destination;
 mod jobs;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
     match &cli.command {
+        Command::Conf { conf, .. } => conf::print(conf, globals).map(|()| 0),
         Command::HashPassword => hash().map(|()| 0),
         Command::Sync { one_way, changes, users, common, .. } => {
             change(jobs::direction(false, *one_way, changes.reverse), changes, users, common, globals)

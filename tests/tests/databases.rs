@@ -170,3 +170,31 @@ fn users_in_ldap() {
     let text = format!("{:#}", anyhow::Error::from(lookup(&wrong, "u3").expect_err("is refused")));
     assert!(!text.contains("wrong-one"), "{text}");
 }
+
+/// Every scheme that dsync takes, made by Dovecot itself.
+#[test]
+fn passwords_that_doveadm_makes_are_taken() {
+    if !dsync_tests::dovecot::installed() {
+        return;
+    }
+    let schemes = "ARGON2ID ARGON2I BLF-CRYPT SHA512-CRYPT SHA256-CRYPT CRYPT SSHA SSHA256 SSHA512 SHA SHA1 SHA256 SHA512 SMD5 LDAP-MD5 \
+                   PLAIN-MD5 PBKDF2 PLAIN CLEARTEXT CLEAR SSHA.HEX SSHA256.B64 SHA512.HEX SHA256.HEX SHA1.B64 PLAIN.B64 PBKDF2.B64 BLF-CRYPT.HEX";
+    for scheme in schemes.split_whitespace() {
+        let mut command = std::process::Command::new("/usr/bin/doveadm");
+        command.args(["-c", "/dev/null", "pw", "-s", scheme, "-p", "geheim"]);
+        // Dovecot's own cost of ARGON2 and BLF-CRYPT is much for a test.
+        if scheme.contains("ARGON2") || scheme.starts_with("BLF") {
+            command.args(["-r", "4"]);
+        }
+        let output = command.output().expect("doveadm runs");
+        let made = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(
+            made.starts_with(&format!("{{{scheme}}}")),
+            "{scheme}: {made} {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let secret = dsync_accounts::Secret::new(made);
+        assert!(dsync_accounts::verify_secret(&secret, "geheim").expect(scheme), "{scheme}");
+        assert!(!dsync_accounts::verify_secret(&secret, "Geheim").expect(scheme), "{scheme}");
+    }
+}

@@ -6,6 +6,7 @@ mod line;
 mod location;
 mod mailboxes;
 mod parse;
+mod print;
 mod secret;
 mod settings;
 mod tree;
@@ -17,6 +18,7 @@ pub use error::{ConfError, Place};
 #[cfg(any(feature = "sql", feature = "ldap"))]
 pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;
+pub use print::Print;
 pub use secret::Secret;
 pub use settings::{Fsync, Settings, Ssl};
 pub(crate) use tree::Section;

@@ -2,6 +2,7 @@
 //!
 //! What a session takes is in `session`, which users in `users`, how values are written in `values`.
 
+mod conf;
 mod session;
 mod users;
 mod values;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+pub use conf::Conf;
 pub use session::{Changes, Common, Compress};
 pub use users::Users;
 
@@ -67,6 +69,14 @@ pub enum Command {
         #[command(flatten)]
         globals: Globals,
     },
+    /// Print the configuration that is in force, as doveconf does
+    #[command(disable_help_flag = true)]
+    Conf {
+        #[command(flatten)]
+        conf: Conf,
+        #[command(flatten)]
+        globals: Globals,
+    },
     /// Read a password from stdin, and print the hash for doveadm_password
     HashPassword,
 }
@@ -76,7 +86,9 @@ impl Cli {
     pub fn globals(&self) -> Globals {
         let mut all = self.globals.clone();
         let behind = match &self.command {
-            Command::Sync { globals, .. } | Command::Backup { globals, .. } => Some(globals),
+            Command::Sync { globals, .. }
+            | Command::Backup { globals, .. }
+            | Command::Conf { globals, .. } => Some(globals),
             Command::HashPassword => None,
         };
         if let Some(behind) = behind {
@@ -121,6 +133,9 @@ mod tests {
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
             "backup -A -d",
+            "conf -n -c /etc/dovecot/dovecot.conf",
+            "conf -P -h doveadm_password",
+            "conf -a",
             "backup -A --jobs 16 --resume /var/tmp/done tcps:mx1",
             "sync -F /etc/users mx1",
             "sync -F - --no-userdb-lookup mx1",

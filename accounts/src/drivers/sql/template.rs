@@ -142,7 +142,7 @@ mod tests {
             &["/srv/x/a'; DROP TABLE users; --", evil, "a'; DROP TABLE users; --"],
         );
         check("SELECT 'it''s %u'", Kind::Sqlite, "bob", "SELECT ?", &["it's bob"]);
-        check("SELECT 'it\\'s %u', \"%d\"", Kind::MySql, "bob@x", "SELECT ?, ?", &["it's bob", "x"]);
+        check("SELECT 'it\\'s %u', \"%d\"", Kind::MySql, "bob@x", "SELECT ?, ?", &["it's bob@x", "x"]);
         check("SELECT E'\\\\%n', 'E%n'", Kind::Postgres, "b", "SELECT $1, $2", &["\\b", "Eb"]);
         check(
             "SELECT '100%%', x FROM t WHERE u LIKE '%Lu%%'",
