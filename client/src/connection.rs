@@ -63,6 +63,7 @@ impl Connections {
                 silence: Duration::from_secs(session.common.timeout.into()),
                 compress: open.common.compress,
                 stop: session.stop.clone(),
+                rawlog: session.rawlog()?,
             };
             let early = std::mem::take(&mut open.early);
             let outcome =

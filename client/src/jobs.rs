@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use dsync_accounts::{Settings, User, location_for};
 use dsync_session::model::SyncState;
-use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::proto::{Direction, Options, Purpose, Terminus};
+use dsync_session::rawlog::RawLog;
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, local};
 use tokio::sync::watch;
@@ -37,6 +40,7 @@ pub struct Done {
     pub user: String,
     pub report: Report,
     pub elapsed: Duration,
+    pub dry_run: bool,
 }
 
 /// One destination of a run.
@@ -86,7 +90,8 @@ impl Session<'_> {
         let Target { user, destination } = target;
         let outcome = self.run_for(&user, destination, connections);
         let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
-        Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
+        let dry_run = self.options.purpose == Purpose::DryRun;
+        Ok(Done { user: user.name, report, elapsed: begun.elapsed(), dry_run })
     }
 
     fn run_for(
@@ -108,47 +113,27 @@ impl Session<'_> {
     }
 
     /// The user's own place. One that is the same for every user would pour the mail of all of them together.
-    fn own(&self, text: &str, what: &str, user: &User) -> Result<String, Failed> {
+    fn own<'a>(&self, text: &'a str, what: &str) -> Result<&'a str, Failed> {
         if self.many && !text.contains(['%', '~']) {
             let what = format!("{what} is the same place for every user; put %u (or %n, %d, %h, ~) into it");
             return Err(Failed::usage(what));
         }
-        Ok(location_for(text, user)?)
-    }
-
-    fn fsync(&self, settings: &Settings) -> Result<Fsync, Failed> {
-        Ok(match settings.mail_fsync()? {
-            dsync_accounts::Fsync::Always => Fsync::Always,
-            dsync_accounts::Fsync::Optimized => Fsync::Optimized,
-            dsync_accounts::Fsync::Never => Fsync::Never,
-        })
+        Ok(text)
     }
 
     /// The mail here.
     fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
-        let text = match &self.common.source {
-            Some(text) => Some(self.own(text, "--source", user)?),
-            None => self.settings.mail_location(user)?,
-        };
-        let location = match (text, &user.home) {
-            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
-            (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
-                let what = format!(
-                    "no mail found in {}: say where it is with --source maildir:/path",
-                    home.display()
-                );
-                Failed::new(78, anyhow::Error::msg(what))
-            })?,
-            (None, None) => {
-                let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
-                return Err(Failed::new(78, anyhow::Error::msg(what)));
-            }
-        };
+        let said = self.common.source.as_deref().map(|text| self.own(text, "--source")).transpose()?;
+        let location = location(self.settings, user, said)?;
         self.check_source(&location, Terminus::Initiator)?;
-        let location = location
-            .with_separator(self.settings.separator())
-            .with_attachments(self.settings.mail_attachment_dir(user)?);
-        Ok(location.open(self.fsync(self.settings)?)?)
+        self.open(&location, self.settings)
+    }
+
+    /// Opens a storage; what is missing is made when it is used, by sessions that may.
+    fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
+        let fsync = fsync(settings)?;
+        let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
+        Ok(location.open(fsync)?)
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
@@ -164,6 +149,12 @@ impl Session<'_> {
         Err(Failed::new(78, anyhow::Error::msg(what)))
     }
 
+    pub fn rawlog(&self) -> Result<Option<RawLog>, Failed> {
+        let Some(path) = &self.common.rawlog else { return Ok(None) };
+        let made = RawLog::create(path).with_context(|| format!("-r {}", path.display()));
+        made.map(Some).map_err(|error| Failed::new(75, error))
+    }
+
     fn run_local(
         &self,
         brain: &mut Brain,
@@ -172,18 +163,54 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let text = self.own(text, "the destination", user)?;
-        let location = Location::parse_for(&text, user.home.as_deref(), Some(&user.name))?
-            .with_separator(settings.separator())
-            .with_attachments(settings.mail_attachment_dir(user)?);
+        let location = location(settings, user, Some(self.own(text, "the destination")?))?;
         self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(location.open(self.fsync(settings)?)?, Duration::from_secs(30));
-        let outcome = local::run(brain, &mut other, &mut |brain| {
+        let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
+        let mut watch = |brain: &Brain| {
             display.look(brain);
             !*self.stop.borrow()
-        });
-        Ok(outcome?.0)
+        };
+        Ok(local::run_recorded(brain, &mut other, &mut watch, self.rawlog()?)?.0)
     }
+}
+
+/// Where a user's mail is: as said on the command line, else as configured, else where it usually is.
+pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<Location, Failed> {
+    if let Some(place) = settings.encrypts() {
+        let what = format!(
+            "{place}: mail_plugins: mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone (if this mail is not encrypted: -o mail_plugins=)"
+        );
+        return Err(Failed::new(65, anyhow::Error::msg(what)));
+    }
+    let text = match said {
+        Some(text) => Some(location_for(text, user)?),
+        None => settings.mail_location(user)?,
+    };
+    let location = match (text, &user.home) {
+        (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
+        (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
+            let what =
+                format!("no mail found in {}: say where it is with --source maildir:/path", home.display());
+            Failed::new(78, anyhow::Error::msg(what))
+        })?,
+        (None, None) => {
+            let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
+            return Err(Failed::new(78, anyhow::Error::msg(what)));
+        }
+    };
+    Ok(location
+        .with_separator(settings.separator())
+        .with_attachments(settings.mail_attachment_dir(user)?)
+        .with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
+}
+
+/// When what is written goes to disk.
+pub fn fsync(settings: &Settings) -> Result<Fsync, Failed> {
+    Ok(match settings.mail_fsync()? {
+        dsync_accounts::Fsync::Always => Fsync::Always,
+        dsync_accounts::Fsync::Optimized => Fsync::Optimized,
+        dsync_accounts::Fsync::Never => Fsync::Never,
+    })
 }
 
 /// The default place of the configuration, for messages.

@@ -42,6 +42,11 @@ pub fn who(settings: &Settings, common: &Common, users: &Users) -> Result<Who, F
     }
 }
 
+/// A user who is named, or who runs it.
+pub fn one(settings: &Settings, name: Option<&str>) -> Result<User, Failed> {
+    name.map_or_else(|| Ok(invoking_user()), |name| find(settings, name, false))
+}
+
 /// Looks one user up.
 pub fn find(settings: &Settings, name: &str, no_lookup: bool) -> Result<User, Failed> {
     check_user(name)?;

@@ -6,7 +6,7 @@ use dsync_model::{
     Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange, Uid,
 };
 
-use crate::{Both, Direction, ENDS, End, later};
+use crate::{Both, Direction, ENDS, End, later, unused_yields};
 
 /// What one end does with its mailboxes, and which ones both ends then synchronise.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -151,14 +151,19 @@ impl Merge<'_> {
         self.base?.name_of(guid)
     }
 
-    /// Rule **same-name**: the source's GUID; two-way the larger one.
+    /// Rule **same-name**: the source's GUID; two-way that of the end that ever held mail, else the larger one.
     fn guid(&self, at: &Both<Option<(MailboxName, MailboxStatus)>>) -> MailboxGuid {
-        let guids = Both([0, 1].map(|i| at.0[i].as_ref().map(|(_, status)| status.guid)));
-        let chosen = match self.direction.source() {
-            Some(source) => guids[source].or(guids[source.other()]),
-            None => guids.0[0].max(guids.0[1]),
+        let statuses = Both([0, 1].map(|i| at.0[i].as_ref().map(|(_, status)| status)));
+        let chosen = match (self.direction.source(), statuses.0) {
+            (Some(source), _) => statuses[source].or(statuses[source.other()]),
+            (None, [Some(a), Some(b)]) => Some(match unused_yields(Both([a, b])) {
+                Some(End::Initiator) => a,
+                Some(End::Responder) => b,
+                None => std::cmp::max_by_key(a, b, |status| status.guid),
+            }),
+            (None, [a, b]) => a.or(b),
         };
-        chosen.unwrap_or(MailboxGuid([0; 16]))
+        chosen.map_or(MailboxGuid([0; 16]), |status| status.guid)
     }
 
     fn decide(&self, mailbox: &mut Mailbox) {

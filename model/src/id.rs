@@ -130,7 +130,7 @@ pub struct Timestamp(pub i64);
 pub struct Generation(pub u64);
 
 /// 128-bit name of a mailbox; survives renames. Text form: 32 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode)]
 pub struct MailboxGuid(pub [u8; 16]);
 
 impl MailboxGuid {

@@ -1,6 +1,7 @@
 //! What travels between two ends: messages, frames, and the codecs that make bytes of them. No I/O.
 #![forbid(unsafe_code)]
 
+pub mod dovecot;
 mod error;
 mod frame;
 mod message;

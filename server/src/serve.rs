@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Verdict};
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Report, SessionError, greet, link};
 use tokio::sync::watch;
@@ -116,8 +117,12 @@ impl Service<'_> {
         }
         let mut brain = Brain::responder(storage, Duration::from_secs(30));
         let silence = self.settings.silence_secs().map_or(600, u64::from);
-        let options =
-            link::Options { silence: Duration::from_secs(silence), compress, stop: self.stop.clone() };
+        let options = link::Options {
+            silence: Duration::from_secs(silence),
+            compress,
+            stop: self.stop.clone(),
+            rawlog: None,
+        };
         match link::run(&mut brain, stream, std::mem::take(input), options, &mut |_| {}).await {
             Ok((report, behind)) => {
                 *input = behind;
@@ -174,6 +179,10 @@ impl Service<'_> {
     }
 
     fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
+        if let Some(place) = self.settings.encrypts() {
+            let what = "mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone";
+            return Err((65, format!("{place}: mail_plugins: {what}")));
+        }
         let location = self.settings.mail_location(user).map_err(|error| (78, chain(&error)))?;
         let location = match (location, &user.home) {
             (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))
@@ -188,7 +197,14 @@ impl Service<'_> {
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
-        let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
+        let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
+        let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
+        let location = location
+            .with_separator(self.settings.separator())
+            .with_attachments(attachments)
+            .with_rotation(rotate_bytes, rotate_secs);
+        // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
+        let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

@@ -93,7 +93,7 @@ impl StoredMailbox {
 }
 
 /// A handle on an account; clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryStorage {
     account: Arc<Mutex<Account>>,
 }

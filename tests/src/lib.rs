@@ -4,10 +4,12 @@
 pub mod databases;
 pub mod dovecot;
 pub mod formats;
+pub mod imap;
 pub mod maildirs;
 pub mod mutate;
 pub mod oracle;
 pub mod programs;
 pub mod sample;
+pub mod scenario;
 pub mod users;
 pub mod world;

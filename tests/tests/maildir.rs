@@ -122,6 +122,24 @@ fn a_damaged_uidlist_loses_no_message() {
 }
 
 #[test]
+fn a_lost_uidlist_changes_no_uidvalidity() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    let identity =
+        |account: &Account| account.view()["INBOX"][0].split_once(' ').expect("words").1.to_owned();
+    let before = identity(&b);
+    fs::remove_file(b.root.join("dovecot-uidlist")).expect("removed");
+    // The messages get UIDs that none had before.
+    let lines = &b.view()["INBOX"];
+    let numbers: Vec<&str> = lines[0].split(' ').skip(1).collect();
+    let old: Vec<&str> = before.split(' ').collect();
+    assert_eq!(numbers[0], old[0], "UIDVALIDITY");
+    let first: u32 = lines[1].split(' ').next().and_then(|uid| uid.parse().ok()).expect("a UID");
+    assert_eq!(first.to_string(), old[1], "UIDNEXT as it was");
+}
+
+#[test]
 fn excluded_mailboxes_are_left_alone() {
     let (_dir, a, b) = pair();
     some_mail(&a);
@@ -191,4 +209,35 @@ fn encrypted_mail_is_refused() {
     };
     assert_eq!(status, 65);
     assert_eq!(b.view()["INBOX"].iter().filter(|line| line.contains("CRYPTED")).count(), 0);
+}
+
+/// What a user moved is copied from its old place at the other end: no body travels, whatever the format there is.
+#[test]
+fn moved_messages_are_not_transferred_again() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let (dir, a, _) = pair();
+        let b = Account::of(format, dir.path().join("other"));
+        let base = |n: u32| format!("17000{n:05}.M{n}P1.host");
+        for n in 0..100 {
+            a.deliver("", &format!("{}:2,S", base(n)), format!("Subject: {n}\n\n").as_bytes());
+        }
+        a.deliver("", "1800000000.M1P1.host:2,", b"Subject: stays\n\n");
+        a.deliver("Work", "1800000001.M1P1.host:2,", b"Subject: there before\n\n");
+        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        // One comes anew among those that are moved.
+        for n in 0..100 {
+            let name = format!("{}:2,S", base(n));
+            fs::rename(a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name))
+                .expect("moved");
+        }
+        a.deliver("Work", "1700000050.M0P1.host:2,", b"Subject: new\n\n");
+        let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!((here.status(), there.status()), (0, 0), "{format}: {here:?} {there:?}");
+        let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
+        let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
+        assert_eq!((sent, copied), (1, 100), "{format}");
+        assert_eq!(a.view(), b.view(), "{format}");
+        assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
+    }
 }

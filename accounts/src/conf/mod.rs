@@ -10,6 +10,7 @@ mod print;
 mod secret;
 mod settings;
 mod tree;
+mod units;
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;
 pub use print::Print;
 pub use secret::Secret;
-pub use settings::{Fsync, Settings, Ssl};
+pub use settings::{Fsync, Settings, Ssl, known_settings};
 pub(crate) use tree::Section;
 #[cfg(any(feature = "sql", feature = "ldap"))]
 pub(crate) use tree::parse_bool;

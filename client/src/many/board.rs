@@ -97,7 +97,11 @@ impl Board {
             state.bytes += ours.bytes + theirs.bytes;
             state.messages += ours.saved + theirs.saved;
             told.extend(lines(done, self.verbose));
-            documents.push(report::json_line(done));
+            if self.json {
+                documents.push(report::json_line(done));
+            } else if done.dry_run {
+                documents.extend(report::plan(done).iter().map(|line| format!("{user}: {line}")));
+            }
             if let Some(problem) = done.report.problems.first() {
                 reason.clone_from(problem);
             }
@@ -105,14 +109,16 @@ impl Board {
         if let Some(failed) = &outcome.failed {
             reason = failed.text();
             told.push(format!("dsync: {reason}"));
-            documents.push(report::json_failed(user, failed.status, &reason));
+            if self.json {
+                documents.push(report::json_failed(user, failed.status, &reason));
+            }
         }
         match status {
             0 => state.ok += 1,
             2 => state.changed += 1,
             _ => state.failed.push((user.to_owned(), status, reason)),
         }
-        state.say(&told, if self.json { &documents } else { &[] });
+        state.say(&told, &documents);
         state.show(self.verbose);
     }
 

@@ -63,10 +63,14 @@ pub fn run(
     };
     let started = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join()).fold(Ok(()), |all, one| match one {
-            Ok(one) => all.and(one),
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        let mut started = Ok(());
+        for thread in threads {
+            match thread.join() {
+                Ok(one) => started = started.and(one),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        started
     });
     let mut status = board.sum_up(queue.left());
     if let Some(finished) = finished
@@ -143,7 +147,7 @@ pub fn lines(done: &Done, verbose: bool) -> Vec<String> {
         done.report.problems.iter().map(|problem| format!("dsync: {user}: {problem}")).collect();
     if verbose {
         lines.extend(report::lines(done).iter().map(|line| format!("{user}: {line}")));
-    } else if done.report.status() == 2 {
+    } else if done.report.status() == 2 || done.dry_run {
         lines.extend(done.report.notes.iter().map(|note| format!("dsync: {user}: {note}")));
     }
     lines

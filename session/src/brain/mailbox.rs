@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
-use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid};
+use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid, UidSet};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, StorageError};
 
+use super::donors::Donor;
 use super::{Brain, Output, Stage, at};
 use crate::{MailboxReport, SessionError};
 
@@ -31,14 +32,19 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
-    mailbox: Option<Box<dyn Mailbox>>,
+    /// Was looked through for messages that the other end moved away.
+    pub searched: bool,
+    pub mailbox: Option<Box<dyn Mailbox>>,
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs_done: bool,
+    /// Messages of each end that do not pass the filter.
+    pub filtered: [UidSet; 2],
     pub plan: Option<MessagePlan>,
-    fetches: VecDeque<Fetch>,
-    saving: Option<(NewMessage, bool)>,
-    unsaved: (u64, u64),
+    /// What is to be saved here, in its order; what is here already is copied.
+    pub fetches: VecDeque<(Fetch, Option<Donor>)>,
+    pub saving: Option<(NewMessage, bool)>,
+    pub unsaved: (u64, u64),
     asked: VecDeque<MailRequest>,
     asked_done: bool,
     saved: bool,
@@ -63,10 +69,12 @@ impl Open {
             base,
             active: true,
             skipped: false,
+            searched: false,
             mailbox: None,
             mine: None,
             theirs: None,
             theirs_done: false,
+            filtered: Default::default(),
             plan: None,
             fetches: VecDeque::new(),
             saving: None,
@@ -87,7 +95,8 @@ impl Open {
         let fresh = Open::new(self.channel, self.pair.clone(), None);
         let old = std::mem::replace(self, fresh);
         self.since_base = base.is_some();
-        self.base = base;
+        // What the filter kept back at one end may be the UID of another message at the other: each looks anew.
+        self.base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base });
         self.skipped = old.skipped;
         self.report = old.report;
     }
@@ -127,11 +136,17 @@ impl Open {
 impl Brain {
     /// One piece of work on the mailboxes; `false` if there is none until something comes in.
     pub(super) fn work_on_mailboxes(&mut self) -> Result<bool, SessionError> {
-        if self.open_next()? || self.plan_next()? || self.serve_next()? || self.close_next()? {
+        if self.open_next()?
+            || self.plan_next()?
+            || self.serve_next()?
+            || self.copy_next()?
+            || self.close_next()?
+        {
             return Ok(true);
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
         if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
+            self.guard_deletions()?;
             self.saves_ended[self.end as usize] += 1;
             self.say(Message::End(List::Saves));
             return Ok(true);
@@ -156,6 +171,7 @@ impl Brain {
         if !first && (held + self.open[next].size() > CREDIT || in_flight >= MAILBOXES_IN_FLIGHT) {
             return Ok(false);
         }
+        let filter = self.own_filter();
         let open = &mut self.open[next];
         let since = match &open.base {
             Some(base) if open.since_base => Since::Base(base),
@@ -163,9 +179,10 @@ impl Brain {
         };
         let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
             let changes = mailbox.changes(since)?;
-            Ok((mailbox, changes))
+            let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
+            Ok((mailbox, changes, kept_back))
         });
-        let (mailbox, changes) = match opened {
+        let (mailbox, changes, kept_back) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.skip(next, &error),
         };
@@ -177,7 +194,11 @@ impl Brain {
         for batch in changes.list.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Changes(batch.to_vec()));
         }
+        for batch in kept_back.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Filtered(batch.to_vec()));
+        }
         self.say_on(channel, Message::End(List::Changes));
+        self.open[next].filtered[self.end as usize] = kept_back.into_iter().map(Uid::get).collect();
         self.open[next].mine = Some((changes.status, changes.list));
         Ok(true)
     }
@@ -209,7 +230,11 @@ impl Brain {
         let name = open.name();
         let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
-        let views = Both(lists.map(|(status, changes)| MailboxView { status, changes }));
+        let filtered = &open.filtered;
+        let views = Both([0, 1].map(|i| {
+            let (status, changes) = lists[i];
+            MailboxView { status, changes, filtered: &filtered[i] }
+        }));
         let base = open.base.as_ref().filter(|_| open.since_base);
         let plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
@@ -241,14 +266,15 @@ impl Brain {
                 .notes
                 .push(format!("{name}: {} foreign messages are removed from the mirror", plan.foreign));
         }
-        let open = &mut self.open[index];
-        open.fetches = plan.fetches.iter().cloned().collect();
-        let requests: Vec<MailRequest> = plan
-            .fetches
+        let fetches = self.with_donors(index, &plan.fetches)?;
+        let requests: Vec<MailRequest> = fetches
             .iter()
-            .map(|fetch| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
+            .filter(|(_, donor)| donor.is_none())
+            .map(|(fetch, _)| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
             .collect();
-        self.progress.wanted += requests.len() as u64;
+        self.progress.wanted += fetches.len() as u64;
+        let open = &mut self.open[index];
+        open.fetches = fetches.into();
         open.plan = Some(plan);
         for batch in requests.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Requests(batch.to_vec()));
@@ -405,6 +431,9 @@ impl Brain {
                 }
                 list.extend(changes);
             }
+            Message::Filtered(uids) if open.theirs.is_some() && !open.theirs_done => {
+                open.filtered[peer].extend(uids.into_iter().map(Uid::get));
+            }
             Message::End(List::Changes) if open.theirs.is_some() => open.theirs_done = true,
             Message::Requests(requests) if !open.asked_done => {
                 if (open.asked.len() + requests.len()) as u64 > CHANGES_MAX {
@@ -427,9 +456,10 @@ impl Brain {
     }
 
     fn begin(&mut self, index: usize, header: MailHeader) -> Result<(), SessionError> {
+        while self.copy_at(index)? {}
         let open = &mut self.open[index];
         let name = open.name();
-        let fetch = open.fetches.pop_front();
+        let fetch = open.fetches.pop_front().map(|(fetch, _)| fetch);
         let Some(fetch) = fetch.filter(|fetch| fetch.from == header.uid && open.saving.is_none()) else {
             return Err(SessionError::Peer("sends a message that was not asked for".into()));
         };
@@ -482,9 +512,13 @@ impl Brain {
 
     pub(super) fn body_end(&mut self, channel: Channel) -> Result<(), SessionError> {
         self.body_piece(channel, &[])?;
+        let dry_run = self.dry_run();
         let open = &mut self.open[channel as usize - 1];
         let name = open.name();
         if let (Some((message, _)), Some(mailbox)) = (open.saving.take(), open.mailbox.as_mut()) {
+            if dry_run {
+                open.unsaved.1 += message.size.unwrap_or(0);
+            }
             mailbox.end_save().map_err(at(format!("{name}: UID {}: cannot save", message.uid)))?;
         }
         self.count_save(channel as usize - 1)
@@ -506,7 +540,7 @@ impl Brain {
         self.count_save(index)
     }
 
-    fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
+    pub(super) fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
         let open = &mut self.open[index];
         open.unsaved.0 += 1;
         self.progress.received += 1;
