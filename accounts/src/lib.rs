@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod conf;
+mod drivers;
 mod passdb;
 mod passwd_file;
 mod schemes;
@@ -9,9 +10,9 @@ mod user;
 mod userdb;
 mod variables;
 
-pub use conf::{ConfError, Fsync, MboxLocks, Place, Secret, Settings, Ssl, known_settings};
+pub use conf::{ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, known_settings};
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
-pub use user::{User, UserError, check_user};
-pub use userdb::{invoking_user, iterate, lookup};
+pub use user::{User, UserError, check_user, location_for};
+pub use userdb::{invoking_user, iterate, lookup, unlisted};
 pub use variables::{CommandVars, VarError, command};

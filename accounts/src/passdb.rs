@@ -1,5 +1,9 @@
 //! The password database: whether a password is the user's.
 
+#[cfg(any(feature = "sql", feature = "ldap"))]
+use crate::drivers;
+#[cfg(feature = "ldap")]
+use crate::drivers::ldap::Login;
 use crate::{
     conf::{Secret, Section, Settings},
     passwd_file::PasswdFile,
@@ -26,6 +30,19 @@ pub fn verify(settings: &Settings, user: &str, password: &str) -> Result<bool, U
         let known = match driver(section) {
             "static" => check_static(section, &user, password)?,
             "passwd-file" => check_passwd_file(settings, section, &user, password, denies)?,
+            #[cfg(feature = "sql")]
+            "sql" => match drivers::sql::password(settings, section, &user)? {
+                (None, _) => Answer::Unknown { checked: false },
+                (Some(_), _) if denies => Answer::Known,
+                (Some(given), scheme) => check_fields(&user, &given, &scheme, password)?,
+            },
+            #[cfg(feature = "ldap")]
+            "ldap" => match drivers::ldap::login(settings, section, &user, password)? {
+                (Login::Unknown, _) => Answer::Unknown { checked: false },
+                (Login::Bound(_) | Login::Fields(_), _) if denies => Answer::Known,
+                (Login::Bound(accepted), _) => answer(accepted)?,
+                (Login::Fields(given), scheme) => check_fields(&user, &given, &scheme, password)?,
+            },
             other => return Err(unsupported("passdb", section, other)),
         };
         match known {
@@ -70,6 +87,21 @@ fn check_static(section: &Section, user: &str, password: &str) -> Result<Answer,
             let scheme = section.text("default_password_scheme").unwrap_or("PLAIN");
             answer(schemes::verify(&hash, scheme, password)?)
         }
+    }
+}
+
+/// Checks a password against the fields that a database gave.
+#[cfg(any(feature = "sql", feature = "ldap"))]
+fn check_fields(
+    user: &str,
+    given: &[(String, String)],
+    scheme: &str,
+    password: &str,
+) -> Result<Answer, UserError> {
+    match allowed(user, given)? {
+        Some(Hash::Anything) => Ok(Answer::Accepted),
+        Some(Hash::Text(hash)) => answer(schemes::verify(&hash, scheme, password)?),
+        Some(Hash::None) | None => Ok(Answer::Known),
     }
 }
 
@@ -135,11 +167,16 @@ fn check_passwd_file(
     }
 }
 
-/// Whether a user may exist, for a static userdb: no only if every passdb is a file and none has the name.
+/// Whether a user may exist, for a static userdb: no only if every passdb is a file or SQL and none has the name.
 pub(crate) fn may_exist(settings: &Settings, user: &str) -> Result<bool, UserError> {
     let mut missed = false;
     for section in settings.root().of_kind("passdb") {
         if section.yes("deny") || section.yes("master") {
+            continue;
+        }
+        #[cfg(feature = "sql")]
+        if driver(section) == "sql" && drivers::sql::password(settings, section, user)?.0.is_none() {
+            missed = true;
             continue;
         }
         if driver(section) != "passwd-file" || PasswdFile::of(settings, section)?.find(user)?.found.is_some()

@@ -74,7 +74,9 @@ pub(crate) fn verify(stored: &str, default: &str, password: &str) -> Result<bool
         "SHA" | "SHA1" => digest::<Sha1>(&bytes()?, false, password, &scheme),
         "SHA256" => digest::<Sha256>(&bytes()?, false, password, &scheme),
         "SHA512" => digest::<Sha512>(&bytes()?, false, password, &scheme),
-        "PLAIN-MD5" | "LDAP-MD5" => digest::<Md5>(&bytes()?, false, password, &scheme),
+        // Dovecot's name for both.
+        "MD5" if hash.starts_with("$1$") => Err(unsupported("MD5-CRYPT")),
+        "PLAIN-MD5" | "LDAP-MD5" | "MD5" => digest::<Md5>(&bytes()?, false, password, &scheme),
         "SSHA" => digest::<Sha1>(&bytes()?, true, password, &scheme),
         "SSHA256" => digest::<Sha256>(&bytes()?, true, password, &scheme),
         "SSHA512" => digest::<Sha512>(&bytes()?, true, password, &scheme),
@@ -113,7 +115,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 /// Decodes hex or base64; a plain digest without a suffix is whichever its length says, as in Dovecot.
 fn decode(text: &str, encoding: Encoding, name: &str) -> Option<Vec<u8>> {
     let digits = match name {
-        "PLAIN-MD5" | "LDAP-MD5" => 32,
+        "PLAIN-MD5" | "LDAP-MD5" | "MD5" => 32,
         "SHA" | "SHA1" => 40,
         "SHA256" => 64,
         "SHA512" => 128,
@@ -303,6 +305,7 @@ mod tests {
     fn other_schemes_are_refused_by_name() {
         for (stored, name) in [
             ("{MD5-CRYPT}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
+            ("{MD5}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
             ("{CRYPT}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
             ("R2Gf6pr6tcnrM", "DES-CRYPT"),
             ("{CRAM-MD5}cd3b", "CRAM-MD5"),

@@ -58,6 +58,31 @@ impl User {
     }
 }
 
+impl User {
+    /// Takes the fields that a database gave for this user: as they are, but for `mail`, which is a setting.
+    pub(crate) fn set_found(&mut self, fields: &[(String, String)]) -> Result<(), UserError> {
+        for (key, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+            match key.as_str() {
+                "home" => self.home = Some(value.into()),
+                "uid" => self.uid = Some(system_id(key, value)?),
+                "gid" => self.gid = Some(system_id(key, value)?),
+                // The database knows the user by this name.
+                "user" => {
+                    check_user(value)?;
+                    self.name.clone_from(value);
+                }
+                "mail" => {}
+                _ => {
+                    self.extra.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        // It may use what came with it.
+        let mail: Vec<_> = fields.iter().filter(|(key, _)| key == "mail").cloned().collect();
+        self.set_fields(&mail)
+    }
+}
+
 /// Reads a number, or the name of a system user or group.
 fn system_id(field: &str, value: &str) -> Result<u32, UserError> {
     if let Ok(id) = value.parse() {
@@ -71,6 +96,12 @@ fn system_id(field: &str, value: &str) -> Result<u32, UserError> {
     let found =
         found.map_err(|errno| UserError::Temporary { what: field.to_owned(), source: errno.into() })?;
     found.ok_or_else(|| UserError::Invalid(format!("{field}: no system account {value:?}")))
+}
+
+/// A mail location of the command line, its variables expanded for a user; a leading `~/` stays as it is.
+pub fn location_for(template: &str, user: &User) -> Result<String, UserError> {
+    let failed = |source| UserError::Variable { field: format!("mail location {template:?}"), source };
+    expand(template, &Vars::of(user)).map_err(failed)
 }
 
 /// Why a user cannot be found, or not be let in.

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     conf::{Section, Settings},
+    drivers::{self, auth_socket},
     passdb,
     passwd_file::{Line, PasswdFile},
     user::{User, UserError, check_user},
@@ -46,9 +47,15 @@ pub(crate) fn normalized(settings: &Settings, name: &str) -> Result<String, User
 
 /// Finds a user: the first `userdb` that has them answers.
 ///
-/// Without any `userdb` in the settings, every name that is safe in a path is a user without a home.
+/// Without any `userdb` in the settings, every name that is safe in a path is a user without a home. With `auth_socket_path`
+/// Dovecot's own auth service is asked instead, and for drivers that only Dovecot has as well.
 pub fn lookup(settings: &Settings, name: &str) -> Result<User, UserError> {
     let name = normalized(settings, name)?;
+    if let Some(socket) = settings.text("auth_socket_path") {
+        let mut user = User::named(&name);
+        let found = find_database(&mut user, auth_socket::user(Path::new(&socket), &name)?)?;
+        return if found { Ok(user) } else { Err(UserError::Unknown(name)) };
+    }
     let mut asked = false;
     for section in settings.root().of_kind("userdb") {
         asked = true;
@@ -58,7 +65,22 @@ pub fn lookup(settings: &Settings, name: &str) -> Result<User, UserError> {
             "static" => find_static(settings, section, &mut user)?,
             "passwd-file" => find_passwd_file(settings, section, &mut user)?,
             "passwd" => find_passwd(&mut user)?,
-            other => return Err(unsupported("userdb", section, other)),
+            // It repeats what a passdb said at a login; here nobody logs in.
+            "prefetch" => false,
+            #[cfg(feature = "sql")]
+            "sql" => match drivers::sql::user(settings, section, &name)? {
+                Some(mut found) => {
+                    add_templates(section, &mut found, &name)?;
+                    find_database(&mut user, Some(found))?
+                }
+                None => false,
+            },
+            #[cfg(feature = "ldap")]
+            "ldap" => find_database(&mut user, drivers::ldap::user(settings, section, &name)?)?,
+            other => match dovecots_socket(settings) {
+                Some(socket) => find_database(&mut user, auth_socket::user(&socket, &name)?)?,
+                None => return Err(unsupported("userdb", section, other)),
+            },
         };
         if found {
             user.set_fields(&words(section.text("override_fields").unwrap_or_default()))?;
@@ -68,9 +90,41 @@ pub fn lookup(settings: &Settings, name: &str) -> Result<User, UserError> {
     if asked { Err(UserError::Unknown(name)) } else { Ok(User::named(&name)) }
 }
 
+/// A user of whom the name is all that is known: no `userdb` is asked.
+pub fn unlisted(settings: &Settings, name: &str) -> Result<User, UserError> {
+    Ok(User::named(&normalized(settings, name)?))
+}
+
 /// Makes the error for a driver that dsync does not have.
 pub(crate) fn unsupported(kind: &str, section: &Section, driver: &str) -> UserError {
     UserError::Unsupported(format!("{}: {kind} driver {driver:?} is not supported by dsync", section.place))
+}
+
+/// Where a Dovecot on this machine answers for its userdb, if one runs.
+fn dovecots_socket(settings: &Settings) -> Option<PathBuf> {
+    let base = settings.text("base_dir").unwrap_or_else(|| "/run/dovecot".to_owned());
+    let socket = Path::new(&base).join("auth-userdb");
+    socket.exists().then_some(socket)
+}
+
+/// Takes what a database gave, if it has the user.
+fn find_database(user: &mut User, found: Option<Vec<(String, String)>>) -> Result<bool, UserError> {
+    let Some(found) = found else { return Ok(false) };
+    user.set_found(&found)?;
+    Ok(true)
+}
+
+/// 2.4's `fields { home = %{sql:dir} }`: more fields, made of those that the database gave.
+#[cfg(feature = "sql")]
+fn add_templates(section: &Section, found: &mut Vec<(String, String)>, name: &str) -> Result<(), UserError> {
+    let mut made = Vec::new();
+    for (field, template) in fields(section) {
+        let value = expand(&template, &Vars::of_name(name).with_found(found))
+            .map_err(|source| UserError::Variable { field: field.clone(), source })?;
+        made.push((field, value));
+    }
+    found.extend(made);
+    Ok(())
 }
 
 fn find_static(settings: &Settings, section: &Section, user: &mut User) -> Result<bool, UserError> {
@@ -121,6 +175,11 @@ fn find_passwd(user: &mut User) -> Result<bool, UserError> {
 
 /// Lists the users, sorted, each once; databases that cannot list are left out if another can.
 pub fn iterate(settings: &Settings) -> Result<Vec<String>, UserError> {
+    let safe = |names: Vec<String>| names.into_iter().filter(|name| check_user(name).is_ok());
+    if let Some(socket) = settings.text("auth_socket_path") {
+        let names: BTreeSet<String> = safe(auth_socket::names(Path::new(&socket))?).collect();
+        return Ok(names.into_iter().collect());
+    }
     let mut names = BTreeSet::new();
     let mut listed = false;
     let mut refused = None;
@@ -128,6 +187,13 @@ pub fn iterate(settings: &Settings) -> Result<Vec<String>, UserError> {
         let more = match driver(section) {
             "passwd-file" => PasswdFile::of(settings, section).and_then(|file| file.names()),
             "passwd" => passwd_names(settings),
+            #[cfg(feature = "sql")]
+            "sql" => drivers::sql::names(settings, section),
+            #[cfg(feature = "ldap")]
+            "ldap" => drivers::ldap::names(settings, section),
+            other if !matches!(other, "static" | "prefetch") && dovecots_socket(settings).is_some() => {
+                dovecots_socket(settings).map_or(Ok(Vec::new()), |socket| auth_socket::names(&socket))
+            }
             other => Err(UserError::Unsupported(format!(
                 "{}: userdb driver {other:?} cannot list users",
                 section.place
@@ -136,7 +202,7 @@ pub fn iterate(settings: &Settings) -> Result<Vec<String>, UserError> {
         match more {
             Ok(more) => {
                 listed = true;
-                names.extend(more.into_iter().filter(|name| check_user(name).is_ok()));
+                names.extend(safe(more));
             }
             Err(error @ UserError::Unsupported(_)) => refused = refused.or(Some(error)),
             Err(error) => return Err(error),
@@ -254,13 +320,14 @@ mod tests {
 
     #[test]
     fn an_unsupported_driver_is_an_error_only_when_it_is_asked() {
-        let settings = settings("userdb {\n driver = passwd\n}\nuserdb {\n driver = sql\n}");
+        let settings =
+            settings("base_dir = /nonexistent\nuserdb {\n driver = passwd\n}\nuserdb {\n driver = lua\n}");
         assert!(lookup(&settings, "root").is_ok());
         let error = lookup(&settings, "no-such-user").unwrap_err();
         assert_eq!(error.status(), 78);
         assert_eq!(
             error.to_string(),
-            "/etc/dsync/dsync.conf: line 4: userdb driver \"sql\" is not supported by dsync"
+            "/etc/dsync/dsync.conf: line 5: userdb driver \"lua\" is not supported by dsync"
         );
     }
 

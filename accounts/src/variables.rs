@@ -55,23 +55,38 @@ pub(crate) struct Vars<'a> {
     /// `None`: this template knows no home at all.
     home: Option<Option<&'a str>>,
     command: Option<(Option<&'a str>, &'a str)>,
+    /// What a database gave: `%{sql:home}`, `%{ldap:uid}`, `%{passwd_file:x}`.
+    found: &'a [(String, String)],
 }
+
+/// What comes before the name of a database's field.
+const DATABASES: [&str; 4] = ["sql:", "ldap:", "passwd_file:", "userdb:"];
 
 impl<'a> Vars<'a> {
     /// The variables of a user whose home is known, or known to be missing.
     pub fn of(user: &'a User) -> Self {
         let home = user.home.as_ref().and_then(|home| home.to_str());
-        Self { user: &user.name, home: Some(home), command: None }
+        Self { user: &user.name, home: Some(home), command: None, found: &[] }
     }
 
     /// The variables of a name alone.
     pub fn of_name(user: &'a str) -> Self {
-        Self { user, home: Some(None), command: None }
+        Self { user, home: Some(None), command: None, found: &[] }
+    }
+
+    /// The same with the fields that a database gave.
+    pub fn with_found(self, found: &'a [(String, String)]) -> Self {
+        Self { found, ..self }
     }
 
     /// The plain value of a variable, by its long or short name.
     fn value(&self, name: &str, shown: &str) -> Result<&'a str, VarError> {
         let parts = self.user.split_once('@');
+        if let Some(field) = DATABASES.iter().find_map(|database| name.strip_prefix(database)) {
+            // A field that is not there has an empty value.
+            let same = |(key, _): &&(String, String)| key.eq_ignore_ascii_case(field);
+            return Ok(self.found.iter().find(same).map_or("", |(_, value)| value.as_str()));
+        }
         match (name, self.command) {
             ("user" | "u", _) => Ok(self.user),
             ("username" | "n", _) => Ok(parts.map_or(self.user, |(local, _)| local)),
@@ -89,6 +104,40 @@ impl<'a> Vars<'a> {
 pub(crate) fn expand(template: &str, vars: &Vars<'_>) -> Result<String, VarError> {
     // A value of dots only would climb out of the directory that the template means.
     expand_with(template, vars, |value| value != "." && value != "..")
+}
+
+/// The same; each value is written as `escape` says, for a language in which it must not be more than a value.
+#[cfg(feature = "ldap")]
+pub(crate) fn expand_escaped(
+    template: &str,
+    vars: &Vars<'_>,
+    escape: impl Fn(&str) -> String,
+) -> Result<String, VarError> {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        let variable = &rest[at..];
+        if let Some(after) = variable.strip_prefix("%%") {
+            out.push('%');
+            rest = after;
+            continue;
+        }
+        let (value, len) = one(variable, vars)?;
+        out.push_str(&escape(&value));
+        if out.len() > EXPANDED_BYTES_MAX {
+            return Err(VarError::TooLong);
+        }
+        rest = &variable[len..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// Expands the variable that `text` begins with; also tells how long the variable is.
+#[cfg(feature = "sql")]
+pub(crate) fn first_variable(text: &str, vars: &Vars<'_>) -> Result<(String, usize), VarError> {
+    one(text, vars)
 }
 
 fn expand_with(template: &str, vars: &Vars<'_>, safe: impl Fn(&str) -> bool) -> Result<String, VarError> {
@@ -234,7 +283,7 @@ pub struct CommandVars<'a> {
 /// nor an option parser reads more into them. Without a login, words with `%{login}` are left out, together with
 /// a `-l` before them.
 pub fn command(template: &str, vars: &CommandVars<'_>) -> Result<Vec<String>, VarError> {
-    let values = Vars { user: vars.user, home: None, command: Some((vars.login, vars.host)) };
+    let values = Vars { user: vars.user, home: None, command: Some((vars.login, vars.host)), found: &[] };
     let mut words: Vec<String> = Vec::new();
     for word in template.split_whitespace() {
         if vars.login.is_none() && word.contains("%{login}") {

@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod conf;
+mod connection;
 mod destination;
 mod jobs;
 mod manual;
+mod many;
 mod progress;
 mod purge;
 mod report;
 mod select;
+mod users;
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
@@ -22,8 +26,10 @@ use dsync_session::storage::StorageError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use args::{Changes, Cli, Command, Common, Globals};
+use args::{Changes, Cli, Command, Common, Globals, Users};
+use connection::Connections;
 use jobs::{Done, Session};
+use users::Who;
 
 /// What is printed once, and the exit status that goes with it.
 #[derive(Debug)]
@@ -44,8 +50,12 @@ impl Failed {
 
     /// Prints it, once; gives the exit status.
     fn tell(&self) -> u8 {
-        eprintln!("dsync: {}", chain(&self.error));
+        eprintln!("dsync: {}", self.text());
         self.status
+    }
+
+    fn text(&self) -> String {
+        chain(&self.error)
     }
 
     fn within(self, place: String) -> Failed {
@@ -86,6 +96,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
     match &cli.command {
+        Command::Conf { conf, .. } => conf::print(conf, globals).map(|()| 0),
         Command::HashPassword => hash().map(|()| 0),
         Command::Purge { user, lock_wait, location, .. } => {
             purge::run(globals, user.as_deref(), location.as_deref(), *lock_wait).map(|()| 0)
@@ -94,11 +105,11 @@ fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
         Command::Completions { shell } => manual::completions(*shell).map(|()| 0),
         Command::Rawlog { file } => rawlog(file).map(|()| 0),
         Command::Verify { bodies, common, .. } => verify(*bodies, common, globals),
-        Command::Sync { one_way, changes, common, .. } => {
-            change(jobs::direction(false, *one_way, changes.reverse), changes, common, globals)
+        Command::Sync { one_way, changes, users, common, .. } => {
+            change(jobs::direction(false, *one_way, changes.reverse), changes, users, common, globals)
         }
-        Command::Backup { changes, common, .. } => {
-            change(jobs::direction(true, false, changes.reverse), changes, common, globals)
+        Command::Backup { changes, users, common, .. } => {
+            change(jobs::direction(true, false, changes.reverse), changes, users, common, globals)
         }
     }
 }
@@ -116,11 +127,14 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         options: Options { purpose: Purpose::Verify { bodies }, ..select::mailboxes(common, &settings)? },
         state: None,
         verbose: globals.verbose,
+        many: false,
         stop: stop_on_signals()?,
     };
+    let user = users::one(&settings, common.user.as_deref())?;
+    let mut connections = Connections::new()?;
     let mut worst = 0;
-    for target in session.targets()? {
-        let status = match session.run(target) {
+    for target in session.targets(&user)? {
+        let status = match session.run(target, &mut connections) {
             Ok(done) => {
                 if !common.json {
                     done.report.differences.iter().try_for_each(|line| print_line(line))?;
@@ -132,6 +146,7 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         };
         worst = worse(worst, status);
     }
+    connections.close();
     Ok(worst)
 }
 
@@ -152,8 +167,14 @@ fn rawlog(path: &std::path::Path) -> Result<(), Failed> {
     }
 }
 
-/// `sync` and `backup`: one session for each destination, and the worst of their statuses.
-fn change(direction: Direction, changes: &Changes, common: &Common, globals: &Globals) -> Result<u8, Failed> {
+/// `sync` and `backup`: one session for each user and destination, and the worst of their statuses.
+fn change(
+    direction: Direction,
+    changes: &Changes,
+    users: &Users,
+    common: &Common,
+    globals: &Globals,
+) -> Result<u8, Failed> {
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
@@ -167,6 +188,24 @@ fn change(direction: Direction, changes: &Changes, common: &Common, globals: &Gl
             SyncState::default()
         })
     });
+    let who = users::who(&settings, common, users)?;
+    let many = matches!(who, Who::Many(_));
+    if many && state.is_some() {
+        return Err(Failed::usage(
+            "-s is the state of one user; with many, what was agreed on is kept for each",
+        ));
+    }
+    if many && common.rawlog.is_some() {
+        return Err(Failed::usage(
+            "-r records one user's session; with many it would be overwritten by each",
+        ));
+    }
+    if users.resume.is_some() && changes.dry_run {
+        return Err(Failed::usage("--dry-run finishes no user for --resume to note"));
+    }
+    if !many && users.resume.is_some() {
+        return Err(Failed::usage("--resume goes with many users: -A, -F, or a mask for -u"));
+    }
     let session = Session {
         settings: &settings,
         destination_settings: &destination_settings,
@@ -175,11 +214,17 @@ fn change(direction: Direction, changes: &Changes, common: &Common, globals: &Gl
         options,
         state,
         verbose: globals.verbose,
+        many,
         stop: stop_on_signals()?,
     };
+    let user = match who {
+        Who::Many(names) => return many::run(&session, names, users, common, globals),
+        Who::One(user) => user,
+    };
+    let mut connections = Connections::new()?;
     let mut worst = 0;
-    for target in session.targets()? {
-        let status = match session.run(target) {
+    for target in session.targets(&user)? {
+        let status = match session.run(target, &mut connections) {
             Ok(done) => {
                 tell(&done, common, globals)?;
                 if changes.state.is_some() && !common.json {
@@ -197,6 +242,7 @@ fn change(direction: Direction, changes: &Changes, common: &Common, globals: &Gl
         };
         worst = worse(worst, status);
     }
+    connections.close();
     Ok(worst)
 }
 

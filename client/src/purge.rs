@@ -16,7 +16,7 @@ pub fn run(
     lock_wait: u32,
 ) -> Result<(), Failed> {
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
-    let user = jobs::user(&settings, user)?;
+    let user = crate::users::one(&settings, user)?;
     let location = jobs::location(&settings, &user, location)?;
     if !location.root().is_dir() {
         let what = format!("{}: there is no mail to purge", location.root().display());

@@ -71,10 +71,34 @@ impl From<Counters> for Counts {
     }
 }
 
-/// One JSON document.
+/// One JSON document, for people to read too.
 pub fn json(done: &Done) -> String {
+    written(serde_json::to_string_pretty(&document(done)))
+}
+
+/// The same in one line: one of many users.
+pub fn json_line(done: &Done) -> String {
+    written(serde_json::to_string(&document(done)))
+}
+
+/// The line of a user whose session came to nothing.
+pub fn json_failed(user: &str, status: u8, error: &str) -> String {
+    #[derive(Serialize)]
+    struct Failed<'a> {
+        user: &'a str,
+        status: u8,
+        error: &'a str,
+    }
+    written(serde_json::to_string(&Failed { user, status, error }))
+}
+
+fn written(text: serde_json::Result<String>) -> String {
+    text.unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+}
+
+fn document(done: &Done) -> Document<'_> {
     let report = &done.report;
-    let document = Document {
+    Document {
         user: &done.user,
         status: report.status(),
         seconds: done.elapsed.as_secs_f64(),
@@ -88,8 +112,7 @@ pub fn json(done: &Done) -> String {
         differences: report.differences.iter().map(String::as_str).collect(),
         problems: &report.problems,
         notes: &report.notes,
-    };
-    serde_json::to_string_pretty(&document).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+    }
 }
 
 impl<'a> From<&'a MailboxReport> for Mailbox<'a> {

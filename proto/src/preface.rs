@@ -1,7 +1,8 @@
 //! What is said before the brains talk: hello, authentication, whose mail. Native only.
 //!
 //! The client sends [`MAGIC`], then [`Hello`], [`Auth`] and [`Start`] at once; the server answers [`Hello`] and [`Verdict`]. So
-//! one round trip is enough. Each is a u16 length (big-endian) and that many bytes of bincode.
+//! one round trip is enough. Each is a u16 length (big-endian) and that many bytes of bincode. Where both know [`FEATURE_MANY`],
+//! another [`Start`] and its [`Verdict`] may follow when a session is over, or was refused.
 
 use std::fmt;
 
@@ -17,6 +18,8 @@ pub const MAGIC: &[u8; 8] = b"dsync\x00\x01\n";
 const PREFACE_BYTES_MAX: usize = 8192;
 /// Feature: payloads may be compressed by zstd.
 pub const FEATURE_ZSTD: u16 = 1;
+/// Feature: many users one after another on one connection.
+pub const FEATURE_MANY: u16 = 2;
 
 /// Who speaks, and what it can do.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -65,15 +68,28 @@ pub enum Verdict {
     },
 }
 
+/// What both ends can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Common {
+    pub version: u16,
+    /// Frames may be compressed.
+    pub compress: bool,
+    /// Another user may follow on this connection.
+    pub many: bool,
+}
+
 impl Hello {
     /// Ours.
     pub fn ours(compress: bool) -> Hello {
-        let features = if compress { vec![FEATURE_ZSTD] } else { Vec::new() };
+        let mut features = vec![FEATURE_MANY];
+        if compress {
+            features.insert(0, FEATURE_ZSTD);
+        }
         Hello { versions: VERSIONS, features, program: concat!("dsync ", env!("CARGO_PKG_VERSION")).into() }
     }
 
-    /// The version that both speak, and whether both compress.
-    pub fn negotiate(&self, theirs: &Hello) -> Result<(u16, bool), ProtoError> {
+    /// What both ends can do; an error if they have no version in common.
+    pub fn negotiate(&self, theirs: &Hello) -> Result<Common, ProtoError> {
         let highest = self.versions.1.min(theirs.versions.1);
         if highest < self.versions.0.max(theirs.versions.0) {
             let text = |(low, high): (u16, u16)| {
@@ -82,7 +98,7 @@ impl Hello {
             return Err(ProtoError::Version { theirs: text(theirs.versions), ours: text(self.versions) });
         }
         let both = |feature| self.features.contains(&feature) && theirs.features.contains(&feature);
-        Ok((highest, both(FEATURE_ZSTD)))
+        Ok(Common { version: highest, compress: both(FEATURE_ZSTD), many: both(FEATURE_MANY) })
     }
 }
 

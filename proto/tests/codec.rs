@@ -298,14 +298,15 @@ fn first_bytes_tell_who_speaks() {
 
 #[test]
 fn versions_and_features_are_settled_by_both() {
-    let ours = Hello { versions: (2, 4), features: vec![1, 7], program: String::new() };
+    let ours = Hello { versions: (2, 4), features: vec![1, 2, 7], program: String::new() };
     let theirs = |low, high, features: &[u16]| Hello {
         versions: (low, high),
         features: features.to_vec(),
         program: String::new(),
     };
-    assert_eq!(ours.negotiate(&theirs(1, 3, &[1])), Ok((3, true)));
-    assert_eq!(ours.negotiate(&theirs(4, 9, &[7])), Ok((4, false)));
+    let common = |version, compress, many| Ok(preface::Common { version, compress, many });
+    assert_eq!(ours.negotiate(&theirs(1, 3, &[1])), common(3, true, false));
+    assert_eq!(ours.negotiate(&theirs(4, 9, &[7, 2])), common(4, false, true));
     let error = ours.negotiate(&theirs(5, 6, &[])).unwrap_err();
     assert_eq!(error.to_string(), "the peer speaks dsync protocol 5 to 6, we speak 2 to 4");
     assert!(!format!("{:?}", Auth::Plain { user: "u".into(), password: "secret".into() }).contains("secret"));

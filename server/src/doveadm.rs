@@ -17,10 +17,10 @@ use crate::limits::Permit;
 use crate::serve::{LOCK_WAIT, Peer, Service};
 
 /// What became of a connection that began as doveadm's.
-pub enum Doveadm<'a> {
+pub enum Doveadm {
     Done(Box<Report>),
     /// It goes on in our own protocol.
-    Native(BytesMut, Option<&'a mut Permit>),
+    Native(BytesMut),
 }
 
 /// A connection before its session.
@@ -63,17 +63,17 @@ impl Talk<'_> {
 
 impl Service<'_> {
     /// Serves a client that began with doveadm's version line.
-    pub async fn called_by_doveadm<'a>(
+    pub async fn called_by_doveadm(
         &self,
         stream: &mut dyn Stream,
         input: BytesMut,
         peer: &Peer,
-        permit: Option<&'a mut Permit>,
+        permit: Option<&mut Permit>,
         named: &mut String,
-    ) -> Result<Doveadm<'a>, SessionError> {
+    ) -> Result<Doveadm, SessionError> {
         let mut talk = Talk { stream, server: Server::new(false), input };
         let Some(Asked::Password { user, password }) = talk.asked(true).await? else {
-            return Ok(Doveadm::Native(talk.input, permit));
+            return Ok(Doveadm::Native(talk.input));
         };
         let admitted = self.admit_doveadm(peer, &user, &password);
         if let Err((status, text)) = admitted {

@@ -1,4 +1,4 @@
-//! One connection: what it speaks, who it is, and the brain.
+//! One connection: what it speaks, who it is, and a brain for each user that it comes for, one after another.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ pub struct Service<'a> {
 static VERIFYING: Mutex<()> = Mutex::new(());
 
 impl Service<'_> {
-    /// Serves one connection to its end, and writes one line about it.
+    /// Serves one connection to its end, and writes one line about each user. Gives the last one's status.
     pub async fn serve(
         &self,
         stream: &mut dyn Stream,
@@ -53,93 +53,113 @@ impl Service<'_> {
         mut permit: Option<Permit>,
     ) -> u8 {
         let begun = Instant::now();
-        let mut user = String::from("-");
-        let outcome = self.talk(stream, early, peer, permit.as_mut(), &mut user).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        match outcome {
-            Ok(report) => {
-                let status = report.status();
-                let (local, remote) = (&report.local, &report.remote);
-                tracing::info!(
-                    "sync user={user} peer={} mailboxes={} changed={} received={} sent={} bytes={} seconds={seconds:.3} status={status}",
-                    peer.name,
-                    local.mailboxes,
-                    local.mailboxes_changed,
-                    local.saved,
-                    remote.saved,
-                    local.bytes + remote.bytes,
-                );
-                report.problems.iter().for_each(|problem| tracing::warn!("user={user} {problem}"));
-                status
+        let mut named = String::from("-");
+        let early = match self.spoken(stream, early, peer, permit.as_mut(), &mut named).await {
+            Ok(Doveadm::Native(early)) => early,
+            Ok(Doveadm::Done(report)) => return told(&named, peer, begun, Ok(report)),
+            Err(error) => return told(&named, peer, begun, Err(error)),
+        };
+        let asked = match greet::server(stream, early, !peer.local).await {
+            Ok(asked) => asked,
+            Err(error) => return told("-", peer, begun, Err(error)),
+        };
+        tracing::debug!("peer={} program={:?}", peer.name, asked.program);
+        let standing = match self.admit(peer, &asked.auth, &asked.user) {
+            Ok(standing) => standing,
+            Err((status, text)) => {
+                // Nobody whom we let in: nothing follows.
+                let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
+                let error = answered.err().unwrap_or(SessionError::Refused { status, text });
+                return told(shown(&asked.user), peer, begun, Err(error));
             }
-            Err(error) => {
-                let failure = error.failure();
-                let text = failure.text.escape_debug();
-                tracing::warn!(
-                    "sync user={user} peer={} seconds={seconds:.3} status={} failed: {text}",
-                    peer.name,
-                    failure.status
-                );
-                failure.status
-            }
+        };
+        if let Some(permit) = permit.as_mut() {
+            permit.authenticated();
         }
-    }
-
-    async fn talk(
-        &self,
-        stream: &mut dyn Stream,
-        early: BytesMut,
-        peer: &Peer,
-        permit: Option<&mut Permit>,
-        named: &mut String,
-    ) -> Result<Report, SessionError> {
-        let early = if peer.trusted_user.is_some() {
-            match dovecot::greet::listen(stream).await? {
-                Caller::Native(early) => early,
-                Caller::Dovecot(early) => return self.started_by_dovecot(stream, early, peer, named).await,
-            }
-        } else if recognise(&early) == Some(Spoken::Dovecot) {
-            match self.called_by_doveadm(stream, early, peer, permit, named).await? {
-                Doveadm::Done(report) => return Ok(*report),
-                // A dsync that could not know whom it calls.
-                Doveadm::Native(early, permit) => {
-                    return self.native(stream, early, peer, permit, named).await;
+        let (mut user, mut input, mut begun) = (asked.user, asked.early, begun);
+        let mut stop = self.stop.clone();
+        loop {
+            let served = self.one_user(stream, &standing, &user, &mut input, asked.common.compress).await;
+            let over = matches!(&served, Served::Broken(_)) || !asked.common.many || *stop.borrow();
+            let status = told(shown(&user), peer, begun, served.outcome());
+            let next = tokio::select! {
+                next = greet::next_user(stream, &mut input), if !over => next,
+                _ = stop.wait_for(|stop| *stop), if !over => Ok(None),
+                else => Ok(None),
+            };
+            match next {
+                Ok(Some(name)) => (user, begun) = (name, Instant::now()),
+                Ok(None) => {
+                    link::close(stream).await;
+                    return status;
+                }
+                Err(error) => {
+                    tracing::debug!("peer={} {error}", peer.name);
+                    return status;
                 }
             }
-        } else {
-            early
-        };
-        self.native(stream, early, peer, permit, named).await
+        }
     }
 
-    async fn native(
+    /// Hears what the client speaks, and serves it if it is a Dovecot.
+    async fn spoken(
         &self,
         stream: &mut dyn Stream,
         early: BytesMut,
         peer: &Peer,
         permit: Option<&mut Permit>,
         named: &mut String,
-    ) -> Result<Report, SessionError> {
-        let asked = greet::server(stream, early, !peer.local).await?;
-        if check_user(&asked.user).is_ok() {
-            named.clone_from(&asked.user);
+    ) -> Result<Doveadm, SessionError> {
+        if peer.trusted_user.is_some() {
+            return match dovecot::greet::listen(stream).await? {
+                Caller::Native(early) => Ok(Doveadm::Native(early)),
+                Caller::Dovecot(early) => {
+                    let report = self.started_by_dovecot(stream, early, peer, named).await?;
+                    Ok(Doveadm::Done(Box::new(report)))
+                }
+            };
         }
-        tracing::debug!("peer={} program={:?}", peer.name, asked.program);
-        let opened = self.admit(peer, &asked.auth, &asked.user).and_then(|user| self.storage(&user));
+        if recognise(&early) == Some(Spoken::Dovecot) {
+            return self.called_by_doveadm(stream, early, peer, permit, named).await;
+        }
+        Ok(Doveadm::Native(early))
+    }
+
+    async fn one_user(
+        &self,
+        stream: &mut dyn Stream,
+        standing: &Standing,
+        user: &str,
+        input: &mut BytesMut,
+        compress: bool,
+    ) -> Served {
+        let opened = if standing.admits(user) {
+            self.user(user).and_then(|user| self.storage(&user))
+        } else {
+            Err((77, "this login is not for that user".to_owned()))
+        };
         let storage = match opened {
             Ok(storage) => storage,
             Err((status, text)) => {
-                greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await?;
-                return Err(SessionError::Refused { status, text });
+                let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
+                return match answered {
+                    Ok(()) => Served::Refused(SessionError::Refused { status, text }),
+                    Err(error) => Served::Broken(error),
+                };
             }
         };
-        if let Some(permit) = permit {
-            permit.authenticated();
+        if let Err(error) = greet::answer(stream, Verdict::Welcome).await {
+            return Served::Broken(error);
         }
-        greet::answer(stream, Verdict::Welcome).await?;
         let mut brain = Brain::responder(storage, LOCK_WAIT);
-        let options = self.link_options(asked.compress);
-        link::run(&mut brain, stream, asked.early, options, &mut |_| {}).await
+        let options = self.link_options(compress);
+        match link::run(&mut brain, stream, std::mem::take(input), options, &mut |_| {}).await {
+            Ok((report, behind)) => {
+                *input = behind;
+                Served::Done(Box::new(report))
+            }
+            Err(error) => Served::Broken(error),
+        }
     }
 
     pub(crate) fn link_options(&self, compress: bool) -> link::Options {
@@ -152,19 +172,22 @@ impl Service<'_> {
         }
     }
 
-    /// Settles who the client is, and whether it may have this user's mail.
-    pub(crate) fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<User, (u8, String)> {
+    /// Settles who the client is, and whose mail that opens.
+    fn admit(&self, peer: &Peer, auth: &Auth, name: &str) -> Result<Standing, (u8, String)> {
         check_user(name).map_err(refused)?;
         let denied = |text: &str| (77, text.to_owned());
         if let Some(trusted) = &peer.trusted_user {
             if trusted != name {
                 return Err(denied("the server was started for another user"));
             }
-            return self.user(name);
+            return Ok(Standing::Of(vec![trusted.clone()]));
         }
         let admins = self.settings.dsync_admin_certs();
-        if peer.certificate.iter().any(|known| known == name || admins.contains(known)) {
-            return self.user(name);
+        if peer.certificate.iter().any(|known| admins.contains(known)) {
+            return Ok(Standing::Anyone);
+        }
+        if peer.certificate.iter().any(|known| known == name) {
+            return Ok(Standing::Of(peer.certificate.clone()));
         }
         match auth {
             Auth::None if peer.certificate.is_empty() => {
@@ -172,15 +195,15 @@ impl Service<'_> {
             }
             Auth::None => Err(denied("the certificate is not for this user")),
             Auth::Plain { user, password } => {
-                let by_secret = self.knows_secret(peer, password)?;
+                if self.knows_secret(peer, password)? {
+                    return Ok(Standing::Anyone);
+                }
                 let _one_at_a_time = VERIFYING.lock().unwrap_or_else(PoisonError::into_inner);
                 // The user's own password opens that user's mail only.
-                let by_user = || user == name && verify(self.settings, name, password).unwrap_or(false);
-                if by_secret || by_user() {
-                    self.user(name)
-                } else {
-                    Err(denied("wrong user name or password"))
+                if user == name && verify(self.settings, name, password).unwrap_or(false) {
+                    return Ok(Standing::Of(vec![name.to_owned()]));
                 }
+                Err(denied("wrong user name or password"))
             }
         }
     }
@@ -236,6 +259,76 @@ impl Service<'_> {
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
         let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
+    }
+}
+
+/// Whose mail a client may have.
+enum Standing {
+    Anyone,
+    Of(Vec<String>),
+}
+
+impl Standing {
+    fn admits(&self, user: &str) -> bool {
+        match self {
+            Standing::Anyone => true,
+            Standing::Of(names) => names.iter().any(|name| name == user),
+        }
+    }
+}
+
+/// What came of one user.
+enum Served {
+    Done(Box<Report>),
+    /// This user is not served; the connection is as good as before.
+    Refused(SessionError),
+    /// The connection is of no more use.
+    Broken(SessionError),
+}
+
+impl Served {
+    fn outcome(self) -> Result<Box<Report>, SessionError> {
+        match self {
+            Served::Done(report) => Ok(report),
+            Served::Refused(error) | Served::Broken(error) => Err(error),
+        }
+    }
+}
+
+/// A user's name for the log, which takes no other.
+fn shown(user: &str) -> &str {
+    if check_user(user).is_ok() { user } else { "-" }
+}
+
+/// Writes the log's line about one user, and gives the status.
+fn told(user: &str, peer: &Peer, begun: Instant, outcome: Result<Box<Report>, SessionError>) -> u8 {
+    let seconds = begun.elapsed().as_secs_f64();
+    match outcome {
+        Ok(report) => {
+            let status = report.status();
+            let (local, remote) = (&report.local, &report.remote);
+            tracing::info!(
+                "sync user={user} peer={} mailboxes={} changed={} received={} sent={} bytes={} seconds={seconds:.3} status={status}",
+                peer.name,
+                local.mailboxes,
+                local.mailboxes_changed,
+                local.saved,
+                remote.saved,
+                local.bytes + remote.bytes,
+            );
+            report.problems.iter().for_each(|problem| tracing::warn!("user={user} {problem}"));
+            status
+        }
+        Err(error) => {
+            let failure = error.failure();
+            let text = failure.text.escape_debug();
+            tracing::warn!(
+                "sync user={user} peer={} seconds={seconds:.3} status={} failed: {text}",
+                peer.name,
+                failure.status
+            );
+            failure.status
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use dsync_proto::ProtoError;
-use dsync_proto::preface::{self, Auth, Hello, MAGIC, Spoken, Start, Verdict, recognise};
+use dsync_proto::preface::{self, Auth, Common, Hello, MAGIC, Spoken, Start, Verdict, recognise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -14,13 +14,26 @@ use crate::link::Stream;
 /// How long the whole preface may take.
 pub const PREFACE_WAIT: Duration = Duration::from_secs(30);
 
-/// Says hello, who we are and whose mail we come for. Gives whether frames are compressed, and bytes that came too early.
+/// Longest wait for the next user on an open connection.
+const NEXT_WAIT: Duration = Duration::from_secs(300);
+
+/// What a client learns from the preface.
+#[derive(Debug)]
+pub struct Greeted {
+    pub common: Common,
+    /// The server's answer: it does not let us in, or not to this user.
+    pub refused: Option<SessionError>,
+    /// Bytes that came behind.
+    pub early: BytesMut,
+}
+
+/// Says hello, who we are and whose mail we come for.
 pub async fn client(
     stream: &mut dyn Stream,
     auth: Auth,
     user: &str,
     compress: bool,
-) -> Result<(bool, BytesMut), SessionError> {
+) -> Result<Greeted, SessionError> {
     let ours = Hello::ours(compress);
     let mut output = BytesMut::from(&MAGIC[..]);
     preface::encode(&ours, &mut output)?;
@@ -32,16 +45,51 @@ pub async fn client(
         let mut input = BytesMut::new();
         expect_native(stream, &mut input).await?;
         let theirs: Hello = receive(stream, &mut input).await?;
-        let (_, compress) = ours.negotiate(&theirs)?;
-        match receive(stream, &mut input).await? {
-            Verdict::Welcome => Ok((compress, input)),
-            Verdict::Refused { status, text } => Err(SessionError::Link {
-                status,
-                text: format!("the server refuses: {}", text.escape_debug()),
-            }),
-        }
+        let common = ours.negotiate(&theirs)?;
+        let refused = refusal(receive(stream, &mut input).await?);
+        Ok(Greeted { common, refused, early: input })
     };
     timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
+}
+
+fn refusal(verdict: Verdict) -> Option<SessionError> {
+    match verdict {
+        Verdict::Welcome => None,
+        Verdict::Refused { status, text } => {
+            Some(SessionError::Link { status, text: format!("the server refuses: {}", text.escape_debug()) })
+        }
+    }
+}
+
+/// Comes for another user's mail on a connection whose session is over. Gives the server's refusal, if it does refuse.
+pub async fn next(
+    stream: &mut dyn Stream,
+    input: &mut BytesMut,
+    user: &str,
+) -> Result<Option<SessionError>, SessionError> {
+    let mut output = BytesMut::new();
+    preface::encode(&Start { user: user.to_owned() }, &mut output)?;
+    let talk = async {
+        stream.write_all(&output).await.map_err(|error| lost(&error))?;
+        stream.flush().await.map_err(|error| lost(&error))?;
+        Ok(refusal(receive(stream, input).await?))
+    };
+    timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
+}
+
+/// Waits for the next user that a client comes for; `None` if it goes, or says nothing for long.
+pub async fn next_user(
+    stream: &mut dyn Stream,
+    input: &mut BytesMut,
+) -> Result<Option<String>, SessionError> {
+    let talk = async {
+        if input.is_empty() && stream.read_buf(input).await.map_err(|error| lost(&error))? == 0 {
+            return Ok(None);
+        }
+        let Start { user } = receive(stream, input).await?;
+        Ok(Some(user))
+    };
+    timeout(NEXT_WAIT, talk).await.unwrap_or(Ok(None))
 }
 
 /// What a client wants.
@@ -50,7 +98,7 @@ pub struct Asked {
     pub auth: Auth,
     pub user: String,
     pub program: String,
-    pub compress: bool,
+    pub common: Common,
     /// Bytes that came behind.
     pub early: BytesMut,
 }
@@ -69,10 +117,10 @@ pub async fn server(
         preface::encode(&ours, &mut hello)?;
         stream.write_all(&hello).await.map_err(|error| lost(&error))?;
         stream.flush().await.map_err(|error| lost(&error))?;
-        let (_, compress) = ours.negotiate(&theirs)?;
+        let common = ours.negotiate(&theirs)?;
         let auth = receive(stream, &mut input).await?;
         let Start { user } = receive(stream, &mut input).await?;
-        Ok(Asked { auth, user, program: theirs.program, compress, early: std::mem::take(&mut input) })
+        Ok(Asked { auth, user, program: theirs.program, common, early: std::mem::take(&mut input) })
     };
     timeout(PREFACE_WAIT, talk).await.unwrap_or_else(|_| Err(silent()))
 }

@@ -41,13 +41,16 @@ pub struct Options {
 }
 
 /// Runs a session over `stream` to its end. `early` holds bytes that came behind the preface; `watch` is called now and then.
+///
+/// The stream is still open then, and another user may follow on it; after an error it is of no more use. Gives the bytes that
+/// came behind the session, too.
 pub async fn run(
     brain: &mut Brain,
     stream: &mut dyn Stream,
     early: BytesMut,
     mut options: Options,
     watch: &mut (dyn FnMut(&Brain) + Send),
-) -> Result<Report, SessionError> {
+) -> Result<(Report, BytesMut), SessionError> {
     let mut link = Link {
         codec: Native::new(options.compress),
         input: early,
@@ -59,17 +62,23 @@ pub async fn run(
     let outcome = link.work(brain, stream, &options, watch).await;
     match outcome {
         Ok(report) => {
-            let closed = timeout(LAST_WORDS, async {
+            let told = timeout(LAST_WORDS, async {
                 stream.write_all(&link.output).await?;
-                stream.flush().await?;
-                stream.shutdown().await
+                stream.flush().await
             });
-            if let Ok(Err(error)) = closed.await {
-                tracing::debug!("closing the connection: {error}");
+            if let Ok(Err(error)) = told.await {
+                tracing::debug!("the last words of a session: {error}");
             }
-            Ok(*report)
+            Ok((*report, link.input))
         }
         Err(error) => Err(link.part(stream, error).await),
+    }
+}
+
+/// Ends a connection whose sessions are over.
+pub async fn close(stream: &mut dyn Stream) {
+    if let Ok(Err(error)) = timeout(LAST_WORDS, stream.shutdown()).await {
+        tracing::debug!("closing the connection: {error}");
     }
 }
 
@@ -138,7 +147,10 @@ impl Link {
                         let text = format!("the other end was silent for {} s", options.silence.as_secs());
                         return Err(SessionError::Link { status: 75, text });
                     }
-                    self.say(&Frame::KeepAlive)?;
+                    // Nothing comes behind a session's last frame.
+                    if done.is_none() {
+                        self.say(&Frame::KeepAlive)?;
+                    }
                     spoke = Instant::now();
                 }
             }

@@ -47,21 +47,12 @@ impl Dovecot {
 
     /// Gives the files to the user that everything runs as.
     pub fn own(&self, path: &Path) {
-        if is_root() {
-            let done = Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(path).status();
-            assert!(done.expect("chown runs").success());
-        }
+        own(path);
     }
 
     /// A program as the unprivileged user.
     pub fn as_user(&self, program: &Path) -> Command {
-        let mut command = if is_root() {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut command = unprivileged(program);
         command.env("HOME", &self.home).env("USER", "alice").current_dir("/");
         command
     }
@@ -226,6 +217,25 @@ pub fn assert_equal(ours: &str, theirs: &str, what: &str) {
         panic!("{what}:\n{}\n{}", short(a), short(b));
     }
     assert_eq!(ours.lines().count(), theirs.lines().count(), "{what}: lines");
+}
+
+/// Gives files to the user that servers run as.
+pub fn own(path: &Path) {
+    if is_root() {
+        let done = Command::new("chown").arg("-R").arg(format!("{USER}:{USER}")).arg(path).status();
+        assert!(done.expect("chown runs").success());
+    }
+}
+
+/// A program that does not run as root.
+pub fn unprivileged(program: &Path) -> Command {
+    if is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    }
 }
 
 fn is_root() -> bool {

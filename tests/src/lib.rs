@@ -1,6 +1,7 @@
 //! The harness of the suites: a simulated world of two stores, and the oracles that must hold in it.
 #![forbid(unsafe_code)]
 
+pub mod databases;
 pub mod dovecot;
 pub mod formats;
 pub mod imap;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
 use dsync_tests::maildirs::Account;
@@ -266,6 +266,38 @@ fn a_mirror_repaired_below_uidnext_is_read_by_dovecot() {
     let fields = ["-f", "json", "fetch", "uid guid flags date.received text", "mailbox", "INBOX", "all"];
     let [ours, theirs] = [&one, &two].map(|location| comparable(&world.dovecot.doveadm(location, &fields)));
     assert_equal(&ours, &theirs, "the mirror");
+}
+
+/// `dsync conf -n` beside `doveconf -n`: the same lines, but for the heading and what Dovecot leaves out as its own default.
+#[test]
+fn the_configuration_is_printed_as_doveconf_does() {
+    if !installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("made");
+    let conf = dir.path().join("dovecot.conf");
+    let text = "protocols = imap\nmail_location = maildir:~/Maildir\nmail_fsync = never\nssl = required\nssl_cert = </etc/dovecot/dovecot.conf\n\
+        ssl_key = </etc/dovecot/dovecot.conf\ndoveadm_password = geheim\ndoveadm_port = 12346\nlisten = 127.0.0.1\nmail_plugins = acl\nmail_plugins = $mail_plugins zlib\n\
+        first_valid_uid = 1\nlast_valid_uid = 0\nnamespace inbox {\n  inbox = yes\n  separator = /\n  mailbox Trash {\n    special_use = \\Trash\n    auto = subscribe\n  }\n  \
+        mailbox \"Sent Messages\" {\n    special_use = \\Sent\n  }\n}\npassdb {\n  driver = passwd-file\n  args = /etc/x users\n}\n\
+        userdb {\n  driver = static\n  args = uid=vmail gid=vmail home=/srv/%u\n}\nuserdb {\n  driver = passwd\n}\nplugin {\n  quota = maildir:User quota\n  mail_replica = tcp:x\n}\n\
+        protocol imap {\n  mail_plugins = $mail_plugins imap_zlib\n}\nprotocol doveadm {\n  mail_fsync = always\n}\n\
+        service doveadm {\n  inet_listener {\n    port = 12345\n  }\n}\n";
+    std::fs::write(&conf, text).expect("written");
+    let lines = |program: &Path, words: &[&str]| {
+        let output =
+            std::process::Command::new(program).args(words).arg("-c").arg(&conf).output().expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).expect("text");
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let dsync = programs().join("dsync");
+    assert_eq!(lines(&dsync, &["conf", "-n"]), lines(Path::new("/usr/bin/doveconf"), &["-n"]));
+    assert_eq!(lines(&dsync, &["conf", "-h", "-P", "doveadm_password"]), ["geheim"]);
+    assert_eq!(
+        lines(&dsync, &["conf", "doveadm_password"]),
+        ["doveadm_password = # hidden, use -P to show it"]
+    );
 }
 
 /// UIDLs and the order that a POP3 server once gave travel through every format, and Dovecot's POP3 finds them: the headers of dbox

@@ -7,6 +7,7 @@ mod location;
 mod mailboxes;
 mod mbox;
 mod parse;
+mod print;
 mod secret;
 mod settings;
 mod tree;
@@ -17,7 +18,12 @@ mod tests;
 
 pub use error::{ConfError, Place};
 pub use mbox::MboxLocks;
+#[cfg(any(feature = "sql", feature = "ldap"))]
+pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;
+pub use print::Print;
 pub use secret::Secret;
 pub use settings::{Fsync, Settings, Ssl, known_settings};
 pub(crate) use tree::Section;
+#[cfg(any(feature = "sql", feature = "ldap"))]
+pub(crate) use tree::parse_bool;

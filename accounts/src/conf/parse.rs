@@ -35,8 +35,8 @@ pub(super) fn load(path: &Path) -> Result<Section, ConfError> {
 }
 
 /// Reads configuration text as if it stood in `path`.
-#[cfg(test)]
-pub(super) fn parse(path: &Path, text: &str) -> Result<Section, ConfError> {
+#[cfg(any(test, feature = "sql", feature = "ldap"))]
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Section, ConfError> {
     let place = Place::Line { file: Arc::new(path.to_owned()), line: 1 };
     let mut parser = Parser { stack: vec![Section::new("", "", place)], files: 0, bytes: 0 };
     parser.text(path, text, 0)?;

@@ -24,61 +24,70 @@ const DOVEADM_PORT: u16 = 12345;
 const VALUE_FILE_BYTES_MAX: usize = 1 << 20;
 const REMOTE_CMD: &str = "ssh -l%{login} %{host} dsync-server --stdio -u%u";
 
-/// The names that are looked up; all others are ignored.
-const KNOWN: &[&str] = &[
-    "auth_username_format",
-    "doveadm_password",
-    "doveadm_port",
-    "dsync_admin_certs",
-    "dsync_max_connections",
-    "dsync_max_connections_per_ip",
-    "dsync_max_unauthenticated",
-    "dsync_remote_cmd",
-    "dsync_silence_secs",
-    "first_valid_uid",
-    "last_valid_uid",
-    "listen",
-    "mail_attachment_dir",
-    "mail_attribute_dict",
-    "mail_control_path",
-    "mail_driver",
-    "mail_ext_attachment_path",
-    "mail_fsync",
-    "mail_inbox_path",
-    "mail_index_path",
-    "mail_location",
-    "mail_path",
-    "mail_plugins",
-    "mail_replica",
-    "mailbox_list_layout",
-    "mbox_dotlock_change_timeout",
-    "mbox_lock_timeout",
-    "mbox_read_locks",
-    "mbox_write_locks",
-    "mdbox_rotate_interval",
-    "mdbox_rotate_size",
-    "passdb_default_password_scheme",
-    "passwd_file_path",
-    "separator",
-    "ssl",
-    "ssl_ca",
-    "ssl_cert",
-    "ssl_client_ca_file",
-    "ssl_client_cert",
-    "ssl_client_cert_file",
-    "ssl_client_key",
-    "ssl_client_key_file",
-    "ssl_key",
-    "ssl_server_ca_file",
-    "ssl_server_cert_file",
-    "ssl_server_key_file",
-    "ssl_server_request_client_cert",
-    "ssl_verify_client_cert",
+/// The settings that are looked up, and what they are when nobody says; all others are ignored.
+pub(super) const DEFAULTS: &[(&str, &str)] = &[
+    ("auth_socket_path", ""),
+    ("auth_username_format", ""),
+    ("base_dir", "/run/dovecot"),
+    ("doveadm_password", ""),
+    ("doveadm_port", "0"),
+    ("dsync_admin_certs", ""),
+    ("dsync_max_connections", "256"),
+    ("dsync_max_connections_per_ip", "32"),
+    ("dsync_max_unauthenticated", "64"),
+    ("dsync_remote_cmd", REMOTE_CMD),
+    ("dsync_silence_secs", "600"),
+    ("first_valid_uid", "500"),
+    ("last_valid_uid", "0"),
+    ("ldap_auth_dn", ""),
+    ("ldap_auth_dn_password", ""),
+    ("ldap_base", ""),
+    ("ldap_scope", "subtree"),
+    ("ldap_starttls", "no"),
+    ("ldap_uris", ""),
+    ("listen", "*, ::"),
+    ("mail_attachment_dir", ""),
+    ("mail_attribute_dict", ""),
+    ("mail_control_path", ""),
+    ("mail_driver", ""),
+    ("mail_ext_attachment_path", ""),
+    ("mail_fsync", "optimized"),
+    ("mail_inbox_path", ""),
+    ("mail_index_path", ""),
+    ("mail_location", ""),
+    ("mail_path", ""),
+    ("mail_plugins", ""),
+    ("mail_replica", ""),
+    ("mailbox_list_layout", ""),
+    ("mbox_dotlock_change_timeout", "2 mins"),
+    ("mbox_lock_timeout", "30 secs"),
+    ("mbox_read_locks", "fcntl"),
+    ("mbox_write_locks", "fcntl dotlock"),
+    ("mdbox_rotate_interval", "0"),
+    ("mdbox_rotate_size", "10 M"),
+    ("passdb_default_password_scheme", ""),
+    ("passwd_file_path", ""),
+    ("sql_driver", ""),
+    ("sqlite_path", ""),
+    ("ssl", ""),
+    ("ssl_ca", ""),
+    ("ssl_cert", ""),
+    ("ssl_client_ca_file", ""),
+    ("ssl_client_cert", ""),
+    ("ssl_client_cert_file", ""),
+    ("ssl_client_key", ""),
+    ("ssl_client_key_file", ""),
+    ("ssl_key", ""),
+    ("ssl_server_ca_file", ""),
+    ("ssl_server_cert_file", ""),
+    ("ssl_server_key_file", ""),
+    ("ssl_server_request_client_cert", "no"),
+    ("ssl_verify_client_cert", "no"),
 ];
 
 /// The names of the settings that mean something here, for the manual.
-pub fn known_settings() -> &'static [&'static str] {
-    KNOWN
+pub fn known_settings() -> impl Iterator<Item = &'static str> {
+    DEFAULTS.iter().map(|(name, _)| *name)
 }
 
 /// Whether clients may, or must, use TLS.
@@ -153,7 +162,7 @@ impl Settings {
 
     fn new(file: Option<PathBuf>, root: Section, overrides: Vec<Entry>) -> Self {
         for entry in root.entries.iter().chain(&overrides) {
-            if !KNOWN.contains(&entry.key.as_str()) {
+            if entry.key != "separator" && !DEFAULTS.iter().any(|(known, _)| *known == entry.key) {
                 debug!(place = %entry.place, setting = entry.key, "setting ignored");
             }
         }
@@ -162,6 +171,10 @@ impl Settings {
 
     pub(crate) fn root(&self) -> &Section {
         &self.inner.root
+    }
+
+    pub(super) fn overrides(&self) -> std::slice::Iter<'_, Entry> {
+        self.inner.overrides.iter()
     }
 
     /// The setting as written: an override, else one for doveadm alone, else the last in the file.

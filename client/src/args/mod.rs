@@ -1,15 +1,19 @@
 //! The command line as typed: the same letters as `doveadm`'s, and a long name for each.
 //!
-//! What a session takes is in `session`, how values are written in `values`.
+//! What a session takes is in `session`, which users in `users`, how values are written in `values`.
 
+mod conf;
 mod session;
+mod users;
 mod values;
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+pub use conf::Conf;
 pub use session::{Changes, Common, Compress, Protocol};
+pub use users::Users;
 
 /// Synchronises mailboxes: two ways, one way, or as a backup.
 #[derive(Debug, Parser)]
@@ -48,6 +52,8 @@ pub enum Command {
         #[command(flatten)]
         changes: Changes,
         #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
         common: Common,
         #[command(flatten)]
         globals: Globals,
@@ -57,7 +63,17 @@ pub enum Command {
         #[command(flatten)]
         changes: Changes,
         #[command(flatten)]
+        users: Users,
+        #[command(flatten)]
         common: Common,
+        #[command(flatten)]
+        globals: Globals,
+    },
+    /// Print the configuration that is in force, as doveconf does
+    #[command(disable_help_flag = true)]
+    Conf {
+        #[command(flatten)]
+        conf: Conf,
         #[command(flatten)]
         globals: Globals,
     },
@@ -114,6 +130,7 @@ impl Cli {
         let behind = match &self.command {
             Command::Sync { globals, .. }
             | Command::Backup { globals, .. }
+            | Command::Conf { globals, .. }
             | Command::Purge { globals, .. }
             | Command::Verify { globals, .. } => Some(globals),
             Command::Rawlog { .. }
@@ -163,6 +180,14 @@ mod tests {
             "sync -P maildir:/x",
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
+            "backup -A -d",
+            "conf -n -c /etc/dovecot/dovecot.conf",
+            "conf -P -h doveadm_password",
+            "conf -a",
+            "backup -A --jobs 16 --resume /var/tmp/done tcps:mx1",
+            "sync -F /etc/users mx1",
+            "sync -F - --no-userdb-lookup mx1",
+            "sync -u *@example.org mx1",
             "backup --dry-run --allow-mass-delete --json -r raw maildir:/b",
             "-v verify --bodies -u alice -m INBOX tcps:mx1",
             "rawlog raw",
@@ -182,6 +207,9 @@ mod tests {
             "sync -o",
             "sync -d maildir:/x",
             "sync --no-such x:y",
+            "sync -A -u alice x:y",
+            "sync -A -F file x:y",
+            "sync --jobs 0 x:y",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -10,7 +10,7 @@ use super::values::{FlagCondition, GuidOrNone, date, flag_condition, guid_or_non
 /// Options of every session, those that change nothing included.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// User whose mail it is [default: who runs it]
+    /// User whose mail it is, or a mask with * and ? over the users that the userdb lists [default: who runs it]
     #[arg(short, long, value_name = "USER")]
     pub user: Option<String>,
     /// Only this mailbox, whatever name the other end has for it; * and % are wildcards, \Sent and the like stand for special
@@ -51,7 +51,7 @@ pub struct Common {
     /// Record what travels between the ends in this file, for dsync rawlog; bodies and passwords are left out
     #[arg(short, long, value_name = "FILE")]
     pub rawlog: Option<PathBuf>,
-    /// Print the report as one JSON document
+    /// Print the report as one JSON document; of many users as one line each
     #[arg(long)]
     pub json: bool,
     /// Send a password over a connection that others may read

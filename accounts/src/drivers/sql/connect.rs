@@ -1,0 +1,216 @@
+//! Which database, and how to reach it: 2.3's `driver` and `connect`, 2.4's `sql_driver` and its sections.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{
+    mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions},
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions},
+};
+
+use super::{super::Source, failed};
+use crate::user::UserError;
+
+/// Connections to one database.
+const CONNECTIONS_MAX: u32 = 8;
+const CONNECT_WAIT: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Sqlite,
+    Postgres,
+    MySql,
+}
+
+/// What to connect to; several hosts are tried in order. It holds a password: never printed.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    kind: Kind,
+    hosts: Vec<String>,
+    /// Words of a connect string, or of a section, the host left out.
+    words: Vec<(String, String)>,
+}
+
+#[derive(Clone)]
+pub(super) enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+    MySql(MySqlPool),
+}
+
+#[derive(Default)]
+pub(super) struct Pools(Mutex<HashMap<Target, Pool>>);
+
+impl Pools {
+    pub async fn get(&self, target: &Target) -> Result<Pool, UserError> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(target).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let opened = target.open().await?;
+        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(pools.entry(target.clone()).or_insert(opened).clone())
+    }
+}
+
+/// The kind of database that the settings name.
+pub(super) fn kind(source: &Source<'_>) -> Result<Kind, UserError> {
+    match source.need(&["driver", "sql_driver"]).as_deref() {
+        Ok("sqlite") => Ok(Kind::Sqlite),
+        Ok("pgsql") => Ok(Kind::Postgres),
+        Ok("mysql") => Ok(Kind::MySql),
+        // In 2.4 the section's own driver is "sql".
+        _ => match source.need(&["sql_driver"])?.as_str() {
+            "sqlite" => Ok(Kind::Sqlite),
+            "pgsql" => Ok(Kind::Postgres),
+            "mysql" => Ok(Kind::MySql),
+            other => Err(UserError::Unsupported(format!("SQL driver {other:?} is not supported by dsync"))),
+        },
+    }
+}
+
+impl Target {
+    pub fn of(source: &Source<'_>) -> Result<Target, UserError> {
+        let kind = kind(source)?;
+        let mut target = Target { kind, hosts: Vec::new(), words: Vec::new() };
+        if let Some(connect) = source.get(&["connect"]) {
+            if kind == Kind::Sqlite && !connect.contains('=') {
+                target.hosts.push(connect);
+                return Ok(target);
+            }
+            for word in connect.split_whitespace() {
+                let Some((key, value)) = word.split_once('=') else {
+                    // It may be a part of a password: it is not quoted.
+                    return Err(source.wrong("connect: a word without \"=\""));
+                };
+                match key {
+                    "host" | "hostaddr" => target.hosts.push(value.to_owned()),
+                    _ => target.words.push((key.to_owned(), value.trim_matches('\'').to_owned())),
+                }
+            }
+            return Ok(target);
+        }
+        if kind == Kind::Sqlite {
+            target.hosts.push(source.need(&["sqlite_path"])?);
+            return Ok(target);
+        }
+        let name = if kind == Kind::Postgres { "pgsql" } else { "mysql" };
+        let Some(section) = source.section(name) else {
+            return Err(source.wrong(&format!("no connect, and no section {name} host {{ ... }}")));
+        };
+        target.hosts.push(section.title.clone());
+        let deeper = section.of_kind("parameters").chain(section.of_kind("pgsql_parameters"));
+        for entry in section.entries.iter().chain(deeper.flat_map(|parameters| &parameters.entries)) {
+            let key =
+                entry.key.strip_prefix(name).and_then(|key| key.strip_prefix('_')).unwrap_or(&entry.key);
+            let value = section.text(&entry.key).map(str::to_owned);
+            let value = value.or_else(|| {
+                let deeper = section.of_kind("parameters").chain(section.of_kind("pgsql_parameters"));
+                deeper.filter_map(|parameters| parameters.text(&entry.key)).next().map(str::to_owned)
+            });
+            target.words.extend(value.map(|value| (key.to_owned(), value)));
+        }
+        Ok(target)
+    }
+
+    fn word(&self, names: &[&str]) -> Option<&str> {
+        self.words
+            .iter()
+            .rev()
+            .find(|(key, _)| names.contains(&key.as_str()))
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn port(&self) -> Result<Option<u16>, UserError> {
+        let Some(text) = self.word(&["port"]) else { return Ok(None) };
+        let port =
+            text.parse().map_err(|_| UserError::Invalid(format!("SQL: port {text:?} is no port number")))?;
+        Ok(Some(port))
+    }
+
+    async fn open(&self) -> Result<Pool, UserError> {
+        let mut last = None;
+        let local = [String::new()];
+        for host in if self.hosts.is_empty() { &local[..] } else { &self.hosts[..] } {
+            match self.open_at(host).await {
+                Ok(pool) => return Ok(pool),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| UserError::Invalid("SQL: no host".to_owned())))
+    }
+
+    async fn open_at(&self, host: &str) -> Result<Pool, UserError> {
+        match self.kind {
+            Kind::Sqlite => {
+                // Only read: a file that is not there is not made.
+                let options = SqliteConnectOptions::new().filename(host).read_only(true);
+                let pool =
+                    SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                pool.connect_with(options).await.map(Pool::Sqlite).map_err(failed)
+            }
+            Kind::Postgres => {
+                let mut options = PgConnectOptions::new_without_pgpass();
+                if host.starts_with('/') {
+                    options = options.socket(Path::new(host));
+                } else if !host.is_empty() {
+                    options = options.host(host);
+                }
+                if let Some(port) = self.port()? {
+                    options = options.port(port);
+                }
+                if let Some(name) = self.word(&["dbname"]) {
+                    options = options.database(name);
+                }
+                if let Some(user) = self.word(&["user"]) {
+                    options = options.username(user);
+                }
+                if let Some(password) = self.word(&["password"]) {
+                    options = options.password(password);
+                }
+                if let Some(mode) = self.word(&["sslmode"]) {
+                    let mode =
+                        mode.parse().map_err(|_| UserError::Invalid(format!("SQL: sslmode {mode:?}")))?;
+                    options = options.ssl_mode(mode);
+                }
+                if let Some(root) = self.word(&["sslrootcert"]) {
+                    options = options.ssl_root_cert(root);
+                }
+                let pool =
+                    PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                pool.connect_with(options).await.map(Pool::Postgres).map_err(failed)
+            }
+            Kind::MySql => {
+                let mut options = MySqlConnectOptions::new();
+                if host.starts_with('/') {
+                    options = options.socket(host);
+                } else if !host.is_empty() {
+                    options = options.host(host);
+                }
+                if let Some(port) = self.port()? {
+                    options = options.port(port);
+                }
+                if let Some(name) = self.word(&["dbname"]) {
+                    options = options.database(name);
+                }
+                if let Some(user) = self.word(&["user"]) {
+                    options = options.username(user);
+                }
+                if let Some(password) = self.word(&["password"]) {
+                    options = options.password(password);
+                }
+                if let Some(ca) = self.word(&["ssl_ca", "ssl_client_ca_file"]) {
+                    options = options.ssl_ca(ca).ssl_mode(sqlx::mysql::MySqlSslMode::VerifyIdentity);
+                }
+                let pool =
+                    MySqlPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                pool.connect_with(options).await.map(Pool::MySql).map_err(failed)
+            }
+        }
+    }
+}

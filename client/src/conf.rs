@@ -1,0 +1,31 @@
+//! `dsync conf`: the configuration in force.
+
+use dsync_accounts::{Print, Settings};
+
+use crate::args::{Conf, Globals};
+use crate::{Failed, jobs, print_line};
+
+/// Prints what was asked for.
+pub fn print(conf: &Conf, globals: &Globals) -> Result<(), Failed> {
+    let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
+    let print = Print { non_default: conf.non_default, secrets: conf.show_secrets };
+    if conf.names.is_empty() {
+        let head = format!(
+            "# {} {}: {}",
+            env!("CARGO_PKG_NAME"),
+            env!("CARGO_PKG_VERSION"),
+            jobs::config_name(&settings).display()
+        );
+        let lines = std::iter::once(head).chain(settings.printed(print));
+        return print_line(&lines.collect::<Vec<_>>().join("\n"));
+    }
+    for name in &conf.names {
+        let Some(value) = settings.printed_value(name, print) else {
+            return Err(Failed::usage(format!(
+                "{name} is no setting that dsync knows, and none that is written"
+            )));
+        };
+        print_line(&if conf.hide_names { value } else { format!("{name} = {value}") })?;
+    }
+    Ok(())
+}
