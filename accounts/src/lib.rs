@@ -9,7 +9,7 @@ mod user;
 mod userdb;
 mod variables;
 
-pub use conf::{ConfError, Fsync, Place, Secret, Settings, Ssl};
+pub use conf::{ConfError, Fsync, Place, Secret, Settings, Ssl, known_settings};
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
 pub use user::{User, UserError, check_user};

@@ -10,7 +10,9 @@ use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
 use dsync_session::model::SyncState;
 use dsync_session::proto::preface::Auth;
-use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::proto::{Direction, Options, Purpose, Terminus};
+use dsync_session::rawlog::RawLog;
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Job, Report, SessionError, dovecot, greet, link, local};
 use tokio::io::AsyncWriteExt;
@@ -43,6 +45,7 @@ pub struct Done {
     pub user: String,
     pub report: Report,
     pub elapsed: Duration,
+    pub dry_run: bool,
 }
 
 /// One destination of a run.
@@ -65,13 +68,7 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 impl Session<'_> {
     /// Where the run leads: one destination or several.
     pub fn targets(&self) -> Result<Vec<Target>, Failed> {
-        let user = match &self.common.user {
-            Some(name) => {
-                check_user(name)?;
-                lookup(self.settings, name)?
-            }
-            None => invoking_user(),
-        };
+        let user = user(self.settings, self.common.user.as_deref())?;
         let words = if self.common.default_destination {
             let replica = self.settings.mail_replica(&user)?.ok_or_else(|| {
                 let what =
@@ -99,7 +96,8 @@ impl Session<'_> {
         let Target { user, destination } = target;
         let outcome = self.run_for(&user, destination);
         let report = outcome.map_err(|failed| failed.within(user.name.clone()))?;
-        Ok(Done { user: user.name, report, elapsed: begun.elapsed() })
+        let dry_run = self.options.purpose == Purpose::DryRun;
+        Ok(Done { user: user.name, report, elapsed: begun.elapsed(), dry_run })
     }
 
     fn run_for(&self, user: &User, destination: Destination) -> Result<Report, Failed> {
@@ -121,39 +119,18 @@ impl Session<'_> {
         Brain::initiator(storage, self.job()).with_state(self.state.clone())
     }
 
-    fn fsync(&self, settings: &Settings) -> Result<Fsync, Failed> {
-        Ok(match settings.mail_fsync()? {
-            dsync_accounts::Fsync::Always => Fsync::Always,
-            dsync_accounts::Fsync::Optimized => Fsync::Optimized,
-            dsync_accounts::Fsync::Never => Fsync::Never,
-        })
-    }
-
     /// The mail here.
     fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
-        let text = match &self.common.source {
-            Some(text) => Some(text.clone()),
-            None => self.settings.mail_location(user)?,
-        };
-        let location = match (text, &user.home) {
-            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
-            (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
-                let what = format!(
-                    "no mail found in {}: say where it is with --source maildir:/path",
-                    home.display()
-                );
-                Failed::new(78, anyhow::Error::msg(what))
-            })?,
-            (None, None) => {
-                let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
-                return Err(Failed::new(78, anyhow::Error::msg(what)));
-            }
-        };
+        let location = location(self.settings, user, self.common.source.as_deref())?;
         self.check_source(&location, Terminus::Initiator)?;
-        let location = location
-            .with_separator(self.settings.separator())
-            .with_attachments(self.settings.mail_attachment_dir(user)?);
-        Ok(location.open(self.fsync(self.settings)?)?)
+        self.open(&location, self.settings)
+    }
+
+    /// Opens a storage; what is missing is made when it is used, by sessions that may.
+    fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
+        let fsync = fsync(settings)?;
+        let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
+        Ok(location.open(fsync)?)
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
@@ -169,6 +146,12 @@ impl Session<'_> {
         Err(Failed::new(78, anyhow::Error::msg(what)))
     }
 
+    fn rawlog(&self) -> Result<Option<RawLog>, Failed> {
+        let Some(path) = &self.common.rawlog else { return Ok(None) };
+        let made = RawLog::create(path).with_context(|| format!("-r {}", path.display()));
+        made.map(Some).map_err(|error| Failed::new(75, error))
+    }
+
     fn run_local(
         &self,
         brain: &mut Brain,
@@ -177,16 +160,14 @@ impl Session<'_> {
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let settings = self.destination_settings;
-        let location = Location::parse_for(text, user.home.as_deref(), Some(&user.name))?
-            .with_separator(settings.separator())
-            .with_attachments(settings.mail_attachment_dir(user)?);
+        let location = location(settings, user, Some(text))?;
         self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(location.open(self.fsync(settings)?)?, Duration::from_secs(30));
-        let outcome = local::run(brain, &mut other, &mut |brain| {
+        let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
+        let mut watch = |brain: &Brain| {
             display.look(brain.progress());
             !*self.stop.borrow()
-        });
-        Ok(outcome?.0)
+        };
+        Ok(local::run_recorded(brain, &mut other, &mut watch, self.rawlog()?)?.0)
     }
 
     fn run_remote(
@@ -201,7 +182,8 @@ impl Session<'_> {
         runtime.block_on(async {
             let mut way = self.dial(destination, user).await?;
             let auth = self.auth(&way)?;
-            let talked = self.talk(storage, &mut way, auth, user, display).await;
+            let rawlog = self.rawlog()?;
+            let talked = self.talk(storage, &mut way, auth, user, rawlog, display).await;
             match talked {
                 Ok(report) => {
                     dovecot_ended(&mut way).await;
@@ -218,6 +200,7 @@ impl Session<'_> {
         way: &mut Way,
         auth: Auth,
         user: &User,
+        rawlog: Option<RawLog>,
         display: &mut Display,
     ) -> Result<Report, SessionError> {
         let compress = match self.common.compress {
@@ -229,6 +212,7 @@ impl Session<'_> {
             silence: Duration::from_secs(self.common.timeout.into()),
             compress,
             stop: self.stop.clone(),
+            rawlog,
         };
         if let Peer::Dovecot(early) = self.peer(way, &auth, user).await? {
             let mut brain = dovecot::Brain::master(storage, self.job(), self.state.clone(), &hostname());
@@ -310,6 +294,56 @@ impl Session<'_> {
         let user = self.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
         Ok(Auth::Plain { user, password })
     }
+}
+
+/// Whose mail a run is about: a user who is named, or who runs it.
+pub fn user(settings: &Settings, name: Option<&str>) -> Result<User, Failed> {
+    match name {
+        Some(name) => {
+            check_user(name)?;
+            Ok(lookup(settings, name)?)
+        }
+        None => Ok(invoking_user()),
+    }
+}
+
+/// Where a user's mail is: as said on the command line, else as configured, else where it usually is.
+pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<Location, Failed> {
+    if let Some(place) = settings.encrypts() {
+        let what = format!(
+            "{place}: mail_plugins: mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone (if this mail is not encrypted: -o mail_plugins=)"
+        );
+        return Err(Failed::new(65, anyhow::Error::msg(what)));
+    }
+    let text = match said {
+        Some(text) => Some(text.to_owned()),
+        None => settings.mail_location(user)?,
+    };
+    let location = match (text, &user.home) {
+        (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
+        (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
+            let what =
+                format!("no mail found in {}: say where it is with --source maildir:/path", home.display());
+            Failed::new(78, anyhow::Error::msg(what))
+        })?,
+        (None, None) => {
+            let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
+            return Err(Failed::new(78, anyhow::Error::msg(what)));
+        }
+    };
+    Ok(location
+        .with_separator(settings.separator())
+        .with_attachments(settings.mail_attachment_dir(user)?)
+        .with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
+}
+
+/// When what is written goes to disk.
+pub fn fsync(settings: &Settings) -> Result<Fsync, Failed> {
+    Ok(match settings.mail_fsync()? {
+        dsync_accounts::Fsync::Always => Fsync::Always,
+        dsync_accounts::Fsync::Optimized => Fsync::Optimized,
+        dsync_accounts::Fsync::Never => Fsync::Never,
+    })
 }
 
 /// Lets a program end by itself: what it still logs belongs to the session.

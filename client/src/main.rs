@@ -4,7 +4,9 @@
 mod args;
 mod destination;
 mod jobs;
+mod manual;
 mod progress;
+mod purge;
 mod report;
 mod select;
 
@@ -15,7 +17,7 @@ use clap::Parser;
 use dsync_accounts::{ConfError, Settings, UserError, hash_password};
 use dsync_session::SessionError;
 use dsync_session::model::SyncState;
-use dsync_session::proto::Direction;
+use dsync_session::proto::{Direction, Options, Purpose};
 use dsync_session::storage::StorageError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -85,12 +87,68 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
     match &cli.command {
         Command::HashPassword => hash().map(|()| 0),
+        Command::Purge { user, lock_wait, location, .. } => {
+            purge::run(globals, user.as_deref(), location.as_deref(), *lock_wait).map(|()| 0)
+        }
+        Command::Man { directory } => manual::pages(directory).map(|()| 0),
+        Command::Completions { shell } => manual::completions(*shell).map(|()| 0),
+        Command::Rawlog { file } => rawlog(file).map(|()| 0),
+        Command::Verify { bodies, common, .. } => verify(*bodies, common, globals),
         Command::Sync { one_way, changes, common, .. } => {
             change(jobs::direction(false, *one_way, changes.reverse), changes, common, globals)
         }
         Command::Backup { changes, common, .. } => {
             change(jobs::direction(true, false, changes.reverse), changes, common, globals)
         }
+    }
+}
+
+/// `verify`: prints what differs, and changes nothing.
+fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed> {
+    let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
+    let overrides: Vec<String> =
+        globals.overrides.iter().chain(&common.destination_option).cloned().collect();
+    let session = Session {
+        settings: &settings,
+        destination_settings: &Settings::load(globals.config.as_deref(), &overrides)?,
+        common,
+        direction: Direction::TwoWay,
+        options: Options { purpose: Purpose::Verify { bodies }, ..select::mailboxes(common, &settings)? },
+        state: None,
+        verbose: globals.verbose,
+        stop: stop_on_signals()?,
+    };
+    let mut worst = 0;
+    for target in session.targets()? {
+        let status = match session.run(target) {
+            Ok(done) => {
+                if !common.json {
+                    done.report.differences.iter().try_for_each(|line| print_line(line))?;
+                }
+                tell(&done, common, globals)?;
+                done.report.status()
+            }
+            Err(failed) => failed.tell(),
+        };
+        worst = worse(worst, status);
+    }
+    Ok(worst)
+}
+
+/// Shows a raw log.
+fn rawlog(path: &std::path::Path) -> Result<(), Failed> {
+    let failed = |error: std::io::Error| {
+        let status = if error.kind() == std::io::ErrorKind::InvalidData { 65 } else { 75 };
+        Failed::new(status, anyhow::Error::from(error).context(path.display().to_string()))
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut out = std::io::stdout().lock();
+    let read =
+        dsync_session::rawlog::read(std::io::BufReader::new(file), &mut |line| writeln!(out, "{line}"));
+    match read {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(failed),
     }
 }
 
@@ -163,6 +221,9 @@ fn tell(done: &Done, common: &Common, globals: &Globals) -> Result<(), Failed> {
     }
     if common.json {
         print_line(&report::json(done))?;
+    } else if done.dry_run {
+        done.report.notes.iter().for_each(|note| eprintln!("dsync: {}: {note}", done.user));
+        report::plan(done).iter().try_for_each(|line| print_line(line))?;
     }
     Ok(())
 }

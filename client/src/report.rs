@@ -1,7 +1,7 @@
 //! The report, for people and for programs.
 
+use dsync_session::MailboxReport;
 use dsync_session::proto::Counters;
-use dsync_session::{MailboxReport, Report};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -15,7 +15,16 @@ struct Document<'a> {
     mailboxes_shown_equal: u64,
     local: Counts,
     remote: Counts,
+    dry_run: bool,
     mailboxes: Vec<Mailbox<'a>>,
+    /// Of a dry run: what would change at the other end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remote_mailboxes: Vec<Mailbox<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    /// Of a comparison: what differs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    differences: Vec<&'a str>,
     problems: &'a [String],
     notes: &'a [String],
 }
@@ -30,12 +39,14 @@ struct Counts {
     renumbered: u64,
     expunged: u64,
     disturbed: u64,
+    freed: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct Mailbox<'a> {
     name: &'a str,
     saved: u64,
+    copied: u64,
     sent: u64,
     flags: u64,
     renumbered: u64,
@@ -45,34 +56,83 @@ struct Mailbox<'a> {
 
 impl From<Counters> for Counts {
     fn from(counters: Counters) -> Counts {
-        let Counters { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed } =
-            counters;
-        Counts { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed }
+        let Counters {
+            mailboxes,
+            mailboxes_changed,
+            saved,
+            bytes,
+            flags,
+            renumbered,
+            expunged,
+            disturbed,
+            freed,
+        } = counters;
+        Counts { mailboxes, mailboxes_changed, saved, bytes, flags, renumbered, expunged, disturbed, freed }
     }
 }
 
 /// One JSON document.
 pub fn json(done: &Done) -> String {
-    let Report { local, remote, mailboxes, problems, notes, shown_equal, .. } = &done.report;
-    let mailbox = |m: &'_ MailboxReport| -> (u64, u64, u64, u64, u64) {
-        (m.saved, m.sent, m.flags, m.renumbered, m.expunged)
-    };
-    let mailboxes = mailboxes.iter().map(|m| {
-        let (saved, sent, flags, renumbered, expunged) = mailbox(m);
-        Mailbox { name: &m.name, saved, sent, flags, renumbered, expunged, tree: m.tree.as_deref() }
-    });
+    let report = &done.report;
     let document = Document {
         user: &done.user,
-        status: done.report.status(),
+        status: report.status(),
         seconds: done.elapsed.as_secs_f64(),
-        mailboxes_shown_equal: *shown_equal,
-        local: (*local).into(),
-        remote: (*remote).into(),
-        mailboxes: mailboxes.collect(),
-        problems,
-        notes,
+        mailboxes_shown_equal: report.shown_equal,
+        local: report.local.into(),
+        remote: report.remote.into(),
+        dry_run: done.dry_run,
+        mailboxes: report.mailboxes.iter().map(Into::into).collect(),
+        remote_mailboxes: report.remote_mailboxes.iter().map(Into::into).collect(),
+        state: report.state.as_ref().map(ToString::to_string),
+        differences: report.differences.iter().map(String::as_str).collect(),
+        problems: &report.problems,
+        notes: &report.notes,
     };
     serde_json::to_string_pretty(&document).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
+}
+
+impl<'a> From<&'a MailboxReport> for Mailbox<'a> {
+    fn from(report: &'a MailboxReport) -> Mailbox<'a> {
+        let MailboxReport { name, saved, copied, sent, flags, renumbered, expunged, tree } = report;
+        Mailbox {
+            name,
+            saved: *saved,
+            copied: *copied,
+            sent: *sent,
+            flags: *flags,
+            renumbered: *renumbered,
+            expunged: *expunged,
+            tree: tree.as_deref(),
+        }
+    }
+}
+
+/// What a dry run found, a line for each mailbox of each end that would change.
+pub fn plan(done: &Done) -> Vec<String> {
+    let report = &done.report;
+    let ends = [("here", &report.mailboxes), ("there", &report.remote_mailboxes)];
+    let mut lines = Vec::new();
+    for (end, mailboxes) in ends {
+        for mailbox in mailboxes {
+            let counts = [
+                (mailbox.saved, "saved"),
+                (mailbox.flags, "flagged"),
+                (mailbox.renumbered, "renumbered"),
+                (mailbox.expunged, "expunged"),
+            ];
+            let told =
+                counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+            let told: Vec<String> = mailbox.tree.iter().cloned().chain(told).collect();
+            if !told.is_empty() {
+                lines.push(format!("{end}: {}: {}", mailbox.name, told.join(", ")));
+            }
+        }
+    }
+    if lines.is_empty() {
+        lines.push("nothing would change".to_owned());
+    }
+    lines
 }
 
 /// Lines for `-v`.
@@ -81,7 +141,8 @@ pub fn lines(done: &Done) -> Vec<String> {
     let mut lines = Vec::new();
     for mailbox in &report.mailboxes {
         let counts = [
-            (mailbox.saved, "received"),
+            (mailbox.saved - mailbox.copied.min(mailbox.saved), "received"),
+            (mailbox.copied, "copied"),
             (mailbox.sent, "sent"),
             (mailbox.flags, "flag changes"),
             (mailbox.renumbered, "renumbered"),

@@ -25,6 +25,7 @@ pub fn changing(common: &Common, changes: &Changes, settings: &Settings) -> Resu
         allow_mass_delete: changes.allow_mass_delete,
         filter: Box::new(filter),
         purpose,
+        purge: changes.purge,
         ..mailboxes(common, settings)?
     })
 }

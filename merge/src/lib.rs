@@ -13,7 +13,7 @@ mod flags;
 mod messages;
 mod tree;
 
-use dsync_model::Timestamp;
+use dsync_model::{MailboxStatus, Timestamp, Uid};
 
 pub use flags::merge as merge_flags;
 pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages};
@@ -83,5 +83,20 @@ fn later(times: Both<Option<Timestamp>>) -> Option<End> {
         [a, b] if a > b => Some(End::Initiator),
         [a, b] if a < b => Some(End::Responder),
         _ => None,
+    }
+}
+
+/// Rule **unused-yields**: which of two mailboxes keeps its identity because the other one never held mail; of two such, the
+/// older. `None`: both were used, or they are equally old.
+fn unused_yields(statuses: Both<&MailboxStatus>) -> Option<End> {
+    let [a, b] = statuses.0;
+    match statuses.0.map(|status| status.uid_next > Uid::MIN || status.messages > 0) {
+        [true, false] => Some(End::Initiator),
+        [false, true] => Some(End::Responder),
+        [true, true] => None,
+        // A store that was made just now has the newer UIDVALIDITY.
+        [false, false] if a.uid_validity == b.uid_validity => None,
+        [false, false] if a.uid_validity < b.uid_validity => Some(End::Initiator),
+        [false, false] => Some(End::Responder),
     }
 }

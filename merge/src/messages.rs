@@ -7,7 +7,7 @@ use dsync_model::{
     UidSet, UidValidity,
 };
 
-use crate::{Both, Direction, ENDS, End, flags};
+use crate::{Both, Direction, ENDS, End, flags, unused_yields};
 
 /// One end's side of a mailbox.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,8 @@ pub struct MailboxView<'a> {
     /// Ascending by UID. Since the base if one is given to the merge, else every message as `Save`, and `Expunge` where
     /// a log proves it.
     pub changes: &'a [MessageChange],
+    /// Messages here that are not to be saved at the other end.
+    pub filtered: &'a UidSet,
 }
 
 /// What one end does with one mailbox.
@@ -98,6 +100,7 @@ struct Merge<'a> {
     uid_next: Both<Uid>,
     base: Option<&'a MailboxBase>,
     lists: Both<Listed<'a>>,
+    filtered: Both<&'a UidSet>,
     halves: Both<Half>,
     agreed: MailboxBase,
     different: UidSet,
@@ -135,6 +138,7 @@ pub fn messages(
         uid_next,
         base,
         lists: Both([listed(views.0[0].changes)?, listed(views.0[1].changes)?]),
+        filtered: Both(views.0.map(|view| view.filtered)),
         halves: Both::default(),
         agreed,
         different: UidSet::new(),
@@ -149,13 +153,13 @@ pub fn messages(
     Ok(merge.plan(&views, uid_validity, end))
 }
 
-/// Rule **uidvalidity**: the source's; two-way that of the end with more messages, else the larger.
+/// Rule **uidvalidity**: the source's; two-way that of the end that ever held mail, that has more messages, else the larger.
 fn uid_validity(views: &Both<MailboxView<'_>>, direction: Direction) -> UidValidity {
     let key = |end: End| (views[end].status.messages, views[end].status.uid_validity);
-    let keeper = match direction.source() {
-        Some(source) => source,
-        None if key(End::Initiator) >= key(End::Responder) => End::Initiator,
-        None => End::Responder,
+    let keeper = match (direction.source(), unused_yields(Both(views.0.map(|view| view.status)))) {
+        (Some(keeper), _) | (None, Some(keeper)) => keeper,
+        _ if key(End::Initiator) >= key(End::Responder) => End::Initiator,
+        _ => End::Responder,
     };
     views[keeper].status.uid_validity
 }
@@ -249,6 +253,11 @@ impl<'a> Merge<'a> {
                 }
                 Direction::Mirror { into } => {
                     let source = &deltas[into.other()].current;
+                    if gone[into] && self.filtered[into.other()].contains(uid.get()) {
+                        self.agreed.remove(uid);
+                        self.agreed.out_of_scope.insert(uid.get());
+                        continue;
+                    }
                     if gone[into] {
                         let guid = found[into.other()].map(|(guid, ..)| guid.clone());
                         let modseq = modseqs[into.other()];
@@ -299,6 +308,7 @@ impl<'a> Merge<'a> {
     fn unknown(&mut self) -> Result<(), Desync> {
         let [mut ours, mut theirs] = [Vec::new(), Vec::new()];
         let lists = [std::mem::take(&mut self.lists.0[0].saves), std::mem::take(&mut self.lists.0[1].saves)];
+        let lists = self.leave_filtered(lists);
         let mut right = lists[1].iter().copied().peekable();
         for left in &lists[0] {
             while let Some(passed) = right.next_if(|save| save.uid < left.uid) {
@@ -321,6 +331,31 @@ impl<'a> Merge<'a> {
                 self.mirror(into, &source, &own)
             }
         }
+    }
+
+    /// Rule **filter**: a message that does not pass stays where it is, as if it were not there, unless the other end has it too.
+    fn leave_filtered(&mut self, mut lists: [Vec<Save<'a>>; 2]) -> [Vec<Save<'a>>; 2] {
+        if self.filtered.0.iter().all(|uids| uids.is_empty()) {
+            return lists;
+        }
+        for end in ENDS.into_iter().filter(|end| self.direction.source().is_none_or(|source| source == *end))
+        {
+            let (own, other) = (end as usize, end.other() as usize);
+            let mut twins: BTreeMap<[u8; 16], usize> = BTreeMap::new();
+            lists[other].iter().for_each(|save| *twins.entry(save.guid.bits()).or_default() += 1);
+            let filtered = self.filtered[end];
+            let out = &mut self.agreed.out_of_scope;
+            lists[own].retain(|save| {
+                let twin = twins.get_mut(&save.guid.bits()).filter(|count| **count > 0);
+                let has_twin = twin.map(|count| *count -= 1).is_some();
+                let stays = has_twin || !filtered.contains(save.uid.get());
+                if !stays {
+                    out.insert(save.uid.get());
+                }
+                stays
+            });
+        }
+        lists
     }
 
     /// One message that both ends hold, new to the base, and have (or will have) under `uid`.

@@ -1,12 +1,14 @@
 //! Merges the mailboxes of two accounts: two trees and the base in, one end's plan out.
 
+mod beside;
+mod renames;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_model::{
-    Base, BaseNode, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, TreeChange, Uid,
-};
+use dsync_model::{Base, BaseNode, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, TreeChange, Uid};
 
-use crate::{Both, Direction, ENDS, End, later};
+use crate::{Both, Direction, ENDS, End, later, unused_yields};
+use renames::{is_temporary, ordered, temporary};
 
 /// What one end does with its mailboxes, and which ones both ends then synchronise.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -151,14 +153,19 @@ impl Merge<'_> {
         self.base?.name_of(guid)
     }
 
-    /// Rule **same-name**: the source's GUID; two-way the larger one.
+    /// Rule **same-name**: the source's GUID; two-way that of the end that ever held mail, else the larger one.
     fn guid(&self, at: &Both<Option<(MailboxName, MailboxStatus)>>) -> MailboxGuid {
-        let guids = Both([0, 1].map(|i| at.0[i].as_ref().map(|(_, status)| status.guid)));
-        let chosen = match self.direction.source() {
-            Some(source) => guids[source].or(guids[source.other()]),
-            None => guids.0[0].max(guids.0[1]),
+        let statuses = Both([0, 1].map(|i| at.0[i].as_ref().map(|(_, status)| status)));
+        let chosen = match (self.direction.source(), statuses.0) {
+            (Some(source), _) => statuses[source].or(statuses[source.other()]),
+            (None, [Some(a), Some(b)]) => Some(match unused_yields(Both([a, b])) {
+                Some(End::Initiator) => a,
+                Some(End::Responder) => b,
+                None => std::cmp::max_by_key(a, b, |status| status.guid),
+            }),
+            (None, [a, b]) => a.or(b),
         };
-        chosen.unwrap_or(MailboxGuid([0; 16]))
+        chosen.map_or(MailboxGuid([0; 16]), |status| status.guid)
     }
 
     fn decide(&self, mailbox: &mut Mailbox) {
@@ -309,7 +316,11 @@ impl Merge<'_> {
                     {
                         renames.push((status.guid, now.clone(), name.clone()));
                     }
-                    if let Some(name) = self.base_name(mailbox.guid) {
+                    if let Some(known) = self.base_name(mailbox.guid) {
+                        // The base follows the source: the old name may be another mailbox's by now.
+                        let at_source = source.filter(|_| mailbox.fate == Fate::Leave);
+                        let at_source = at_source.and_then(|source| mailbox.at[source].as_ref());
+                        let name = at_source.map_or(known, |(name, _)| name);
                         plan.kept.insert(mailbox.guid);
                         let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
                         plan.agreed.insert(name.clone(), node);
@@ -383,87 +394,6 @@ impl Merge<'_> {
         plan.changes.extend(identify);
         plan.changes.extend(creates);
     }
-
-    fn directories(&self, end: End, plan: &mut TreePlan) {
-        let is_directory = |end: End, name: &MailboxName| {
-            self.trees[end].get(name).is_some_and(|node| node.directory && node.mailbox.is_none())
-        };
-        let exists = |end: End, name: &MailboxName| {
-            self.trees[end].get(name).is_some_and(|node| node.directory || node.mailbox.is_some())
-        };
-        let names: BTreeSet<&MailboxName> = self.trees.0.iter().flat_map(|tree| tree.keys()).collect();
-        for name in names.into_iter().filter(|name| (self.in_scope)(name)) {
-            let both = ENDS.into_iter().all(|end| is_directory(end, name));
-            if both {
-                plan.agreed.entry(name.clone()).or_default().directory = true;
-            }
-            let (here, there) = (is_directory(end, name), is_directory(end.other(), name));
-            let agreed_before =
-                self.base.and_then(|base| base.tree.get(name)).is_some_and(|node| node.directory);
-            let free = !exists(end, name) && plan.agreed.get(name).is_none_or(|node| node.mailbox.is_none());
-            let written = self.direction.source() != Some(end);
-            let (create, delete) = match self.direction {
-                Direction::TwoWay => {
-                    (there && free && !agreed_before, here && !exists(end.other(), name) && agreed_before)
-                }
-                Direction::Mirror { .. } => (there && free, here && !exists(end.other(), name)),
-                Direction::OneWay { .. } => (there && free && !agreed_before, false),
-            };
-            if written && create {
-                plan.changes.push(TreeChange::CreateDirectory { name: name.clone() });
-            }
-            if written && delete && !plan.agreed.keys().any(|other| other.is_below(name)) {
-                plan.deletes.push(TreeChange::DeleteDirectory { name: name.clone() });
-            }
-        }
-        // Deepest first, so that each is empty when its turn comes.
-        plan.deletes.reverse();
-    }
-
-    /// Rule **subscription**: the end that changed it since the base; without a base the later, else subscribed.
-    fn subscriptions(&self, end: End, plan: &mut TreePlan) {
-        let (mut add, mut remove) = (BTreeSet::new(), BTreeSet::new());
-        let names: BTreeSet<&MailboxName> = self.trees.0.iter().flat_map(|tree| tree.keys()).collect();
-        for name in names {
-            let node = |end: End| self.trees[end].get(name);
-            let now = Both(ENDS.map(|end| node(end).is_some_and(|node: &MailboxNode| node.subscribed)));
-            let before = self.base.map(|base| base.tree.get(name).is_some_and(|node| node.subscribed));
-            if !(self.in_scope)(name) {
-                if before == Some(true) {
-                    plan.agreed.entry(name.clone()).or_default().subscribed = true;
-                }
-                continue;
-            }
-            let wanted = match (self.direction, before) {
-                (Direction::Mirror { into }, _) => now[into.other()],
-                (Direction::OneWay { into }, Some(before)) if now[into.other()] == before => now[into],
-                (Direction::OneWay { into }, Some(_)) => now[into.other()],
-                (Direction::OneWay { .. }, None) => now.0[0] || now.0[1],
-                (Direction::TwoWay, _) if now.0[0] == now.0[1] => now.0[0],
-                (Direction::TwoWay, Some(before)) => !before,
-                (Direction::TwoWay, None) => {
-                    let times = Both(ENDS.map(|end| node(end).and_then(|node| node.subscription_changed)));
-                    later(times).is_none_or(|end| now[end])
-                }
-            };
-            if wanted != now[end] {
-                (if wanted { &mut add } else { &mut remove }).insert(name.clone());
-            }
-            let remembered = self.direction.source().map_or(wanted, |source| now[source]);
-            if remembered {
-                plan.agreed.entry(name.clone()).or_default().subscribed = true;
-            }
-        }
-        if self.direction.source() == Some(end) {
-            return;
-        }
-        if !add.is_empty() {
-            plan.changes.push(TreeChange::Subscribe { names: add });
-        }
-        if !remove.is_empty() {
-            plan.changes.push(TreeChange::Unsubscribe { names: remove });
-        }
-    }
 }
 
 impl Mailbox {
@@ -489,43 +419,4 @@ fn created(change: &TreeChange) -> Option<&MailboxName> {
         TreeChange::Create { name, .. } => Some(name),
         _ => None,
     }
-}
-
-const TEMPORARY: &str = " dsync-temp-";
-
-fn temporary(name: &MailboxName, guid: MailboxGuid) -> MailboxName {
-    name.with_suffix(&format!("{TEMPORARY}{guid}"))
-}
-
-/// Says whether a name is one that a crash between two renames left behind.
-fn is_temporary(name: &MailboxName) -> bool {
-    name.parts().last().is_some_and(|part| part.contains(TEMPORARY))
-}
-
-/// Orders renames so that each finds its target free; a circle is opened by a temporary name.
-fn ordered(
-    mut renames: Vec<(MailboxGuid, MailboxName, MailboxName)>,
-    mut occupied: BTreeSet<MailboxName>,
-) -> Vec<TreeChange> {
-    let mut changes = Vec::new();
-    while !renames.is_empty() {
-        let free = renames.iter().position(|(_, _, to)| !occupied.contains(to));
-        let (guid, from, to) = match free {
-            Some(i) => renames.remove(i),
-            None => {
-                // What stays where it is cannot be waited for.
-                let circle =
-                    renames.iter().position(|(_, _, to)| renames.iter().any(|(_, from, _)| from == to));
-                let Some(first) = circle else { break };
-                let (guid, from, to) = renames.remove(first);
-                let away = temporary(&from, guid);
-                renames.push((guid, away.clone(), to));
-                (guid, from, away)
-            }
-        };
-        occupied.remove(&from);
-        occupied.insert(to.clone());
-        changes.push(TreeChange::Rename { guid, from, to });
-    }
-    changes
 }

@@ -54,7 +54,10 @@ pub enum Message {
     /// On a channel, between `Changes` and their end: UIDs of messages that do not pass the filter, ascending.
     Filtered(Vec<Uid>),
     /// Of the session, before `Finish`, if [`Purpose`] is not to synchronise: what the responder would do.
-    Planned(Vec<Planned>),
+    Planned {
+        mailboxes: Vec<Planned>,
+        notes: Vec<String>,
+    },
     /// Of the session, to verify: messages of one mailbox of the responder, ascending by UID; ended by
     /// `End(List::Listing)` when all were listed.
     Listing(MailboxName, Vec<Listed>),
@@ -117,6 +120,8 @@ pub struct Options {
     /// `-t`, `-e`, `-I`, `-O`.
     pub filter: Box<Filter>,
     pub purpose: Purpose,
+    /// `-P`: free what expunged messages take up in the responder's storage, when all is done.
+    pub purge: bool,
 }
 
 /// What a session is for.
@@ -196,6 +201,8 @@ pub struct Counters {
     pub expunged: u64,
     /// Mailboxes that could not be brought to agree: the session ends with status 2.
     pub disturbed: u64,
+    /// Bytes that a purge freed; `None`: none was asked for, or the format never leaves anything to free.
+    pub freed: Option<u64>,
 }
 
 /// What an end would do to one mailbox.

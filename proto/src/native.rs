@@ -169,11 +169,10 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
         Message::Skip(text) if text.len() > TEXT_BYTES_MAX => long("text"),
         Message::State(records) if records.len() > BATCH_MAX => long("list of states"),
         Message::Filtered(uids) if uids.len() > BATCH_MAX => long("list of UIDs"),
-        Message::Planned(planned) => {
-            let texts = planned.iter().flat_map(|mailbox| mailbox.tree.iter().chain([&mailbox.name]));
-            let fits =
-                planned.len() <= BATCH_MAX && texts.map(String::len).all(|bytes| bytes <= 2 * TEXT_BYTES_MAX);
-            if fits { Ok(()) } else { long("text") }
+        Message::Planned { mailboxes, notes } => {
+            let names = mailboxes.iter().flat_map(|mailbox| mailbox.tree.iter().chain([&mailbox.name]));
+            let short = names.chain(notes).map(String::len).all(|bytes| bytes <= 5 * TEXT_BYTES_MAX);
+            if short && mailboxes.len().max(notes.len()) <= BATCH_MAX { Ok(()) } else { long("text") }
         }
         Message::Listing(_, listed) => {
             let ascending = listed.windows(2).all(|pair| pair[0].uid < pair[1].uid);

@@ -62,6 +62,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
             ..Filter::default()
         }),
         purpose: Purpose::Verify { bodies: true },
+        purge: true,
     };
     let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
     let listed = Listed {
@@ -104,7 +105,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         size: Some(288),
         problem: None,
     };
-    let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, ..Counters::default() };
+    let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, freed: Some(9), ..Counters::default() };
     let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5), not_kept: vec![uid(9)] };
     let failure = Failure { blame: Blame::Storage, status: 75, text: "disk full".into() };
     let of = |message| Frame::Message(SESSION, message);
@@ -129,7 +130,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("skip", on(Message::Skip("cannot be read".into()))),
         ("state", of(Message::State(vec![(MailboxGuid([7; 16]), common)]))),
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
-        ("planned", of(Message::Planned(vec![planned]))),
+        ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),

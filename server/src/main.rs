@@ -1,49 +1,23 @@
 //! The program `dsync-server`: listens with TLS, or speaks on stdin and stdout.
 #![forbid(unsafe_code)]
 
+mod args;
 mod doveadm;
 mod limits;
 mod listen;
 mod serve;
 mod tls;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser};
+use clap::Parser;
 use dsync_accounts::{Settings, check_user};
 use dsync_session::dial::own_stdio;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use args::Cli;
 use serve::{Peer, Service};
-
-/// Answers dsync: listens on the settings listen and doveadm_port, or speaks on stdin and stdout.
-#[derive(Debug, Parser)]
-#[command(name = "dsync-server", version)]
-struct Cli {
-    /// Speak on stdin and stdout, as ssh starts it; needs -u
-    #[arg(long, requires = "user")]
-    stdio: bool,
-    /// The one user whose mail may be had; implies --stdio
-    #[arg(short, value_name = "USER")]
-    user: Option<String>,
-    /// Configuration file, in Dovecot's syntax [default: /etc/dsync/dsync.conf, else /etc/dovecot/dovecot.conf]
-    #[arg(short, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Override a setting; may be given more than once
-    #[arg(short = 'o', value_name = "SETTING=VALUE", action = ArgAction::Append)]
-    overrides: Vec<String>,
-    /// Say all that is going on
-    #[arg(short = 'D')]
-    debug: bool,
-    /// As Dovecot's callers send it; there is no replicator to be told
-    #[arg(short = 'U', hide = true)]
-    replicator: bool,
-    /// The word that Dovecot puts behind a command of its own accord
-    #[arg(value_parser = ["dsync-server"], hide = true)]
-    appended: Option<String>,
-}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -8,6 +8,7 @@ use dsync_accounts::{Settings, User, UserError, check_user, lookup, verify, veri
 use dsync_session::dovecot::greet::Caller;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
+use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Fsync, Location, Storage};
 use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
 use tokio::sync::watch;
@@ -142,7 +143,12 @@ impl Service<'_> {
 
     pub(crate) fn link_options(&self, compress: bool) -> link::Options {
         let silence = self.settings.silence_secs().map_or(600, u64::from);
-        link::Options { silence: Duration::from_secs(silence), compress, stop: self.stop.clone() }
+        link::Options {
+            silence: Duration::from_secs(silence),
+            compress,
+            stop: self.stop.clone(),
+            rawlog: None,
+        }
     }
 
     /// Settles who the client is, and whether it may have this user's mail.
@@ -195,6 +201,10 @@ impl Service<'_> {
     }
 
     pub(crate) fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
+        if let Some(place) = self.settings.encrypts() {
+            let what = "mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone";
+            return Err((65, format!("{place}: mail_plugins: {what}")));
+        }
         let location = self.settings.mail_location(user).map_err(|error| (78, chain(&error)))?;
         let location = match (location, &user.home) {
             (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))
@@ -209,7 +219,14 @@ impl Service<'_> {
             dsync_accounts::Fsync::Never => Fsync::Never,
         };
         let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
-        let location = location.with_separator(self.settings.separator()).with_attachments(attachments);
+        let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
+        let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
+        let location = location
+            .with_separator(self.settings.separator())
+            .with_attachments(attachments)
+            .with_rotation(rotate_bytes, rotate_secs);
+        // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
+        let _pretend = Pretend::begin();
         location.open(fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }

@@ -14,6 +14,7 @@ pub mod greet;
 #[cfg(feature = "net")]
 pub mod link;
 pub mod local;
+pub mod rawlog;
 mod report;
 
 pub use brain::{Brain, Input, Job, Output};

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::rawlog::RawLog;
 use crate::{Brain, Input, Output, Report, SessionError};
 
 /// A byte stream to the other end.
@@ -35,6 +36,8 @@ pub struct Options {
     pub compress: bool,
     /// Turns true when the session is to end at its next safe point.
     pub stop: watch::Receiver<bool>,
+    /// Where what travels is recorded.
+    pub rawlog: Option<RawLog>,
 }
 
 /// Runs a session over `stream` to its end. `early` holds bytes that came behind the preface; `watch` is called now and then.
@@ -42,7 +45,7 @@ pub async fn run(
     brain: &mut Brain,
     stream: &mut dyn Stream,
     early: BytesMut,
-    options: Options,
+    mut options: Options,
     watch: &mut (dyn FnMut(&Brain) + Send),
 ) -> Result<Report, SessionError> {
     let mut link = Link {
@@ -51,6 +54,7 @@ pub async fn run(
         output: BytesMut::new(),
         sending: None,
         piece: vec![0; BODY_PIECE_BYTES],
+        rawlog: options.rawlog.take(),
     };
     let outcome = link.work(brain, stream, &options, watch).await;
     match outcome {
@@ -76,6 +80,7 @@ struct Link {
     /// The body that is being sent, its channel, and the bytes still promised.
     sending: Option<(u32, Body)>,
     piece: Vec<u8>,
+    rawlog: Option<RawLog>,
 }
 
 impl Link {
@@ -93,6 +98,9 @@ impl Link {
         let mut done = None;
         loop {
             while let Some(frame) = self.codec.decode(&mut self.input)? {
+                if let Some(log) = &mut self.rawlog {
+                    log.frame(false, &frame);
+                }
                 take(brain, frame)?;
             }
             let busy = done.is_none() && self.fill(brain, &mut done)?;
@@ -130,11 +138,18 @@ impl Link {
                         let text = format!("the other end was silent for {} s", options.silence.as_secs());
                         return Err(SessionError::Link { status: 75, text });
                     }
-                    self.codec.encode(&Frame::KeepAlive, &mut self.output)?;
+                    self.say(&Frame::KeepAlive)?;
                     spoke = Instant::now();
                 }
             }
         }
+    }
+
+    fn say(&mut self, frame: &Frame) -> Result<(), SessionError> {
+        if let Some(log) = &mut self.rawlog {
+            log.frame(true, frame);
+        }
+        Ok(self.codec.encode(frame, &mut self.output)?)
     }
 
     /// Fills the send buffer. Says whether there is more to do at once.
@@ -154,7 +169,7 @@ impl Link {
                     0 => Frame::BodyEnd(channel),
                     read => Frame::Body(channel, Bytes::copy_from_slice(&self.piece[..read])),
                 };
-                self.codec.encode(&frame, &mut self.output)?;
+                self.say(&frame)?;
                 if read == 0 {
                     self.sending = None;
                 }
@@ -162,7 +177,7 @@ impl Link {
             }
             match brain.poll()? {
                 Output::Message(channel, message) => {
-                    self.codec.encode(&Frame::Message(channel, message), &mut self.output)?;
+                    self.say(&Frame::Message(channel, message))?;
                 }
                 Output::Body(channel, body) => self.sending = Some((channel, body)),
                 Output::Working => {}

@@ -1,5 +1,8 @@
 //! Joins two brains in one process: poll one, hand to the other. Bodies go as open readers.
 
+use dsync_proto::Frame;
+
+use crate::rawlog::RawLog;
 use crate::{Brain, Input, Output, Report, SessionError};
 
 /// Runs a session to its end, `a` being the initiator. `watch` is called now and then; when it returns `false`, the session
@@ -8,6 +11,16 @@ pub fn run(
     a: &mut Brain,
     b: &mut Brain,
     watch: &mut dyn FnMut(&Brain) -> bool,
+) -> Result<(Report, Report), SessionError> {
+    run_recorded(a, b, watch, None)
+}
+
+/// The same, and records what goes from hand to hand, as `a` sees it.
+pub fn run_recorded(
+    a: &mut Brain,
+    b: &mut Brain,
+    watch: &mut dyn FnMut(&Brain) -> bool,
+    mut rawlog: Option<RawLog>,
 ) -> Result<(Report, Report), SessionError> {
     let mut reports = [None, None];
     let mut brains = [a, b];
@@ -21,8 +34,18 @@ pub fn run(
                 }
                 let output = brains[from].poll()?;
                 let input = match output {
-                    Output::Message(channel, message) => Input::Message(channel, message),
-                    Output::Body(channel, body) => Input::WholeBody(channel, body),
+                    Output::Message(channel, message) => {
+                        if let Some(log) = &mut rawlog {
+                            log.frame(from == 0, &Frame::Message(channel, message.clone()));
+                        }
+                        Input::Message(channel, message)
+                    }
+                    Output::Body(channel, body) => {
+                        if let Some(log) = &mut rawlog {
+                            log.body(from == 0, channel, body.size.unwrap_or(0));
+                        }
+                        Input::WholeBody(channel, body)
+                    }
                     Output::Working => {
                         idle = false;
                         continue;

@@ -1,7 +1,7 @@
 //! What a session did, for people and programs.
 
 use dsync_model::SyncState;
-use dsync_proto::Counters;
+use dsync_proto::{Counters, Planned};
 
 /// The outcome of a session that came to its end.
 #[derive(Clone, Debug, Default)]
@@ -11,10 +11,14 @@ pub struct Report {
     pub remote: Counters,
     /// Mailboxes that changed at either end, in name order.
     pub mailboxes: Vec<MailboxReport>,
+    /// Of a dry run: what would change at the other end, in name order.
+    pub remote_mailboxes: Vec<MailboxReport>,
     /// One line each: what could not be done, and why.
     pub problems: Vec<String>,
     /// One line each: what was done that an administrator may want to know (a foreign message in a mirror, say).
     pub notes: Vec<String>,
+    /// Of a comparison: one line for each thing that differs.
+    pub differences: Vec<String>,
     /// Worst exit status among the problems; 0 without.
     pub problem_status: u8,
     /// Mailboxes whose digests were compared and found equal.
@@ -28,6 +32,8 @@ pub struct Report {
 pub struct MailboxReport {
     pub name: String,
     pub saved: u64,
+    /// Of the saved ones those that were here already, in another mailbox.
+    pub copied: u64,
     pub sent: u64,
     pub flags: u64,
     pub renumbered: u64,
@@ -36,10 +42,25 @@ pub struct MailboxReport {
     pub tree: Option<String>,
 }
 
+impl From<&MailboxReport> for Planned {
+    fn from(report: &MailboxReport) -> Planned {
+        let MailboxReport { name, saved, flags, renumbered, expunged, tree, .. } = report.clone();
+        Planned { name, tree, saved, flags, renumbered, expunged }
+    }
+}
+
+impl From<Planned> for MailboxReport {
+    fn from(planned: Planned) -> MailboxReport {
+        let Planned { name, tree, saved, flags, renumbered, expunged } = planned;
+        MailboxReport { name, sent: 0, copied: 0, saved, flags, renumbered, expunged, tree }
+    }
+}
+
 impl Report {
     /// 0: both ends are equal. 2: run again. Else what the worst problem says; 75 wins over the others.
     pub fn status(&self) -> u8 {
-        match (self.problem_status, self.local.disturbed + self.remote.disturbed) {
+        let differ = self.differences.len() as u64;
+        match (self.problem_status, self.local.disturbed + self.remote.disturbed + differ) {
             (0, 0) => 0,
             (0, _) => 2,
             (status, _) => status,

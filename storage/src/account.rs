@@ -13,7 +13,7 @@ use dsync_model::{MailboxGuid, MailboxName, StoreId, Timestamp, UidValidity};
 use rand::RngExt;
 
 use crate::layout::Layout;
-use crate::lock::FileLock;
+use crate::lock::{FileLock, patience, set_patience};
 use crate::mailbox_log::{self, Change, NameHash};
 use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
 
@@ -21,8 +21,6 @@ use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
 const NOTE_PREFIX: &str = ".dsync-";
 /// Deleted mailboxes are renamed to this first; Dovecot, too, passes over names that begin so.
 const TRASH: &str = "..DOVECOT-TRASHED-dsync-";
-/// How long to wait for the lock of the UIDVALIDITY generator.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// How often Dovecot may be faster than we at taking the next UIDVALIDITY.
 const RACES_MAX: u32 = 20;
 
@@ -36,12 +34,15 @@ pub struct Account {
 impl Account {
     /// Opens an account; directories that are missing are made.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Account> {
-        let index = layout.index_root();
-        for directory in [Some(layout.root.clone()), Some(layout.control_root()), index].into_iter().flatten()
-        {
-            disk::make_directory(&directory)?;
-        }
-        Ok(Account { layout, fsync })
+        let account = Account { layout, fsync };
+        account.make_directories()?;
+        Ok(account)
+    }
+
+    fn make_directories(&self) -> Result<()> {
+        let Layout { root, .. } = &self.layout;
+        let all = [Some(root.clone()), Some(self.layout.control_root()), self.layout.index_root()];
+        all.iter().flatten().try_for_each(|directory| disk::make_directory(directory))
     }
 
     /// Where the account is, for people.
@@ -51,6 +52,8 @@ impl Account {
 
     /// The random id of the store, made on first use, and again after it was copied or restored.
     pub fn store_id(&self) -> Result<StoreId> {
+        // It may have been opened by one who only pretended, and did not know yet whether it would be more than that.
+        self.make_directories()?;
         let root = &self.layout.root;
         let meta = fs::metadata(root).map_err(StorageError::io(root))?;
         let here = format!("{} {}", meta.dev(), meta.ino());
@@ -78,8 +81,9 @@ impl Account {
         Ok(deleted.collect())
     }
 
-    /// Takes the one lock of the store.
+    /// Takes the one lock of the store. All other locks are waited for as long.
     pub fn lock(&self, wait: Duration) -> Result<StoreLock> {
+        set_patience(wait);
         let root = self.layout.control_root();
         let root = root.canonicalize().map_err(StorageError::io(&root))?;
         Ok(StoreLock(Box::new(FileLock::take(&root.join(format!("{NOTE_PREFIX}lock")), wait)?)))
@@ -88,7 +92,7 @@ impl Account {
     /// Takes the next UIDVALIDITY of the account (reference 3.3): no mailbox of it gets the same again.
     pub fn new_uid_validity(&self) -> Result<UidValidity> {
         let root = &self.layout.control_root();
-        let lock = FileLock::take(&root.join(format!("{NOTE_PREFIX}uidvalidity")), LOCK_WAIT)?;
+        let lock = FileLock::take(&root.join(format!("{NOTE_PREFIX}uidvalidity")), patience())?;
         let value = self.advance_uid_validity(root)?;
         let temporary = root.join(format!("{NOTE_PREFIX}uidvalidity.tmp"));
         let file = root.join("dovecot-uidvalidity");

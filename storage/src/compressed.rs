@@ -2,7 +2,9 @@
 //!
 //! Reads only. Such a file has no other mark than its first bytes: [`form`] tells, [`open`] gives the mail itself.
 
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bzip2::bufread::MultiBzDecoder;
@@ -64,6 +66,10 @@ pub fn form(start: &[u8]) -> Form {
     match start {
         // Method deflate, no reserved flags (RFC 1952, 2.3).
         [0x1f, 0x8b, 8, flags, ..] if flags & 0xe0 == 0 => Form::Compressed(Compression::Gzip),
+        // The id of a dictionary follows, which is nowhere to be found.
+        [0x28, 0xb5, 0x2f, 0xfd, descriptor, ..] if descriptor & 8 == 0 && descriptor & 3 != 0 => {
+            Form::Unsupported("the mail is compressed with a dictionary")
+        }
         // No reserved bit (RFC 8878, 3.1.1.1.1).
         [0x28, 0xb5, 0x2f, 0xfd, descriptor, ..] if descriptor & 8 == 0 => {
             Form::Compressed(Compression::Zstd)
@@ -102,6 +108,23 @@ pub fn open(mut stored: impl Read + Send + 'static, path: &Path, size_max: u64) 
             Ok(Opened { reader, compression: Some(compression) })
         }
     }
+}
+
+/// Fails if [`open`] could not read a mail whose stored form begins with these bytes.
+pub fn check(start: &[u8], path: &Path) -> Result<()> {
+    match form(start) {
+        Form::Plain | Form::Compressed(_) => Ok(()),
+        Form::Unsupported(what) => Err(StorageError::Unsupported { path: path.to_owned(), what }),
+    }
+}
+
+/// The same of a file. What is gone or no file by now shows when it is opened.
+pub fn check_file(path: &Path) -> Result<()> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let Ok(file) = OpenOptions::new().read(true).custom_flags(flags).open(path) else { return Ok(()) };
+    let mut start = [0; MAGIC_BYTES];
+    let length = file.read_at(&mut start, 0).unwrap_or(0);
+    check(&start[..length], path)
 }
 
 fn decoder<R: Read + Send + 'static>(

@@ -12,7 +12,9 @@ pub mod compressed;
 pub mod conformance;
 pub mod dbox;
 pub mod disk;
+pub mod dry_run;
 mod error;
+pub mod filter;
 pub mod index;
 pub mod layout;
 pub mod location;
@@ -21,7 +23,10 @@ pub mod mailbox_log;
 pub mod maildir;
 pub mod mbox;
 pub mod memory;
+#[cfg(not(feature = "conformance"))]
 mod mutf7;
+#[cfg(feature = "conformance")]
+pub mod mutf7;
 mod status_cache;
 mod subscriptions;
 
@@ -80,6 +85,48 @@ pub trait Storage: Send {
 
     /// Removes a note, if it is there.
     fn remove_note(&mut self, name: &str) -> Result<()>;
+
+    /// Looks into the messages from this UID on for one that only other software can read, and fails with the first.
+    /// `false`: in this format a message that is listed is one that can be read.
+    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
+        let _ = (mailbox, from);
+        Ok(false)
+    }
+
+    /// Frees what expunged messages still take up, a bounded piece at a time: begins at `from`, which is 0 or what the last
+    /// call gave as [`Purged::next`]. `None`: with this format nothing is ever left to be freed.
+    fn purge(&mut self, from: u32) -> Result<Option<Purged>> {
+        let _ = from;
+        Ok(None)
+    }
+}
+
+/// What a purge did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Purged {
+    /// Files that are gone.
+    pub files: u64,
+    /// Messages that are gone with them, and their bytes.
+    pub messages: u64,
+    pub bytes: u64,
+    /// Files that could not be purged: somebody was writing to them, or they are not what the map says.
+    pub left: u64,
+    /// Where to go on; `None`: all is done.
+    pub next: Option<u32>,
+}
+
+impl Purged {
+    /// Both pieces together.
+    #[must_use]
+    pub fn and(self, more: Purged) -> Purged {
+        Purged {
+            files: self.files + more.files,
+            messages: self.messages + more.messages,
+            bytes: self.bytes + more.bytes,
+            left: self.left + more.left,
+            next: more.next,
+        }
+    }
 }
 
 /// A mailbox that cannot take part, and why.
@@ -147,7 +194,9 @@ pub struct Goal {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
     /// UIDs (as asked for) that are not as they were to be: taken by a delivery meanwhile (the message was then saved
-    /// under the next free UID), gone, or with flags or keywords that the format could not keep.
+    /// under the next free UID), gone before it got that UID, or with
+    /// flags or keywords that the format could not keep. Not a message whose flags were
+    /// to change and that is gone: that is a change since what was agreed; taken out of it, the other end's message would look new.
     pub not_kept: Vec<Uid>,
     /// Messages saved, bytes written.
     pub saved: u64,

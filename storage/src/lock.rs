@@ -1,9 +1,10 @@
 //! Locks: dot-locks as Dovecot takes them, and the one lock of a store.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -16,11 +17,29 @@ use crate::{Result, StorageError, disk};
 /// Age from which a dot-lock that nobody touches is stale (storage formats reference, 3.1).
 const STALE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a session waits for a lock if it does not say so itself.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+thread_local! {
+    static WAIT: Cell<Duration> = const { Cell::new(PATIENCE) };
+}
+
+/// How long to wait for a lock: what the session of this thread said when it locked its store (`-l`).
+pub fn patience() -> Duration {
+    WAIT.get()
+}
+
+/// Sets it. A session runs on one thread; two in one process have the same options.
+pub fn set_patience(wait: Duration) {
+    WAIT.set(wait);
+}
 
 /// A dot-lock; released when dropped.
 #[derive(Debug)]
 pub struct DotLock {
     path: PathBuf,
+    /// Not only pretended: there is a file to remove.
+    real: bool,
 }
 
 impl DotLock {
@@ -40,7 +59,7 @@ impl DotLock {
                         format!("{}:{}", std::process::id(), host_name()).as_bytes(),
                         &path,
                     )?;
-                    return Ok(DotLock { path });
+                    return Ok(DotLock { path, real: !disk::pretends() });
                 }
                 Err(StorageError::Io { source, .. })
                     if source.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -52,8 +71,10 @@ impl DotLock {
                 continue;
             }
             if begun.elapsed() >= wait {
-                let holder =
-                    if holder.is_empty() { "another program".to_owned() } else { format!("pid {holder}") };
+                let holder = match holder.split_once(':') {
+                    Some((pid, host)) => process(pid.parse().unwrap_or(0), host),
+                    None => "another program".to_owned(),
+                };
                 return Err(StorageError::Locked { path, holder, waited: wait });
             }
             std::thread::sleep(POLL);
@@ -69,7 +90,9 @@ impl DotLock {
 impl Drop for DotLock {
     fn drop(&mut self) {
         // Left behind, it is broken by the next one who finds our pid gone.
-        if let Err(error) = disk::remove(&self.path) {
+        if self.real
+            && let Err(error) = disk::remove(&self.path)
+        {
             tracing::warn!("{error}: lock cannot be removed");
         }
     }
@@ -111,6 +134,10 @@ pub struct FileLock {
 impl FileLock {
     /// Takes the lock on the regular file `path`, waiting at most `wait`.
     pub fn take(path: &Path, wait: Duration) -> Result<FileLock> {
+        if disk::pretends() {
+            // Nobody's path: dropping it lets go of nothing.
+            return Ok(FileLock { path: PathBuf::new(), _file: disk::memory_file(&[], path)? });
+        }
         let begun = Instant::now();
         let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
         let mut options = OpenOptions::new();
@@ -132,8 +159,11 @@ impl FileLock {
             if begun.elapsed() >= wait {
                 let mut text = [0; 300];
                 let length = file.read_at(&mut text, 0).unwrap_or(0);
-                let holder = String::from_utf8_lossy(&text[..length]).trim().to_owned();
-                let holder = if holder.is_empty() { "another process".to_owned() } else { holder };
+                let told = String::from_utf8_lossy(&text[..length]).trim().to_owned();
+                // The file tells of other hosts too, the system of this one.
+                let told = told.strip_prefix("pid ").and_then(|told| told.split_once(" on "));
+                let told = told.and_then(|(pid, host)| Some(process(pid.parse().ok()?, host)));
+                let holder = told.unwrap_or_else(|| holder(&file));
                 return Err(StorageError::Locked { path: path.to_owned(), holder, waited: wait });
             }
             std::thread::sleep(POLL);
@@ -194,15 +224,45 @@ impl Drop for OfdLock {
     }
 }
 
-/// Who holds the lock of a file, as far as the system tells: pid and program.
+/// Who holds the lock of a file, as far as the system tells: pid, program and host.
 pub fn holder(file: &File) -> String {
     let mut lock = whole_file(nix::libc::F_WRLCK);
     let told = fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock));
-    if told.is_err() || lock.l_pid <= 0 {
-        return "another program".to_owned();
+    // Of locks that belong to an open file, not to a process, it tells no pid.
+    let pid = if told.is_ok() && lock.l_pid > 0 { u32::try_from(lock.l_pid).ok() } else { None };
+    match pid.or_else(|| find_holder(file)) {
+        Some(pid) => process(pid, &host_name()),
+        None => "another program".to_owned(),
     }
-    let program = fs::read_to_string(format!("/proc/{}/comm", lock.l_pid)).unwrap_or_default();
-    format!("pid {} ({}) on {}", lock.l_pid, program.trim(), host_name())
+}
+
+/// A process for people. Its program is known if it runs on this host.
+fn process(pid: u32, host: &str) -> String {
+    let here = host == host_name();
+    let program = if here { fs::read_to_string(format!("/proc/{pid}/comm")).ok() } else { None };
+    let printable = |text: &str| text.trim().chars().filter(|c| !c.is_control()).collect::<String>();
+    match program {
+        Some(program) => format!("pid {pid} ({}) on {}", printable(&program), printable(host)),
+        None => format!("pid {pid} on {}", printable(host)),
+    }
+}
+
+/// Looks through the open files of all processes that we may look into for one that has this file locked.
+fn find_holder(file: &File) -> Option<u32> {
+    let wanted = file.metadata().map(|meta| (meta.dev(), meta.ino())).ok()?;
+    let numbers = |directory: &Path| -> Vec<u32> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    };
+    numbers(Path::new("/proc")).into_iter().find(|pid| {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        numbers(&process.join("fd")).into_iter().any(|fd| {
+            let same = fs::metadata(process.join(format!("fd/{fd}")))
+                .is_ok_and(|meta| (meta.dev(), meta.ino()) == wanted);
+            same && fs::read_to_string(process.join(format!("fdinfo/{fd}")))
+                .is_ok_and(|info| info.contains("\nlock:"))
+        })
+    })
 }
 
 /// An fcntl lock of this kind on a whole file.

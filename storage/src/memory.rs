@@ -93,7 +93,7 @@ impl StoredMailbox {
 }
 
 /// A handle on an account; clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryStorage {
     account: Arc<Mutex<Account>>,
 }
@@ -380,10 +380,11 @@ impl Mailbox for MemoryMailbox {
                         }
                         None => committed.not_kept.push(to),
                     },
-                    MessageAction::Flags { uid, add, remove, .. } => match mailbox.messages.get_mut(&uid) {
-                        Some(message) => message.flags = message.flags.minus(&remove).union(&add),
-                        None => committed.not_kept.push(uid),
-                    },
+                    MessageAction::Flags { uid, add, remove, .. } => {
+                        if let Some(message) = mailbox.messages.get_mut(&uid) {
+                            message.flags = message.flags.minus(&remove).union(&add);
+                        }
+                    }
                     MessageAction::Expunge { uid, guid } => {
                         let same = |m: &StoredMessage| guid.as_ref().is_none_or(|guid| m.guid == *guid);
                         if mailbox.messages.get(&uid).is_some_and(same) {

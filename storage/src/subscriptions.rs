@@ -2,15 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::Duration;
 
 use dsync_model::MailboxName;
 
 use crate::layout::Layout;
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::{Fsync, Result, StorageError, disk};
-
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// What the file holds: names, and lines that are no valid names, which are kept.
 struct Content {
@@ -59,7 +56,7 @@ pub fn change(
 ) -> Result<()> {
     let path = layout.subscriptions_file();
     // The lock file receives the new content in Dovecot; ours holds our name, and the content comes beside it.
-    let lock = DotLock::take(&path, LOCK_WAIT)?;
+    let lock = DotLock::take(&path, patience())?;
     let mut content = content(layout)?;
     content.names.retain(|(name, _)| !remove.contains(name));
     for name in add {

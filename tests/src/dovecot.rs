@@ -41,6 +41,11 @@ impl Dovecot {
         Dovecot { conf, home }
     }
 
+    /// The configuration, for programs of Dovecot that are started alone.
+    pub fn conf(&self) -> &Path {
+        &self.conf
+    }
+
     /// Gives the files to the user that everything runs as.
     pub fn own(&self, path: &Path) {
         if is_root() {

@@ -3,10 +3,13 @@
 
 pub mod dovecot;
 pub mod formats;
+pub mod imap;
+pub mod imap_session;
 pub mod maildirs;
 pub mod mutate;
 pub mod oracle;
 pub mod programs;
 pub mod sample;
+pub mod scenario;
 pub mod users;
 pub mod world;

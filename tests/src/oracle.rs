@@ -38,6 +38,16 @@ pub fn nothing_lost(
     }
 }
 
+/// **no-loss**, over all time: every message that ever was at either end, and that no user removed, is in this account.
+pub fn nothing_ever_lost(world: &crate::world::World, after: &Account) -> Result<(), String> {
+    let held: BTreeSet<&MessageGuid> = guids(after).collect();
+    let known = world.names.iter().flat_map(|names| names.values());
+    match known.into_iter().find(|guid| !held.contains(guid) && !world.expunged.contains(*guid)) {
+        Some(guid) => Err(format!("{guid} was lost at some time")),
+        None => Ok(()),
+    }
+}
+
 /// **no-duplicates**: no message is twice in one mailbox, unless users moved it about.
 pub fn nothing_twice(account: &Account, moved: &BTreeSet<MessageGuid>) -> Result<(), String> {
     for (name, mailbox) in &account.mailboxes {

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dsync_model::{
-    FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageGuid, StoreId, Uid, UidValidity,
+    Filter, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageGuid, StoreId, Timestamp, Uid,
+    UidValidity,
 };
 use dsync_session::proto::{Channel, Direction, Message, Options};
 use dsync_session::storage::memory::{Account, MemoryStorage, StoredMailbox, StoredMessage};
 use dsync_session::storage::{Body, StorageError};
-use dsync_session::{Brain, Input, Job, Output, SessionError};
+use dsync_session::{Brain, Input, Job, Output, Report, SessionError};
 
 /// SplitMix64: small, and the same on every machine.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct World {
     /// Which message each (mailbox GUID, UIDVALIDITY, UID) named first, per end.
     pub names: [BTreeMap<(MailboxGuid, u32, Uid), MessageGuid>; 2],
     pub trace: Vec<String>,
+    /// What both ends reported of the last session that came to its end.
+    pub reports: [Report; 2],
     made: u64,
 }
 
@@ -81,6 +84,7 @@ impl World {
             deleted: BTreeSet::new(),
             names: Default::default(),
             trace: Vec::new(),
+            reports: Default::default(),
             made: 0,
         }
     }
@@ -111,7 +115,8 @@ impl World {
                 let uid = mailbox.deliver(StoredMessage {
                     guid: guid.clone(),
                     flags,
-                    received: None,
+                    // Costs no dice, so that seeds stay what they are.
+                    received: Some(Timestamp(self.made as i64)),
                     body: body.into(),
                 });
                 format!("{end}: deliver {guid} to {name} as {uid:?}")
@@ -221,8 +226,32 @@ impl World {
 
     /// Runs one session with faults; what went wrong comes back.
     pub fn sync(&mut self, direction: Direction, faults: Faults) -> Result<u8, SessionError> {
-        let job = Job { direction, options: Options::default() };
-        self.trace.push(format!("sync {direction:?}"));
+        self.sync_with(direction, Options::default(), faults)
+    }
+
+    /// Options with some filter.
+    pub fn some_filter(&mut self) -> Options {
+        let made = self.made.max(1);
+        let mut filter = Filter::default();
+        match self.dice.roll(5) {
+            0 => filter.since = Some(Timestamp(self.dice.roll(made) as i64)),
+            1 => filter.until = Some(Timestamp(self.dice.roll(made) as i64)),
+            2 => filter.with = FlagSet::system(Flags::SEEN),
+            3 => filter.without = FlagSet::system(Flags::FLAGGED.union(Flags::SEEN)),
+            _ => filter.size_max = Some(17 + self.dice.roll(4)),
+        }
+        Options { filter: Box::new(filter), ..Options::default() }
+    }
+
+    /// The same with options.
+    pub fn sync_with(
+        &mut self,
+        direction: Direction,
+        options: Options,
+        faults: Faults,
+    ) -> Result<u8, SessionError> {
+        self.trace.push(format!("sync {direction:?} {:?}", options.filter));
+        let job = Job { direction, options };
         if faults.storage > 0 && self.dice.roll(faults.storage) == 0 {
             let end = self.dice.roll(2) as usize;
             let calls = self.dice.roll(60);
@@ -248,7 +277,8 @@ impl World {
         let mut idle = [false; 2];
         for _ in 0..200_000 {
             if reports.iter().all(Option::is_some) {
-                return Ok(reports.iter().flatten().map(dsync_session::Report::status).max().unwrap_or(0));
+                self.reports = reports.map(Option::unwrap_or_default);
+                return Ok(self.reports.iter().map(Report::status).max().unwrap_or(0));
             }
             if faults.cut > 0 && self.dice.roll(faults.cut) == 0 {
                 return Err(SessionError::Link { status: 75, text: "cut".into() });

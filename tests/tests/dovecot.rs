@@ -174,3 +174,35 @@ fn a_mirror_repaired_below_uidnext_is_read_by_dovecot() {
     let [ours, theirs] = [&one, &two].map(|location| comparable(&world.dovecot.doveadm(location, &fields)));
     assert_equal(&ours, &theirs, "the mirror");
 }
+
+/// UIDLs and the order that a POP3 server once gave travel through every format, and Dovecot's POP3 finds them: the headers of dbox
+/// indexes say that they are there.
+#[test]
+fn pop3_names_and_order_are_kept() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let a = world.account("a");
+    for n in 1..=3 {
+        a.deliver("", &format!("17000000{n}.M{n}P1.host:2,"), format!("Subject: {n}\n\n").as_bytes());
+    }
+    let line = |n: u32| format!("{n} Pold-{n} O{} :17000000{n}.M{n}P1.host\n", 10 - n);
+    let list =
+        format!("3 V1700000000 N4 G{}\n{}{}3 :170000003.M3P1.host\n", "0a".repeat(16), line(1), line(2));
+    fs::write(a.root.join("dovecot-uidlist"), list).expect("written");
+    world.dovecot.own(&a.root);
+    let shown = |location: &str| {
+        let fields = "uid pop3.uidl pop3.order";
+        world.dovecot.doveadm(location, &["-f", "tab", "fetch", fields, "mailbox", "INBOX"])
+    };
+    let first = shown(&location(&a));
+    assert!(first.contains("1\told-1\t9\n2\told-2\t8\n3\t\t"), "{first}");
+    let mut before = location(&a);
+    for (format, name) in [("sdbox", "b"), ("mdbox", "c"), ("maildir", "d")] {
+        let next = format!("{format}:{}", world.dir.path().join("home").join(name).display());
+        world.sync(&["backup", "--source", &before, &next]);
+        assert_eq!(shown(&next), first, "{format}");
+        before = next;
+    }
+}

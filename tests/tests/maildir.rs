@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use dsync_session::proto::{Direction, Options};
+use dsync_model::{MailboxName, MessageAction, ModSeq, Since, Uid};
+use dsync_session::proto::{Direction, Options, Terminus};
+use dsync_session::storage::Goal;
+use dsync_session::storage::index::{Index, Paths};
 use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
 
 fn pair() -> (tempfile::TempDir, Account, Account) {
@@ -121,6 +124,75 @@ fn a_damaged_uidlist_loses_no_message() {
     }
 }
 
+/// An index that is made anew ends the sessions of all who have it open.
+#[test]
+fn a_two_way_sync_goes_on_with_the_same_index() {
+    for direction in [Direction::TwoWay, Direction::OneWay { into: Terminus::Responder }] {
+        let (_dir, a, b) = pair();
+        a.deliver("", "1700000001.M1P1.host", b"both");
+        sync(&a, &b, Direction::TwoWay).expect("syncs");
+        let log = || {
+            let paths = Paths::mailbox(&b.root);
+            Index::open(paths).expect("read").expect("there").position().0
+        };
+        let before = log();
+        // UID 2 is taken at both, so that of b gets one behind 3, which a's second message keeps.
+        a.deliver("", "1700000002.M1P1.host", b"first at a");
+        a.deliver("", "1700000003.M1P1.host", b"second at a");
+        b.deliver("", "1700000004.M1P1.host", b"at b");
+        let (report, _) = sync(&a, &b, direction).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!(b.view()["INBOX"].len(), 5);
+        assert_eq!(log(), before, "{direction:?}");
+    }
+}
+
+#[test]
+fn a_commit_does_not_bring_back_what_another_expunged_meanwhile() {
+    let (_dir, a, _) = pair();
+    a.deliver("", "1700000001.M1P1.host", b"one");
+    a.deliver("", "1700000002.M1P1.host", b"two");
+    let index = || Index::open(Paths::mailbox(&a.root)).expect("read").expect("there");
+    let open = || {
+        let mut storage = a.open();
+        let (tree, _) = storage.tree().expect("lists");
+        let inbox = tree[&MailboxName::inbox()].mailbox.clone().expect("a mailbox");
+        let mut mailbox = storage.open(inbox.guid).expect("opens");
+        mailbox.changes(Since::All).expect("lists");
+        mailbox
+    };
+    let (mut ours, mut other) = (open(), open());
+    let goal = |next| Goal {
+        uid_next_min: Uid::new(next).expect("a UID"),
+        modseq_min: ModSeq::NONE,
+        uid_validity: None,
+    };
+    let before = index().position().0;
+    other.apply(&[MessageAction::Expunge { uid: Uid::MIN, guid: None }]).expect("takes note");
+    other.commit(goal(1)).expect("expunges");
+    ours.commit(goal(9)).expect("commits");
+    let index = index();
+    assert_eq!((index.state().uids.as_slice(), index.position().0), (&[2][..], before));
+}
+
+#[test]
+fn a_lost_uidlist_changes_no_uidvalidity() {
+    let (_dir, a, b) = pair();
+    some_mail(&a);
+    sync(&a, &b, BACKUP).expect("syncs");
+    let identity =
+        |account: &Account| account.view()["INBOX"][0].split_once(' ').expect("words").1.to_owned();
+    let before = identity(&b);
+    fs::remove_file(b.root.join("dovecot-uidlist")).expect("removed");
+    // The messages get UIDs that none had before.
+    let lines = &b.view()["INBOX"];
+    let numbers: Vec<&str> = lines[0].split(' ').skip(1).collect();
+    let old: Vec<&str> = before.split(' ').collect();
+    assert_eq!(numbers[0], old[0], "UIDVALIDITY");
+    let first: u32 = lines[1].split(' ').next().and_then(|uid| uid.parse().ok()).expect("a UID");
+    assert_eq!(first.to_string(), old[1], "UIDNEXT as it was");
+}
+
 #[test]
 fn excluded_mailboxes_are_left_alone() {
     let (_dir, a, b) = pair();
@@ -191,4 +263,35 @@ fn encrypted_mail_is_refused() {
     };
     assert_eq!(status, 65);
     assert_eq!(b.view()["INBOX"].iter().filter(|line| line.contains("CRYPTED")).count(), 0);
+}
+
+/// What a user moved is copied from its old place at the other end: no body travels, whatever the format there is.
+#[test]
+fn moved_messages_are_not_transferred_again() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let (dir, a, _) = pair();
+        let b = Account::of(format, dir.path().join("other"));
+        let base = |n: u32| format!("17000{n:05}.M{n}P1.host");
+        for n in 0..100 {
+            a.deliver("", &format!("{}:2,S", base(n)), format!("Subject: {n}\n\n").as_bytes());
+        }
+        a.deliver("", "1800000000.M1P1.host:2,", b"Subject: stays\n\n");
+        a.deliver("Work", "1800000001.M1P1.host:2,", b"Subject: there before\n\n");
+        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        // One comes anew among those that are moved.
+        for n in 0..100 {
+            let name = format!("{}:2,S", base(n));
+            fs::rename(a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name))
+                .expect("moved");
+        }
+        a.deliver("Work", "1700000050.M0P1.host:2,", b"Subject: new\n\n");
+        let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!((here.status(), there.status()), (0, 0), "{format}: {here:?} {there:?}");
+        let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
+        let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
+        assert_eq!((sent, copied), (1, 100), "{format}");
+        assert_eq!(a.view(), b.view(), "{format}");
+        assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
+    }
 }

@@ -11,9 +11,9 @@ use dsync_model::{
     FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction, MessageChange, MessageGuid, ModSeq,
     NewMessage, Since, Timestamp, TreeChange, Uid, UidValidity,
 };
-use dsync_storage::dbox::{Mdbox, Purged};
+use dsync_storage::dbox::{Mdbox, Rotation};
 use dsync_storage::layout::{Format, Kind, Layout};
-use dsync_storage::{Committed, Fsync, Goal, Mailbox, Storage, disk};
+use dsync_storage::{Committed, Fsync, Goal, Mailbox, Purged, Storage, disk};
 use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::{Fixture, compare, touched};
 
@@ -66,6 +66,7 @@ fn flags(system: Flags, keywords: &[&str]) -> FlagSet {
 struct Account {
     dir: tempfile::TempDir,
     rotate_bytes: u64,
+    rotate_secs: u64,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -82,11 +83,15 @@ impl Account {
         let alone = alone();
         let dir = tempfile::tempdir().expect("made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-        Account { dir, rotate_bytes: 20_000, _alone: alone }
+        Account { dir, rotate_bytes: 20_000, rotate_secs: 0, _alone: alone }
     }
 
     fn root(&self) -> std::path::PathBuf {
         self.dir.path().join("home/mdbox")
+    }
+
+    fn rotation(&self) -> Rotation {
+        Rotation { bytes: self.rotate_bytes, secs: self.rotate_secs }
     }
 
     fn location(&self) -> String {
@@ -96,7 +101,7 @@ impl Account {
     fn open(&self) -> Mdbox {
         let layout = Layout::new(Format::Mdbox, self.root());
         let mut storage =
-            Mdbox::open_rotating(layout, Fsync::Optimized, None, self.rotate_bytes).expect("opens");
+            Mdbox::open_rotating(layout, Fsync::Optimized, None, self.rotation()).expect("opens");
         let (_, problems) = storage.tree().expect("lists");
         assert!(problems.is_empty(), "{problems:?}");
         storage
@@ -300,7 +305,7 @@ fn subjects(view: &BTreeSet<String>) -> Vec<String> {
 /// What is to be done to the account, as far as it is not done yet.
 fn work(account: &Account) -> dsync_storage::Result<()> {
     let layout = Layout::new(Format::Mdbox, account.root());
-    let mut storage = Mdbox::open_rotating(layout, Fsync::Optimized, None, account.rotate_bytes)?;
+    let mut storage = Mdbox::open_rotating(layout, Fsync::Optimized, None, account.rotation())?;
     let (_, mut problems) = storage.tree()?;
     if let Some(problem) = problems.pop() {
         return Err(problem.error);
@@ -344,7 +349,7 @@ fn work(account: &Account) -> dsync_storage::Result<()> {
     }
     mailbox.commit(goal())?;
     drop(mailbox);
-    storage.purge().map(drop)
+    storage.purge(0).map(drop)
 }
 
 fn crashes(rotate_bytes: u64) {
@@ -397,6 +402,34 @@ fn a_crash_at_any_step_loses_and_doubles_nothing() {
     crashes(500);
 }
 
+fn purge(account: &Account) -> Purged {
+    account.open().purge(0).expect("purges").expect("is mdbox")
+}
+
+/// A file that was begun before the day that mdbox_rotate_interval names takes no further message.
+#[test]
+fn old_files_take_no_further_message() {
+    let mut account = Account::new();
+    account.rotate_bytes = 1 << 20;
+    account.make("Box", BOX);
+    let put = |account: &Account, uid: u32| {
+        let mut mailbox = account.mailbox(BOX);
+        save(&mut *mailbox, uid, &format!("n-{uid}"), FlagSet::default(), 100);
+        commit(&mut *mailbox);
+        account.files().iter().filter(|name| name.starts_with("m.")).count()
+    };
+    assert_eq!((put(&account, 1), put(&account, 2)), (1, 1));
+    let path = account.root().join("storage/m.1");
+    let mut bytes = fs::read(&path).expect("read");
+    let at = bytes.windows(2).position(|two| two == b" C").expect("the time of creation") + 2;
+    bytes[at..at + 8].copy_from_slice(b"00000001");
+    fs::write(&path, bytes).expect("written");
+    assert_eq!(put(&account, 3), 1, "of any age without an interval");
+    account.rotate_secs = 86_400;
+    assert_eq!((put(&account, 4), put(&account, 5)), (2, 2));
+    assert_eq!(account.view().iter().filter(|line| line.contains("Subject: n-")).count(), 5);
+}
+
 #[test]
 fn purging_frees_what_nobody_refers_to() {
     let account = Account::new();
@@ -406,11 +439,11 @@ fn purging_frees_what_nobody_refers_to() {
         save(&mut *mailbox, n, &format!("old-{n}"), FlagSet::default(), 3000);
     }
     commit(&mut *mailbox);
-    assert_eq!(account.open().purge().expect("purges"), Purged::default());
+    assert_eq!(purge(&account), Purged::default());
     mailbox.apply(&[expunge(2), expunge(3)]).expect("takes note");
     commit(&mut *mailbox);
     let before = account.view();
-    let purged = account.open().purge().expect("purges");
+    let purged = purge(&account);
     assert_eq!((purged.files, purged.messages, purged.left), (1, 2, 0));
     assert!(purged.bytes > 6000, "{purged:?}");
     assert_eq!(account.view(), before);
@@ -422,7 +455,7 @@ fn purging_frees_what_nobody_refers_to() {
     assert!(text.starts_with(b"Subject: old-4"));
     mailbox.apply(&(1..=12).map(expunge).collect::<Vec<_>>()).expect("takes note");
     commit(&mut *mailbox);
-    assert_eq!(account.open().purge().expect("purges").messages, 10);
+    assert_eq!(purge(&account).messages, 10);
     assert_eq!(account.files().iter().filter(|name| name.starts_with("m.")).count(), 0);
     if installed() {
         let dovecot = Dovecot::new(account.dir.path());
@@ -458,7 +491,7 @@ fn two_mailboxes() -> Account {
     let mut mailbox = account.mailbox(BOX);
     mailbox.apply(&[expunge(3)]).expect("takes note");
     commit(&mut *mailbox);
-    account.open().purge().expect("purges");
+    purge(&account);
     account
 }
 

@@ -132,7 +132,10 @@ fn plans(a: &Mailbox, b: &Mailbox, base: Option<&MailboxBase>, direction: Direct
     let since = base.map_or(Since::All, Since::Base);
     let statuses = [a.status(), b.status()];
     let lists = [changes_since(&a.list(), since), changes_since(&b.list(), since)];
-    let views = || Both([0, 1].map(|i| MailboxView { status: &statuses[i], changes: &lists[i] }));
+    let filtered = dsync_model::UidSet::new();
+    let views = || {
+        Both([0, 1].map(|i| MailboxView { status: &statuses[i], changes: &lists[i], filtered: &filtered }))
+    };
     [End::Initiator, End::Responder].map(|end| messages(views(), base, direction, end).expect("merges"))
 }
 

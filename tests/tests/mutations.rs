@@ -183,6 +183,7 @@ fn work_on(paths: &Paths) -> Result<()> {
         appended: Some(appended).into_iter().filter(|mail| mail.uid < u32::MAX).collect(),
         flagged: flagged.into_iter().collect(),
         expunged: state.uids.first().map(|uid| (*uid, [1; 16])).into_iter().collect(),
+        ..Edit::default()
     };
     let goal = Goal { uid_next_min: Uid::MIN, modseq_min: modseq, uid_validity: UidValidity::new(7) };
     assert!(edit.fits(&state));

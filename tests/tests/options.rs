@@ -243,3 +243,412 @@ fn a_state_that_is_none_is_told_and_all_is_looked_into() {
     let (status, printed, _) = dsync(&place, &["sync", "-s", "garbage!", "--source", &one, &one]);
     assert_eq!((status, printed.as_str()), (75, "\n"));
 }
+
+/// Sets when a message was received.
+fn receive(account: &Account, folder: &str, prefix: &str, seconds: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let file = fs::File::options().write(true).open(account.find(folder, prefix)).expect("opens");
+    file.set_modified(time).expect("set");
+}
+
+fn bodies(account: &Account, mailbox: &str) -> usize {
+    account.view().get(mailbox).map_or(0, |lines| lines.len() - 1)
+}
+
+/// The scenarios opt-filters and filter-then-sync-deletes of the oracle, and what Dovecot makes of the latter is not so here.
+#[test]
+fn what_a_filter_keeps_back_stays_and_comes_later() {
+    let place = Place::new("");
+    for (n, filter, passes) in [
+        (1, &["-t", "2023-06-01"][..], 1),
+        (2, &["-e", "1700000000"], 2),
+        (3, &["-t", "2021-06-01", "-e", "01-Jun-2023"], 1),
+        (4, &["-I", "200"], 2),
+        (5, &["-O", "\\Flagged"], 1),
+        (6, &["-O", "-\\Flagged"], 2),
+        (7, &["-O", "-\\Flagged", "-O", "\\Seen"], 1),
+        (8, &["-t", "99w", "-I", "1M"], 0),
+    ] {
+        let (a, b) = (Account::new(place.path(&format!("a{n}"))), Account::new(place.path(&format!("b{n}"))));
+        a.deliver("", "1577836800.M1P1.host:2,F", b"Subject: old\n\n");
+        a.deliver("", "1704067200.M2P1.host:2,S", b"Subject: new\n\n");
+        a.deliver("", "1680000000.M3P1.host:2,", &[&b"Subject: big\n\n"[..], &[b'x'; 300]].concat());
+        receive(&a, "", "1577836800", 1_577_836_800);
+        receive(&a, "", "1704067200", 1_704_067_200);
+        receive(&a, "", "1680000000", 1_680_000_000);
+        let mut line = vec!["sync"];
+        line.extend(filter);
+        let (one, two) = (a.location(), b.location());
+        line.extend(["--source", &one, &two]);
+        run(&place, &line);
+        assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (3, passes), "{filter:?}");
+        // Again, and the other way round: nothing is expunged for being kept back.
+        run(&place, &line);
+        b.deliver("", "1704067300.M4P1.host:2,FS", b"Subject: there\n\n");
+        run(&place, &["sync", "--source", &one, &two]);
+        assert_eq!(bodies(&a, "INBOX"), 4, "{filter:?}");
+        assert_eq!(a.view(), b.view(), "{filter:?}");
+    }
+}
+
+#[test]
+fn a_filtered_backup_brings_only_what_passes_and_removes_what_is_foreign() {
+    let (place, a, b) = pair();
+    a.deliver("", "1700000099.M9P1.host:2,F", b"Subject: flagged\n\n");
+    b.deliver("", "1700000098.M8P1.host", b"Subject: foreign\n\n");
+    let line = ["backup", "-O", "\\Flagged", "--source", &a.location(), &b.location()];
+    let (status, _, said) = dsync(&place, &line);
+    assert_eq!((status, said.as_str()), (0, ""));
+    assert_eq!((bodies(&a, "INBOX"), bodies(&b, "INBOX")), (4, 1));
+    // A message of the base that was lost at the copy is brought again, if it passes.
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+    fs::remove_file(b.find("", "1700000099")).expect("removed");
+    fs::remove_file(b.find("", "1700000001")).expect("removed");
+    run(&place, &line);
+    assert_eq!(bodies(&b, "INBOX"), 3);
+    run(&place, &["backup", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}
+
+/// 600 messages at both ends.
+fn much_mail() -> (Place, Account, Account) {
+    let place = Place::new("");
+    let (a, b) = (Account::new(place.path("a")), Account::new(place.path("b")));
+    for n in 0..600 {
+        a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+    }
+    run(&place, &["-o", "mail_fsync=never", "sync", "--source", &a.location(), &b.location()]);
+    (place, a, b)
+}
+
+fn remove(account: &Account, folder: &str, count: usize) {
+    let files = ["cur", "new"].map(|d| fs::read_dir(account.folder(folder).join(d)).expect("read"));
+    let paths = files.into_iter().flatten().map(|entry| entry.expect("read").path());
+    paths.take(count).for_each(|path| fs::remove_file(path).expect("removed"));
+}
+
+#[test]
+fn a_mirror_does_not_lose_a_fifth_of_its_mail_unasked() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    // A hundred may go, and so may a hundred and twenty of six hundred.
+    remove(&a, "", 100);
+    run(&place, &line);
+    let before = b.view();
+    remove(&a, "", 101);
+    a.deliver("", &mail(9000), b"Subject: late\n\n");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(
+        status == 77 && said.contains("101 of the 500 messages") && said.contains("--allow-mass-delete"),
+        "{said}"
+    );
+    assert_eq!(bodies(&b, "INBOX"), before["INBOX"].len() - 1 + 1, "saved, and nothing is gone");
+    let (status, _, said) = dsync(&place, &["backup", "-R", "--source", &b.location(), &a.location()]);
+    assert!(status == 77 && said.contains("101 of the 50"), "{status} {said}");
+    run(&place, &["backup", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn a_mailbox_that_goes_counts_with_its_mail_and_moved_mail_does_not() {
+    let (place, a, b) = much_mail();
+    let line = ["backup", "--source", &a.location(), &b.location()];
+    fs::rename(a.folder("Work"), place.path("aside")).expect("moved");
+    let (status, _, said) = dsync(&place, &line);
+    assert!(status == 77 && said.contains("300 of the 600"), "{status} {said}");
+    assert_eq!(bodies(&b, "Work"), 300);
+    // All its mail in another mailbox, under the same names: nothing is lost.
+    for entry in fs::read_dir(place.path("aside/new"))
+        .expect("read")
+        .chain(fs::read_dir(place.path("aside/cur")).expect("read"))
+    {
+        let path = entry.expect("read").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        a.deliver("Elsewhere", &name, &fs::read(&path).expect("read"));
+    }
+    run(&place, &line);
+    assert_eq!(a.view(), b.view());
+}
+
+#[test]
+fn an_end_that_lost_everything_does_not_empty_the_other() {
+    let (place, a, b) = much_mail();
+    remove(&a, "", 300);
+    remove(&a, "Work", 300);
+    let before = b.view();
+    for line in [&["sync"][..], &["sync", "-1"]] {
+        let (one, two) = (a.location(), b.location());
+        let mut line = line.to_vec();
+        line.extend(["--source", &one, &two]);
+        let (status, _, said) = dsync(&place, &line);
+        assert!(
+            status == 77 && said.contains("600 of the 600") && said.contains("--allow-mass-delete"),
+            "{status} {said}"
+        );
+        assert_eq!(b.view(), before);
+    }
+    run(&place, &["sync", "--allow-mass-delete", "--source", &a.location(), &b.location()]);
+    assert_eq!((bodies(&b, "INBOX"), bodies(&b, "Work")), (0, 0));
+}
+
+#[test]
+fn a_store_is_not_synchronised_with_itself_under_any_name() {
+    let (place, a, _) = pair();
+    std::os::unix::fs::symlink(&a.root, place.path("link")).expect("linked");
+    let link = format!("maildir:{}", place.path("link").display());
+    let indirect = format!("maildir:{}/../a", a.root.display());
+    let server = place.serve();
+    for other in [&a.location(), &link, &indirect] {
+        let (status, _, said) = dsync(&place, &["backup", "-l", "30", "--source", &a.location(), other]);
+        // Told before any lock is waited for: its holder would be named.
+        assert!(status == 75 && said.contains("same store"), "{other}: {status} {said}");
+    }
+    let theirs = format!("maildir:{}", place.path("server/alice").display());
+    run(&place, &["backup", "--source", &a.location(), &place.tls()]);
+    let (status, _, said) = dsync(&place, &["sync", "--source", &theirs, &place.tls()]);
+    assert!(status == 75 && said.contains("same store"), "{status} {said}");
+    drop(server);
+}
+
+/// What is expunged from mdbox takes up room until it is purged: with -P, or by a command of its own.
+#[test]
+fn a_purge_frees_what_was_expunged() {
+    let (place, a, _) = pair();
+    let mdbox = format!("mdbox:{}", place.path("mdbox").display());
+    let used = || -> u64 {
+        let files = fs::read_dir(place.path("mdbox").join("storage")).expect("listed").flatten();
+        let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("m."));
+        files.map(|file| file.metadata().expect("known").len()).sum()
+    };
+    a.deliver("", &mail(5), "z".repeat(50_000).as_bytes());
+    a.deliver("", &mail(6), "y".repeat(50_000).as_bytes());
+    run(&place, &["backup", "-P", "--source", &a.location(), &mdbox]);
+    let full = used();
+    fs::remove_file(a.find("", &mail(5))).expect("removed");
+    // Over a pipe: the server learns from the session that it is to purge.
+    let server = format!(
+        "{} --stdio -c {} -o mail_location={mdbox}",
+        programs().join("dsync-server").display(),
+        place.path("server.conf").display()
+    );
+    let remote = format!("dsync_remote_cmd={server} -u%u");
+    let (status, _, said) = dsync(
+        &place,
+        &["-v", "-o", &remote, "backup", "-P", "-u", "alice", "--source", &a.location(), "mx1"],
+    );
+    assert!(status == 0 && said.contains("purged the destination: 50"), "{status} {said}");
+    assert!(used() + 50_000 < full, "{} of {full}", used());
+    fs::remove_file(a.find("", &mail(6))).expect("removed");
+    run(&place, &["backup", "--source", &a.location(), &mdbox]);
+    assert!(used() > 50_000, "an expunge frees nothing by itself");
+    let (status, _, said) = dsync(&place, &["-v", "purge", &mdbox]);
+    assert!(status == 0 && said.contains("1 messages in 1 files purged, 50"), "{status} {said}");
+    assert!(used() < 50_000);
+    let (status, _, said) = dsync(&place, &["-v", "purge", &a.location()]);
+    assert!(status == 0 && said.contains("nothing to do"), "{status} {said}");
+    let (status, _, said) = dsync(&place, &["purge", "mdbox:/no/such"]);
+    assert!(status == 78 && said.contains("/no/such"), "{status} {said}");
+}
+
+/// Every file and directory of an account, with its content and when it was changed.
+fn disk(root: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf, (u64, i64, Vec<u8>)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = std::collections::BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+        if meta.is_dir() {
+            left.extend(fs::read_dir(&path).expect("read").map(|entry| entry.expect("read").path()));
+        }
+        let content = if meta.is_file() { fs::read(&path).expect("read") } else { Vec::new() };
+        found.insert(path, (meta.ino(), meta.mtime_nsec() + meta.mtime() * 1_000_000_000, content));
+    }
+    found
+}
+
+/// In each format, in each mode, at both ends, with mail that nobody has given a UID yet: nothing is written, not even
+/// housekeeping.
+#[test]
+fn a_dry_run_leaves_the_disk_as_it_is() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let place = Place::new("");
+        let server = (format == "maildir").then(|| place.serve());
+        let a = Account::new(place.path("a"));
+        let b = Account::of(format, place.path("b"));
+        let (one, two) = (a.location(), b.location());
+        for n in 1..6 {
+            a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+        }
+        let dry = |line: &[&str]| {
+            let before = disk(place.dir.path());
+            let (status, printed, said) = dsync(&place, line);
+            assert!(status == 0 && said.is_empty(), "{format} {line:?}: {status} {said}");
+            let after = disk(place.dir.path());
+            let touched =
+                before.iter().filter(|(path, was)| after.get(*path) != Some(*was)).map(|(path, _)| path);
+            let made = after.keys().filter(|path| !before.contains_key(*path));
+            let changed: Vec<_> = touched.chain(made).collect();
+            assert!(changed.is_empty(), "{format} {line:?}: {changed:?}");
+            printed
+        };
+        // Into what is not there yet.
+        let printed = dry(&["backup", "--dry-run", "--source", &one, &two]);
+        assert!(printed.contains("there: INBOX:") && printed.contains("2 saved"), "{format} {printed}");
+        assert!(printed.contains("there: Work: created, 3 saved"), "{format} {printed}");
+        if server.is_some() {
+            let printed = dry(&["backup", "--dry-run", "--source", &one, &place.tls()]);
+            assert!(printed.contains("there: Work: created, 3 saved"), "{printed}");
+        }
+        run(&place, &["backup", "--source", &one, &two]);
+        assert_eq!(dry(&["sync", "--dry-run", "--source", &one, &two]), "nothing would change\n", "{format}");
+        // New mail, a flag, an expunge, a rename.
+        a.deliver("", &mail(70), b"Subject: new\n\n");
+        let seen = a.find("", &mail(2));
+        fs::rename(&seen, a.folder("").join("cur").join(format!("{}:2,S", mail(2)))).expect("is read");
+        fs::remove_file(a.find("", &mail(4))).expect("removed");
+        fs::rename(a.folder("Work"), a.folder("Job")).expect("renamed");
+        for line in [&["backup"][..], &["sync"], &["sync", "-1"]] {
+            let mut line = line.to_vec();
+            line.extend(["--dry-run", "--source", &one, &two]);
+            let printed = dry(&line);
+            assert!(
+                printed.contains("there: INBOX: 1 saved, 1 flagged, 1 expunged"),
+                "{format} {line:?} {printed}"
+            );
+            assert!(printed.contains("there: Job: renamed from Work"), "{format} {line:?} {printed}");
+            assert!(!printed.contains("here:"), "{format} {line:?} {printed}");
+        }
+        let printed = dry(&["backup", "-R", "--dry-run", "--json", "--source", &one, &two]);
+        let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+        assert_eq!(
+            (&json["dry_run"], &json["mailboxes"][0]["saved"]),
+            (&true.into(), &1.into()),
+            "{format} {json}"
+        );
+        run(&place, &["sync", "--source", &one, &two]);
+        assert_eq!(dry(&["sync", "--dry-run", "--source", &one, &two]), "nothing would change\n", "{format}");
+        drop(server);
+    }
+}
+
+#[test]
+fn a_dry_run_says_what_the_guard_would_refuse() {
+    let (place, a, b) = much_mail();
+    remove(&a, "", 200);
+    let (status, printed, said) =
+        dsync(&place, &["backup", "--dry-run", "--source", &a.location(), &b.location()]);
+    assert!(
+        status == 0 && printed.contains("200 expunged") && said.contains("--allow-mass-delete"),
+        "{status} {said}"
+    );
+    assert_eq!(bodies(&b, "INBOX"), 300);
+}
+
+#[test]
+fn verify_finds_whatever_differs_and_writes_nothing() {
+    let place = Place::new("");
+    let server = place.serve();
+    let (a, b) = (Account::new(place.path("a")), Account::of("mdbox", place.path("b")));
+    for n in 1..120 {
+        a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\r\n\nline\n").as_bytes());
+    }
+    let (one, two) = (a.location(), b.location());
+    run(&place, &["backup", "--source", &one, &two]);
+    run(&place, &["backup", "--source", &one, &place.tls()]);
+    for line in [&["verify"][..], &["verify", "--bodies"]] {
+        for destination in [&two, &place.tls()] {
+            let mut line = line.to_vec();
+            line.extend(["--source", &one, destination]);
+            let before = disk(place.dir.path());
+            assert_eq!(run(&place, &line), "", "{line:?}");
+            assert_eq!(disk(place.dir.path()), before, "{line:?}");
+        }
+    }
+    let theirs = Account::new(place.path("server/alice"));
+    let rewrite = |prefix: &str, folder: &str, text: &str| {
+        fs::write(theirs.find(folder, prefix), text).expect("written")
+    };
+    // The same size, another content; and the date of a message.
+    let modified = fs::metadata(theirs.find("", &mail(4))).and_then(|meta| meta.modified()).expect("known");
+    rewrite(&mail(4), "", "Subject: 5\r\n\nline\n");
+    fs::File::options()
+        .write(true)
+        .open(theirs.find("", &mail(4)))
+        .and_then(|f| f.set_modified(modified))
+        .expect("set");
+    let line = ["verify", "--source", &one, &place.tls()];
+    assert_eq!(run(&place, &line), "", "without the contents");
+    let (status, printed, _) = dsync(&place, &["verify", "--bodies", "--source", &one, &place.tls()]);
+    assert_eq!((status, printed.as_str()), (2, "INBOX: UID 2: the contents differ\n"));
+    receive(&theirs, "", &mail(6), 1_000_000_000);
+    rewrite(&mail(8), "", "Subject: longer\r\n\nline\n");
+    fs::remove_file(theirs.find("Work", &mail(3))).expect("removed");
+    let flagged = theirs.find("Work", &mail(5));
+    fs::rename(&flagged, theirs.folder("Work").join("cur").join(format!("{}:2,F", mail(5))))
+        .expect("flagged");
+    fs::remove_dir_all(theirs.folder("Work").join("tmp")).expect("removed");
+    theirs.deliver("Extra", &mail(500), b"Subject: extra\n\n");
+    fs::write(theirs.root.join("subscriptions"), "Extra\n").expect("written");
+    let (status, printed, said) = dsync(&place, &line);
+    for expected in [
+        "INBOX: UID 3: received ",
+        "INBOX: UID 4: 20 bytes here, 25 there",
+        "Work: UID 2: is not there",
+        "Work: UID 3: flags () here, (\\Flagged) there",
+        "Extra: is not here",
+        "Extra: not subscribed here, subscribed there",
+    ] {
+        assert!(printed.contains(expected), "{expected}: {printed} {said}");
+    }
+    assert_eq!(status, 2);
+    let (status, printed, _) =
+        dsync(&place, &["verify", "-m", "Work", "--json", "--source", &one, &place.tls()]);
+    let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((status, json["differences"].as_array().map(Vec::len)), (2, Some(2)), "{json}");
+    drop(server);
+}
+
+#[test]
+fn a_raw_log_tells_what_went_over_the_wire_and_no_secret() {
+    let place = Place::new("");
+    let server = place.serve();
+    let (a, raw) = (Account::new(place.path("a")), place.path("raw").display().to_string());
+    a.deliver("", &mail(1), b"Subject: private thing\n\n");
+    for (destination, line) in
+        [(place.tls(), "backup"), (format!("maildir:{}", place.path("b").display()), "sync")]
+    {
+        run(&place, &[line, "-r", &raw, "--source", &a.location(), &destination]);
+        let bytes = fs::read(&raw).expect("written");
+        for secret in ["private thing", dsync_tests::programs::PASSWORD] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{secret}");
+        }
+        assert_eq!(fs::metadata(&raw).expect("there").permissions().mode() & 0o777, 0o600);
+        let text = run(&place, &["rawlog", &raw]);
+        for expected in
+            ["> session: Handshake", "< session: Nodes", "> 1: Changes", "body, 24 bytes", "session: Finish"]
+        {
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+    let (status, _, said) = dsync(&place, &["rawlog", &a.root.join("dovecot-uidlist").display().to_string()]);
+    assert!(status == 65 && said.contains("no raw log"), "{status} {said}");
+    drop(server);
+}
+
+#[test]
+fn manual_pages_and_completions_are_made() {
+    let place = Place::new("");
+    run(&place, &["man", &place.dir.path().display().to_string()]);
+    for page in
+        ["dsync.1", "dsync-sync.1", "dsync-backup.1", "dsync-verify.1", "dsync-server.1", "dsync.conf.5"]
+    {
+        let text = fs::read_to_string(place.path(page)).expect(page);
+        assert!(text.contains(".SH") && text.len() > 500, "{page}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(run(&place, &["completions", shell]).contains("backup"), "{shell}");
+    }
+    let help = run(&place, &["help", "sync"]);
+    assert!(help.contains("--dry-run") && help.contains("-x, --exclude"), "{help}");
+}

@@ -2,7 +2,9 @@
 //!
 //! `DSYNC_SEEDS=FROM..TO cargo test -p dsync-tests --test simulation` runs other seeds; see docs/simulation.md.
 
-use dsync_session::proto::{Direction, Terminus};
+use dsync_session::proto::{Direction, Options, Purpose, Terminus};
+use dsync_session::storage::memory::Account;
+use dsync_session::{MailboxReport, Report};
 use dsync_tests::oracle;
 use dsync_tests::world::{Faults, World};
 
@@ -18,6 +20,7 @@ const ONCE_FAILED: &[u64] = &[
     93,   // a UID given to a delivery that was gone again was used for a save
     365,  // a skip and an end of saves of the next round came before this round was settled
     1867, // mail that came below the agreed UIDNEXT during a sync went with its mailbox when the other end deleted it
+    84,   // filtered: what was kept back at one end hid a message of the same UID at the other
     6430, // a mailbox made again took UIDs that the base knew, and mail under them went with it
 ];
 
@@ -27,7 +30,8 @@ fn seeds() -> std::ops::Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
-fn two_way(seed: u64) -> Result<(), Failed> {
+/// With `filters`, the first syncs bring over only some of the mail: the rest is never taken for expunged.
+fn two_way(seed: u64, filters: bool) -> Result<(), Failed> {
     let mut world = World::new(seed);
     let fail = |what: String, world: World| Err(Box::new((what, world)));
     for _ in 0..3 {
@@ -40,7 +44,8 @@ fn two_way(seed: u64) -> Result<(), Failed> {
             2 => Faults { users: 30, ..Faults::default() },
             _ => Faults { cut: 200, users: 60, storage: 2 },
         };
-        let outcome = world.sync(Direction::TwoWay, faults);
+        let options = if filters { world.some_filter() } else { Options::default() };
+        let outcome = world.sync_with(Direction::TwoWay, options, faults);
         if let Err(error) = &outcome
             && error.status() == 76
         {
@@ -67,6 +72,7 @@ fn two_way(seed: u64) -> Result<(), Failed> {
         if status == 0 { Ok(()) } else { Err(format!("status {status} in peace")) },
         oracle::equal(&a, &b),
         oracle::nothing_lost(&before, &a, &world.expunged),
+        oracle::nothing_ever_lost(&world, &a),
         oracle::nothing_twice(&a, &world.moved),
         world.remember().map_or(Ok(()), Err),
     ];
@@ -89,26 +95,29 @@ fn two_way(seed: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-fn into_one(seed: u64, mirror: bool) -> Result<(), Failed> {
+fn into_one(seed: u64, mirror: bool, filters: bool) -> Result<(), Failed> {
     let mut world = World::new(seed);
     let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
     let source = if into == Terminus::Initiator { 1 } else { 0 };
     let direction = if mirror { Direction::Mirror { into } } else { Direction::OneWay { into } };
-    for _ in 0..3 {
+    for round in 0..3 {
         for _ in 0..world.dice.roll(12) {
             world.user();
         }
+        let filtered = filters && round < 2;
+        let options = if filtered { world.some_filter() } else { Options::default() };
         let before = world.snapshot(source);
         let faults = if world.dice.roll(2) == 0 {
             Faults { cut: 100, ..Faults::default() }
         } else {
             Faults::default()
         };
-        let outcome = world.sync(direction, faults);
+        let outcome = world.sync_with(direction, options, faults);
         if let Err(what) = oracle::untouched(&before, &world.snapshot(source)) {
             return Err(Box::new((what, world)));
         }
         match outcome {
+            Ok(0) if filtered => {}
             Ok(0) if mirror => {
                 let check = same_mail(&world, source);
                 if let Err(what) = check {
@@ -143,7 +152,12 @@ fn same_mail(world: &World, source: usize) -> Result<(), String> {
 }
 
 fn run(what: &str, world: impl Fn(u64) -> Result<(), Failed>) {
-    for seed in ONCE_FAILED.iter().copied().chain(seeds()) {
+    run_every(1, what, world);
+}
+
+/// The same with every n-th seed.
+fn run_every(nth: usize, what: &str, world: impl Fn(u64) -> Result<(), Failed>) {
+    for seed in ONCE_FAILED.iter().copied().chain(seeds().step_by(nth)) {
         if let Err(failed) = world(seed) {
             let (wrong, world) = *failed;
             panic!("{what}: seed {seed}: {wrong}\n{}", world.trace.join("\n"));
@@ -151,17 +165,88 @@ fn run(what: &str, world: impl Fn(u64) -> Result<(), Failed>) {
     }
 }
 
+/// A dry run leaves both accounts as they are, and says what the run behind it does.
+fn dry_run(seed: u64) -> Result<(), Failed> {
+    let mut world = World::new(seed);
+    let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
+    let direction = match world.dice.roll(3) {
+        0 => Direction::TwoWay,
+        1 => Direction::OneWay { into },
+        _ => Direction::Mirror { into },
+    };
+    for _ in 0..2 {
+        for _ in 0..world.dice.roll(12) {
+            world.user();
+        }
+        let everything =
+            |world: &World| [0, 1].map(|end| format!("{:?}", Account { calls: 0, ..world.snapshot(end) }));
+        let before = everything(&world);
+        let options = Options { purpose: Purpose::DryRun, ..Options::default() };
+        let planned = world.sync_with(direction, options, Faults::default());
+        let reports = world.reports.clone();
+        if everything(&world) != before {
+            return Err(Box::new(("the dry run changed something".into(), world)));
+        }
+        let done = world.sync(direction, Faults::default());
+        let told = |reports: &[Report; 2]| {
+            let quiet = |report: &MailboxReport| MailboxReport { sent: 0, ..report.clone() };
+            let lists =
+                reports.each_ref().map(|report| report.mailboxes.iter().map(quiet).collect::<Vec<_>>());
+            let counts = reports.each_ref().map(|report| (report.local.saved, report.local.bytes));
+            (lists, counts)
+        };
+        match (planned, done) {
+            (Ok(planned), Ok(done)) => {
+                let ((mut lists, counts), (real, real_counts)) = (told(&reports), told(&world.reports));
+                // Subscriptions are told by dry runs only.
+                let mut real = real;
+                for mailbox in lists.iter_mut().flatten() {
+                    mailbox.tree.take_if(|tree| tree.ends_with("subscribed"));
+                }
+                for list in lists.iter_mut().chain(&mut real) {
+                    list.retain(|m| *m != MailboxReport { name: m.name.clone(), ..MailboxReport::default() });
+                }
+                if (planned, &lists, counts) != (done, &real, real_counts) {
+                    let what = format!(
+                        "planned {planned} {lists:#?} {counts:?}, did {done} {real:#?} {real_counts:?}"
+                    );
+                    return Err(Box::new((what, world)));
+                }
+                if reports[0].remote_mailboxes.len() != reports[1].mailboxes.len() {
+                    return Err(Box::new(("the initiator was not told all".into(), world)));
+                }
+            }
+            // What the guard refuses it only notes.
+            (Ok(_), Err(error)) if error.status() == 77 && !reports[0].notes.is_empty() => {}
+            other => return Err(Box::new((format!("{other:?}"), world))),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_says_what_the_run_does() {
+    run_every(2, "dry run", dry_run);
+}
+
 #[test]
 fn two_way_syncs_converge_and_lose_nothing() {
-    run("two-way", two_way);
+    run("two-way", |seed| two_way(seed, false));
+}
+
+#[test]
+fn what_a_filter_kept_back_is_not_taken_for_expunged() {
+    run_every(4, "filtered", |seed| two_way(seed, true));
+    run_every(4, "filtered mirror", |seed| into_one(seed, true, true));
+    run_every(4, "filtered one-way", |seed| into_one(seed, false, true));
 }
 
 #[test]
 fn mirrors_become_equal_and_leave_the_source_alone() {
-    run("mirror", |seed| into_one(seed, true));
+    run("mirror", |seed| into_one(seed, true, false));
 }
 
 #[test]
 fn one_way_syncs_bring_all_and_leave_the_source_alone() {
-    run("one-way", |seed| into_one(seed, false));
+    run("one-way", |seed| into_one(seed, false, false));
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dsync_session::proto::{Direction, Options};
 use dsync_session::{Brain, Input, Job, Output};
+use dsync_storage::index::{Index, Paths};
 use dsync_tests::maildirs::{Account, BACKUP, sync};
 use dsync_tests::programs::{Place, programs};
 
@@ -201,4 +202,241 @@ fn links_and_strange_directories_are_left_alone_and_named() {
     let view = copy.view();
     assert_eq!(view["Linked"].len(), 2, "a link to a directory of the same owner is a mailbox");
     assert!(!format!("{view:?}").contains("not for mail"), "no file outside is sent");
+}
+
+/// A mailbox that cannot be read is not gone: its copy stays, whatever name that has, and the rest is synchronised.
+#[test]
+fn what_cannot_be_read_is_not_taken_for_deleted() {
+    for direction in [BACKUP, Direction::TwoWay] {
+        let place = Place::new("");
+        let (account, copy) = (mail(&place, 3), Account::new(place.path("copy")));
+        account.deliver("Work", "1700000001.M1P1.work", b"Subject: work\n\n");
+        sync(&account, &copy, direction).expect("syncs");
+        let before = copy.view();
+        account.deliver("", "1700000009.M1P1.test", b"Subject: more\n\n");
+        // There, and not to be read.
+        let list = account.folder("Work").join("dovecot-uidlist");
+        let sound = fs::read(&list).expect("read");
+        fs::remove_file(&list).expect("removed");
+        fs::create_dir(&list).expect("made");
+        let (report, _) = sync(&account, &copy, direction).expect("syncs");
+        assert!(report.status() != 0 && report.problems.join(" ").contains("Work"), "{report:?}");
+        let after = copy.view();
+        assert_eq!(after["Work"], before["Work"], "{direction:?}");
+        assert_eq!(after["INBOX"].len(), 5);
+        fs::remove_dir(&list).expect("removed");
+        fs::write(&list, sound).expect("written");
+        let (report, _) = sync(&account, &copy, direction).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!(account.view(), copy.view());
+    }
+}
+
+/// Everything in an account but our own notes: path and content.
+fn content(root: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut content = std::collections::BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).expect("listed").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                content.insert(path.clone(), Vec::new());
+                left.push(path);
+            } else if !entry.file_name().to_string_lossy().starts_with(".dsync-") {
+                content.insert(path.clone(), fs::read(&path).expect("read"));
+            }
+        }
+    }
+    content
+}
+
+/// Mail that only Dovecot can read is found first: nothing is made, flagged, saved or expunged at the other end.
+#[test]
+fn encrypted_mail_is_refused_before_anything_is_written() {
+    let place = Place::new("");
+    let (a, b) = (mail(&place, 3), Account::new(place.path("copy")));
+    let run = |more: &[&str]| {
+        let mut line = vec!["backup", "--source"];
+        let (from, to) = (a.location(), b.location());
+        line.extend([&*from, &*to]);
+        line.splice(1..1, more.iter().copied());
+        let output = place.dsync(&line).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(run(&[]), (Some(0), String::new()));
+    let before = content(&b.root);
+    fs::remove_file(a.find("", "1700000001")).expect("removed");
+    a.deliver("", "1800000000.M1P1.test:2,S", b"Subject: plain\n\n");
+    a.deliver("Secret", "1800000001.M1P1.test:2,S", b"CRYPTED\x03\x07\x02 and so on");
+    let (status, said) = run(&[]);
+    assert!(status == Some(65) && said.lines().count() == 1, "{status:?} {said}");
+    for word in ["Secret", "1800000001.M1P1.test", "mail_crypt", "nothing was synchronised"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(content(&b.root), before);
+    assert_eq!(run(&[]).0, Some(65), "it is found again");
+    assert_eq!(run(&["-x", "Secret"]), (Some(0), String::new()));
+    assert_ne!(content(&b.root), before);
+    // What came since, in a mailbox that was looked into before.
+    a.deliver("", "1800000002.M1P1.test:2,S", b"CRYPTED\x03\x07\x02 and so on");
+    let before = content(&b.root);
+    let (status, said) = run(&["-x", "Secret"]);
+    assert!(status == Some(65) && said.contains("1800000002.M1P1.test"), "{status:?} {said}");
+    assert_eq!(content(&b.root), before);
+    // The same by the settings alone.
+    let (status, said) = run(&["-o", "mail_plugins=zlib mail_crypt"]);
+    assert!(status == Some(65) && said.contains("mail_plugins"), "{status:?} {said}");
+}
+
+#[test]
+fn attachments_that_are_not_there_are_named_before_anything_is_written() {
+    for format in ["sdbox", "mdbox"] {
+        let place = Place::new("");
+        let fixture = dsync_tests::formats::Fixture::unpack(&format!("{format}-att"));
+        let (from, to) = (fixture.home().join(format), place.path("copy"));
+        let b = Account::new(&to);
+        b.deliver("", "1700000000.M1P1.test:2,", b"Subject: of the copy's own\n\n");
+        drop(b.open().tree().expect("lists"));
+        let before = content(&to);
+        let line = [
+            "sync",
+            "--source",
+            &format!("{format}:{}", from.display()),
+            &format!("maildir:{}", to.display()),
+        ];
+        let output = place.dsync(&line).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(65), "{said}");
+        assert!(said.contains("mail_attachment_dir") && said.contains(&from.display().to_string()), "{said}");
+        assert_eq!(content(&to), before);
+    }
+}
+
+/// A process of its own, for the test below: takes the lock that it is told to, says so, and holds it until its stdin ends.
+#[test]
+fn a_holder_of_locks() {
+    let Ok(told) = std::env::var("DSYNC_TEST_HOLD") else { return };
+    let (kind, path) = told.split_once(' ').expect("kind and path");
+    if kind == "store" {
+        std::mem::forget(Account::new(path).open().lock(Duration::ZERO).expect("locks"));
+    } else {
+        let prefix = if kind == "map" { "dovecot.map.index" } else { "dovecot.index" };
+        let index = Index::open(Paths { directory: path.into(), prefix }).expect("opens");
+        std::mem::forget(Box::leak(Box::new(index.expect("is there"))).lock(Duration::ZERO).expect("locks"));
+    }
+    eprintln!("held");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).expect("reads");
+}
+
+/// A lock that another process holds ends the wait after -l seconds, with a line that names the holder.
+#[test]
+fn whoever_holds_a_lock_is_named() {
+    let place = Place::new("");
+    let a = mail(&place, 3);
+    let copies = ["maildir", "sdbox", "mdbox"].map(|format| Account::of(format, place.path(format)));
+    let run = |to: &Account, wait: &str| {
+        let line = ["backup", "-l", wait, "--source", &a.location(), &to.location()];
+        let output = place.dsync(&line).output().expect("runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for copy in &copies {
+        assert_eq!(run(copy, "30"), (Some(0), String::new()));
+    }
+    a.deliver("", "1800000000.M1P1.test:2,", b"Subject: more\n\n");
+    let [maildir, sdbox, mdbox] = &copies;
+    let inbox = "mailboxes/INBOX/dbox-Mails";
+    for (kind, path, copy, file) in [
+        ("store", maildir.root.clone(), maildir, ".dsync-lock"),
+        ("log", maildir.root.clone(), maildir, "dovecot.index.log"),
+        ("log", sdbox.root.join(inbox), sdbox, "dovecot.index.log"),
+        ("log", mdbox.root.join(inbox), mdbox, "dovecot.index.log"),
+        ("map", mdbox.root.join("storage"), mdbox, "dovecot.map.index.log"),
+    ] {
+        let mut holder = Command::new(std::env::current_exe().expect("known"))
+            .args(["--exact", "a_holder_of_locks", "--nocapture"])
+            .env("DSYNC_TEST_HOLD", format!("{kind} {}", path.display()))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut said = String::new();
+        let mut lines = std::io::BufReader::new(holder.stderr.take().expect("piped"));
+        while !said.contains("held") {
+            assert_ne!(
+                std::io::BufRead::read_line(&mut lines, &mut said).expect("reads"),
+                0,
+                "{kind}: {said}"
+            );
+        }
+        let (status, said) = run(copy, "1");
+        drop(holder.stdin.take());
+        holder.wait().expect("ends");
+        assert!(status == Some(75) && said.lines().count() == 1, "{kind}: {status:?} {said}");
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("named");
+        for word in [file, &format!("pid {} (", holder.id()), &format!(") on {}", host.trim()), "over 1 s"] {
+            assert!(said.contains(word), "{kind} {}: {word}: {said}", path.display());
+        }
+    }
+    // A dot-lock says itself whose it is.
+    let mut holder = Command::new("sleep").arg("600").spawn().expect("starts");
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("named");
+    let lock = maildir.root.join("dovecot-uidlist.lock");
+    fs::write(&lock, format!("{}:{}", holder.id(), host.trim())).expect("written");
+    let (status, said) = run(maildir, "1");
+    assert_eq!(status, Some(75), "{said}");
+    assert!(
+        said.contains(&format!("uidlist.lock: locked by pid {} (sleep) on {}", holder.id(), host.trim())),
+        "{said}"
+    );
+    holder.kill().expect("ends");
+    holder.wait().expect("ends");
+    // Its process is gone: the lock counts no more.
+    for copy in &copies {
+        assert_eq!(run(copy, "1"), (Some(0), String::new()));
+    }
+}
+
+/// What is left when the index (sdbox) or the map (mdbox) is lost comes back, and what does not is named.
+#[test]
+fn a_rebuild_says_what_it_could_not_recover() {
+    for format in ["sdbox", "mdbox"] {
+        let place = Place::new("");
+        let (a, dbox, c) =
+            (mail(&place, 4), Account::of(format, place.path(format)), Account::new(place.path("c")));
+        let run = |from: &Account, to: &Account| {
+            let line = ["backup", "--source", &from.location(), &to.location()];
+            let output = place.dsync(&line).output().expect("runs");
+            (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        assert_eq!(run(&a, &dbox), (Some(0), String::new()));
+        let inbox = dbox.root.join("mailboxes/INBOX/dbox-Mails");
+        let (lost, damaged, cut) = match format {
+            "sdbox" => (inbox.clone(), inbox.join("u.2"), 1000),
+            _ => (dbox.root.join("storage"), dbox.root.join("storage/m.1"), 3000),
+        };
+        for entry in fs::read_dir(&lost).expect("listed").flatten() {
+            if entry.file_name().to_string_lossy().contains("index") {
+                fs::remove_file(entry.path()).expect("removed");
+            }
+        }
+        let size = fs::metadata(&damaged).expect("known").len();
+        fs::File::options().write(true).open(&damaged).expect("opens").set_len(size - cut).expect("cut");
+        let (_, said) = run(&dbox, &c);
+        let name = damaged.display().to_string();
+        let expected: &[&str] = match format {
+            "sdbox" => &["the index is gone; 3 messages", "UIDVALIDITY", "not recovered", &name],
+            _ => &["the map is gone", "3 messages found", "1 messages of mailboxes are not there", &name],
+        };
+        for words in expected {
+            assert!(said.contains(words), "{format}: {words}: {said}");
+        }
+        let view = c.view();
+        let subjects =
+            |n: u32| view["INBOX"].iter().filter(|line| line.contains(&format!("Subject: {n}\\n"))).count();
+        let gone = if format == "sdbox" { 1 } else { 3 };
+        for n in 0..4 {
+            assert_eq!(subjects(n), usize::from(n != gone), "{format}: {n}: {said}");
+        }
+    }
 }

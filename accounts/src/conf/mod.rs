@@ -9,6 +9,7 @@ mod parse;
 mod secret;
 mod settings;
 mod tree;
+mod units;
 
 #[cfg(test)]
 mod tests;
@@ -16,5 +17,5 @@ mod tests;
 pub use error::{ConfError, Place};
 pub(crate) use parse::read_limited;
 pub use secret::Secret;
-pub use settings::{Fsync, Settings, Ssl};
+pub use settings::{Fsync, Settings, Ssl, known_settings};
 pub(crate) use tree::Section;

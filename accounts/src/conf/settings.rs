@@ -13,6 +13,7 @@ use super::{
     parse,
     secret::Secret,
     tree::{Entry, Section, Value, parse_bool},
+    units,
 };
 
 /// Where the configuration is when nobody says: the first of these that exists.
@@ -46,7 +47,11 @@ const KNOWN: &[&str] = &[
     "mail_index_path",
     "mail_location",
     "mail_path",
+    "mail_plugins",
+    "mail_replica",
     "mailbox_list_layout",
+    "mdbox_rotate_interval",
+    "mdbox_rotate_size",
     "passdb_default_password_scheme",
     "passwd_file_path",
     "separator",
@@ -65,6 +70,11 @@ const KNOWN: &[&str] = &[
     "ssl_server_request_client_cert",
     "ssl_verify_client_cert",
 ];
+
+/// The names of the settings that mean something here, for the manual.
+pub fn known_settings() -> &'static [&'static str] {
+    KNOWN
+}
 
 /// Whether clients may, or must, use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -335,6 +345,28 @@ impl Settings {
             _ => None,
         };
         Ok(self.parsed("mail_fsync", "always, optimized or never", read)?.unwrap_or(Fsync::Optimized))
+    }
+
+    /// Where the configuration turns on the plugin mail_crypt, whose mail only Dovecot can read.
+    pub fn encrypts(&self) -> Option<&Place> {
+        if let Some(entry) = self.entry("mail_plugins") {
+            let named = |text: &str| text.split_whitespace().any(|word| word == "mail_crypt");
+            return matches!(&entry.value, Value::Text(text) if named(text)).then_some(&entry.place);
+        }
+        let mut lists = self.root().of_kind("mail_plugins");
+        let list = lists.find(|list| list.yes("mail_crypt"))?;
+        list.entry("mail_crypt").map(|entry| &entry.place)
+    }
+
+    /// Bytes beyond which a file of mdbox takes no further message; `None`: the usual.
+    pub fn mdbox_rotate_size(&self) -> Result<Option<u64>, ConfError> {
+        self.parsed("mdbox_rotate_size", "a size such as 10M", units::size)
+    }
+
+    /// Seconds after which a file of mdbox takes no further message; 0: it does at any age.
+    pub fn mdbox_rotate_interval(&self) -> Result<u64, ConfError> {
+        let interval = self.parsed("mdbox_rotate_interval", "a time such as 2 days", units::seconds)?;
+        Ok(interval.unwrap_or(0))
     }
 
     /// Most connections at a time.

@@ -288,3 +288,25 @@ fn the_directory_of_attachments_is_expanded() {
     assert_eq!(place(&both), Ok(Some("/home/alice/att/alice".into())));
     assert!(place("mail_attachment_dir = att\n").is_err_and(|error| error.contains("no absolute path")));
 }
+
+#[test]
+fn mdbox_files_rotate_as_configured() {
+    let rotation = |text: &str| {
+        let settings = settings(text);
+        let size = settings.mdbox_rotate_size().map_err(|error| error.to_string())?;
+        Ok((size, settings.mdbox_rotate_interval().map_err(|error: ConfError| error.to_string())?))
+    };
+    assert_eq!(rotation(""), Ok((None, 0)));
+    assert_eq!(rotation("mdbox_rotate_size = 2M\nmdbox_rotate_interval = 1d\n"), Ok((Some(2 << 20), 86_400)));
+    assert!(rotation("mdbox_rotate_size = much\n").is_err_and(|error: String| error.contains("such as 10M")));
+}
+
+#[test]
+fn encryption_is_seen_in_the_settings() {
+    let encrypts = |text: &str| settings(text).encrypts().is_some();
+    assert!(encrypts("mail_plugins = zlib mail_crypt\n"));
+    assert!(encrypts("mail_plugins {\n  zlib = yes\n  mail_crypt = yes\n}\n"));
+    for text in ["", "mail_plugins = zlib\n", "mail_plugins {\n  mail_crypt = no\n}\n"] {
+        assert!(!encrypts(text), "{text}");
+    }
+}

@@ -61,8 +61,50 @@ pub enum Command {
         #[command(flatten)]
         globals: Globals,
     },
+    /// Free what expunged messages still take up in the files of mdbox
+    Purge {
+        /// User whose mail it is [default: who runs it]
+        #[arg(short, long, value_name = "USER")]
+        user: Option<String>,
+        /// Wait so many seconds for the lock of the store
+        #[arg(short, long, value_name = "SECS", default_value_t = 30)]
+        lock_wait: u32,
+        /// The mail [default: the setting mail_location, else where it usually is]
+        #[arg(value_name = "LOCATION")]
+        location: Option<String>,
+        #[command(flatten)]
+        globals: Globals,
+    },
+    /// Compare both ends message by message, and change nothing; status 2 if anything differs
+    Verify {
+        /// Compare the contents too, by BLAKE3
+        #[arg(long)]
+        bodies: bool,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        globals: Globals,
+    },
+    /// Show what was recorded by -r, a line for each frame
+    Rawlog {
+        /// The file that -r named
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Read a password from stdin, and print the hash for doveadm_password
     HashPassword,
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to, /usr/local/share/man/man1 for instance
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
 }
 
 impl Cli {
@@ -70,8 +112,14 @@ impl Cli {
     pub fn globals(&self) -> Globals {
         let mut all = self.globals.clone();
         let behind = match &self.command {
-            Command::Sync { globals, .. } | Command::Backup { globals, .. } => Some(globals),
-            Command::HashPassword => None,
+            Command::Sync { globals, .. }
+            | Command::Backup { globals, .. }
+            | Command::Purge { globals, .. }
+            | Command::Verify { globals, .. } => Some(globals),
+            Command::Rawlog { .. }
+            | Command::HashPassword
+            | Command::Man { .. }
+            | Command::Completions { .. } => None,
         };
         if let Some(behind) = behind {
             all.debug |= behind.debug;
@@ -112,8 +160,12 @@ mod tests {
             "sync -n '' -n Shared/ -N -a Virtual/All -U -d",
             "sync -t 2024-01-01 -e 1w -I 10M -O -\\Deleted -r /tmp/raw -p mail_path=~/m maildir:/x",
             "sync -S /run/dsync/socket mx1",
+            "sync -P maildir:/x",
             "sync -u alice ssh -i id_dsa.dovecot vmail@mx1 doveadm dsync-server -u alice",
             "sync maildir:/a mdbox:/b tcps:mx1",
+            "backup --dry-run --allow-mass-delete --json -r raw maildir:/b",
+            "-v verify --bodies -u alice -m INBOX tcps:mx1",
+            "rawlog raw",
         ] {
             let parsed = parse(line);
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

@@ -95,6 +95,9 @@ pub struct Changes {
     #[arg(short = 'O', long = "flag", value_name = "[-]FLAG", action = ArgAction::Append, value_parser = flag_condition,
           allow_hyphen_values = true)]
     pub flag: Vec<FlagCondition>,
+    /// Free what expunged messages take up in the destination's storage when all is done (mdbox; with -R it is the source's)
+    #[arg(short = 'P', long)]
+    pub purge: bool,
     /// Begin from this state of an earlier run, and print the new one; empty: none is known
     #[arg(short = 's', long = "state", value_name = "STATE")]
     pub state: Option<String>,

@@ -1,11 +1,11 @@
 //! The last stages: expunges, digests, the base, and good-bye.
 
-use dsync_merge::Direction;
+use dsync_merge::{Direction, End};
 use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    Since,
+    Since, UidSet,
 };
-use dsync_proto::{BaseRef, Message, Settled};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 
 use super::greeting::note_name;
 use super::mailbox::goal;
@@ -50,9 +50,15 @@ impl Brain {
         let mut not_kept = std::mem::take(&mut open.not_kept);
         if two_way {
             // Mail that came below the agreed UIDNEXT while we worked: the mailbox is not as agreed, and is done again.
-            let changes = mailbox.changes(Since::Base(&plan.agreed)).map_err(at(name))?;
+            let filtered = &open.filtered[self.end as usize];
+            let mut agreed = std::borrow::Cow::Borrowed(&plan.agreed);
+            if !agreed.out_of_scope.is_empty() {
+                agreed.to_mut().out_of_scope = UidSet::new();
+            }
+            let changes = mailbox.changes(Since::Base(&agreed)).map_err(at(name))?;
             let stray = changes.list.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
-            not_kept.extend(stray.map(MessageChange::uid).filter(|uid| *uid < plan.agreed.uid_next));
+            let stray = stray.map(MessageChange::uid).filter(|uid| !filtered.contains(uid.get()));
+            not_kept.extend(stray.filter(|uid| *uid < plan.agreed.uid_next));
         }
         not_kept.sort_unstable();
         not_kept.dedup();
@@ -106,14 +112,17 @@ impl Brain {
             let unkept = a.not_kept.iter().chain(&b.not_kept).copied().collect::<Vec<_>>();
             unkept.iter().for_each(|uid| plan.agreed.remove(*uid));
             open.confirmed = a.digest == b.digest && unkept.is_empty();
-            plan.agreed.digest = open.confirmed.then_some(a.digest);
+            // What a filter kept back is there as well: the digest would say that there is nothing else.
+            let all = plan.agreed.out_of_scope.is_empty();
+            plan.agreed.digest = (open.confirmed && all).then_some(a.digest);
             open.base = Some(plan.agreed.clone());
             if open.confirmed {
                 self.progress.settled += 1;
                 self.report.shown_equal += 1;
             } else if next < ROUNDS_MAX {
-                // First from what both planned: whatever a user did meanwhile is a change since then. Then from the lists alone.
-                let base = (next == 1).then(|| plan.agreed.clone());
+                // From what both planned: whatever a user did meanwhile is a change since then. If nobody did anything, what was planned is
+                // not what is there: then from the lists alone.
+                let base = (next == 1 || !open.quiet).then(|| plan.agreed.clone());
                 open.again(base);
                 again = true;
             } else {
@@ -209,8 +218,39 @@ impl Brain {
         }
     }
 
+    /// `-P`: as in Dovecot, it is the responder's storage that is purged. One piece; `false` if there is none left.
+    fn purge_some(&mut self) -> Result<bool, SessionError> {
+        let wanted = self.asks_to_purge() && self.end == End::Responder;
+        let Some(from) = self.purge_from.take().filter(|_| wanted) else { return Ok(false) };
+        let Some(purged) = self.storage.purge(from).map_err(at("all is synchronised, but cannot purge"))?
+        else {
+            return Ok(false);
+        };
+        self.counters.freed = Some(self.counters.freed.unwrap_or(0) + purged.bytes);
+        self.purge_from = purged.next;
+        Ok(true)
+    }
+
+    /// Says at the initiator what came of `-P`.
+    fn note_purge(&mut self, remote: &Counters) {
+        if self.asks_to_purge() && self.end == End::Initiator {
+            let told = match remote.freed {
+                Some(bytes) => format!("purged the destination: {bytes} bytes freed"),
+                None => "purge: the destination's format leaves nothing to free".into(),
+            };
+            self.report.notes.push(told);
+        }
+    }
+
+    fn asks_to_purge(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.options.purge && job.options.purpose == Purpose::Sync)
+    }
+
     pub(super) fn finish(&mut self) -> Result<bool, SessionError> {
         if !self.finish_said {
+            if self.purge_some()? {
+                return Ok(true);
+            }
             self.finish_said = true;
             for open in &mut self.open {
                 open.report.tree = self.renamed.remove(&open.pair.name);
@@ -229,6 +269,16 @@ impl Brain {
             }
             self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
             self.report.state = self.next_state()?;
+            if self.dry_run() && self.end == End::Responder {
+                let planned: Vec<Planned> = self.report.mailboxes.iter().map(Into::into).collect();
+                for batch in planned.chunks(BATCH_MAX) {
+                    self.say(Message::Planned { mailboxes: batch.to_vec(), notes: Vec::new() });
+                }
+                let notes: Vec<String> = self.report.notes.iter().take(BATCH_MAX).cloned().collect();
+                if !notes.is_empty() {
+                    self.say(Message::Planned { mailboxes: Vec::new(), notes });
+                }
+            }
             self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
             self.say(Message::Finish(self.counters));
             return Ok(true);
@@ -236,6 +286,7 @@ impl Brain {
         let Some(remote) = self.peer_finish else { return Ok(false) };
         self.report.local = self.counters;
         self.report.remote = remote;
+        self.note_purge(&remote);
         self.lock = None;
         self.stage = Stage::Done;
         Ok(true)

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use dsync_merge::{Both, Direction, End, Pair};
-use dsync_model::{BASE_BYTES_MAX, Base, MailboxName, MailboxNode, MailboxTree, TreeChange};
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Options};
-use dsync_storage::StorageError;
+use dsync_model::{
+    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
+};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose};
+use dsync_storage::memory::MemoryStorage;
+use dsync_storage::{Storage, StorageError};
 
 use super::mailbox::Open;
-use super::scope::Scope;
+use super::scope::{Scope, unreadable};
 use super::{Brain, Job, Stage, at};
 use crate::SessionError;
 
@@ -41,6 +44,11 @@ impl Brain {
                 if options.lock_wait_secs > 0 {
                     self.lock_wait = Duration::from_secs(options.lock_wait_secs.into());
                 }
+                if options.purpose != Purpose::Sync {
+                    let nothing: Box<dyn Storage> = Box::new(MemoryStorage::default());
+                    let storage = std::mem::replace(&mut self.storage, nothing);
+                    self.storage = super::for_purpose(storage, options.purpose);
+                }
                 self.job = Some(Job { direction, options });
             }
             Some(job) if job.direction != handshake.direction || job.options != handshake.options => {
@@ -68,10 +76,15 @@ impl Brain {
         let refs = self.read_bases(&me.pair(peer))?;
         self.bases[self.end as usize] = Some(refs.clone());
         self.say(Message::Bases(refs));
-        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let (mut tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         for problem in problems {
             self.problem(describe(&problem.mailbox, &problem.error), problem.error.status());
+            // It is there all the same: the other end must not take it for deleted.
+            if let Ok(name) = MailboxName::parse(&problem.mailbox, '/') {
+                tree.insert(name, unreadable());
+            }
         }
+        self.check_messages(&tree)?;
         let mut nodes = tree.iter();
         loop {
             let batch: Vec<_> =
@@ -119,6 +132,9 @@ impl Brain {
         if !self.peer_nodes_done {
             return Ok(false);
         }
+        if let Some(Purpose::Verify { .. }) = self.job.as_ref().map(|job| job.options.purpose) {
+            return self.begin_verifying();
+        }
         let common = a.iter().filter(|base| b.contains(base)).max().copied();
         let pair = match (self.me, &self.peer) {
             (Some(me), Some(peer)) => me.pair(peer.store),
@@ -131,7 +147,7 @@ impl Brain {
         }
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
-        self.guard(direction, &options)?;
+        self.guard_source(direction, &options)?;
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
         let scope = Scope::new(trees, self.base.as_ref(), &options);
@@ -151,7 +167,9 @@ impl Brain {
         self.check_state(&pairs);
         for pair in pairs.iter().filter(|_| !options.tree_only) {
             if !self.is_settled(pair, direction, options.full) {
-                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid)).cloned();
+                let base = self.base.as_ref().and_then(|base| base.mailboxes.get(&pair.guid));
+                // What a filter kept back then is looked at anew.
+                let base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base.clone() });
                 let channel = self.open.len() as u32 + 1;
                 self.open.push(Open::new(channel, pair.clone(), base));
             } else {
@@ -173,6 +191,15 @@ impl Brain {
             TreeChange::Identify { name, .. } => (Some(name), "got the other end's GUID".to_owned()),
             _ => (None, String::new()),
         };
+        if self.dry_run()
+            && let TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } = change
+        {
+            let what =
+                if matches!(change, TreeChange::Subscribe { .. }) { "subscribed" } else { "unsubscribed" };
+            for name in names {
+                self.renamed.entry(name.clone()).or_insert_with(|| what.to_owned());
+            }
+        }
         match self.storage.change_tree(change) {
             Ok(done) => {
                 if let (true, Some(name)) = (done, name) {
@@ -209,26 +236,6 @@ impl Brain {
             && next_agrees
             && a.digest == b.digest
             && (known || self.state_says_settled(pair.guid, a))
-    }
-
-    /// A mirror of nothing would remove everything: never without being told so.
-    fn guard(&self, direction: Direction, options: &Options) -> Result<(), SessionError> {
-        let Direction::Mirror { into } = direction else { return Ok(()) };
-        let messages = |tree: &MailboxTree| -> u64 {
-            tree.values()
-                .filter_map(|node| node.mailbox.as_ref())
-                .map(|status| u64::from(status.messages))
-                .sum()
-        };
-        let (source, own) =
-            (messages(&self.trees[into.other() as usize]), messages(&self.trees[into as usize]));
-        if source == 0 && own > 0 && !options.allow_mass_delete {
-            let text = format!(
-                "the source holds no message, and the destination holds {own}: refusing to remove them all (--allow-mass-delete does it)"
-            );
-            return Err(SessionError::Refused { status: 77, text });
-        }
-        Ok(())
     }
 }
 

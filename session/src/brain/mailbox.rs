@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
-use dsync_model::{MailboxBase, MailboxStatus, MessageChange, NewMessage, Since, Uid};
+use dsync_model::{MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, StorageError};
 
+use super::donors::Donor;
 use super::{Brain, Output, Stage, at};
 use crate::{MailboxReport, SessionError};
 
@@ -31,14 +32,23 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
-    mailbox: Option<Box<dyn Mailbox>>,
+    /// Was looked through for messages that the other end moved away.
+    pub searched: bool,
+    /// Nothing had changed at either end since the base.
+    pub quiet: bool,
+    pub mailbox: Option<Box<dyn Mailbox>>,
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs_done: bool,
+    /// Messages of each end that do not pass the filter.
+    pub filtered: [UidSet; 2],
     pub plan: Option<MessagePlan>,
-    fetches: VecDeque<Fetch>,
-    saving: Option<(NewMessage, bool)>,
-    unsaved: (u64, u64),
+    /// What is to be saved here, in its order; what is here already is copied.
+    pub fetches: VecDeque<(Fetch, Option<Donor>)>,
+    /// Actions that wait for the saves whose UIDs come before theirs.
+    waiting: Vec<MessageAction>,
+    pub saving: Option<(NewMessage, bool)>,
+    pub unsaved: (u64, u64),
     asked: VecDeque<MailRequest>,
     asked_done: bool,
     saved: bool,
@@ -63,12 +73,16 @@ impl Open {
             base,
             active: true,
             skipped: false,
+            searched: false,
+            quiet: false,
             mailbox: None,
             mine: None,
             theirs: None,
             theirs_done: false,
+            filtered: Default::default(),
             plan: None,
             fetches: VecDeque::new(),
+            waiting: Vec::new(),
             saving: None,
             unsaved: (0, 0),
             asked: VecDeque::new(),
@@ -87,7 +101,8 @@ impl Open {
         let fresh = Open::new(self.channel, self.pair.clone(), None);
         let old = std::mem::replace(self, fresh);
         self.since_base = base.is_some();
-        self.base = base;
+        // What the filter kept back at one end may be the UID of another message at the other: each looks anew.
+        self.base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base });
         self.skipped = old.skipped;
         self.report = old.report;
     }
@@ -127,11 +142,17 @@ impl Open {
 impl Brain {
     /// One piece of work on the mailboxes; `false` if there is none until something comes in.
     pub(super) fn work_on_mailboxes(&mut self) -> Result<bool, SessionError> {
-        if self.open_next()? || self.plan_next()? || self.serve_next()? || self.close_next()? {
+        if self.open_next()?
+            || self.plan_next()?
+            || self.serve_next()?
+            || self.copy_next()?
+            || self.close_next()?
+        {
             return Ok(true);
         }
         let idle = |open: &Open| !open.active || open.skipped || open.saved;
         if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
+            self.guard_deletions()?;
             self.saves_ended[self.end as usize] += 1;
             self.say(Message::End(List::Saves));
             return Ok(true);
@@ -156,6 +177,7 @@ impl Brain {
         if !first && (held + self.open[next].size() > CREDIT || in_flight >= MAILBOXES_IN_FLIGHT) {
             return Ok(false);
         }
+        let filter = self.own_filter();
         let open = &mut self.open[next];
         let since = match &open.base {
             Some(base) if open.since_base => Since::Base(base),
@@ -163,9 +185,10 @@ impl Brain {
         };
         let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
             let changes = mailbox.changes(since)?;
-            Ok((mailbox, changes))
+            let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
+            Ok((mailbox, changes, kept_back))
         });
-        let (mailbox, changes) = match opened {
+        let (mailbox, changes, kept_back) = match opened {
             Ok(opened) => opened,
             Err(error) => return self.skip(next, &error),
         };
@@ -177,7 +200,11 @@ impl Brain {
         for batch in changes.list.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Changes(batch.to_vec()));
         }
+        for batch in kept_back.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Filtered(batch.to_vec()));
+        }
         self.say_on(channel, Message::End(List::Changes));
+        self.open[next].filtered[self.end as usize] = kept_back.into_iter().map(Uid::get).collect();
         self.open[next].mine = Some((changes.status, changes.list));
         Ok(true)
     }
@@ -209,8 +236,13 @@ impl Brain {
         let name = open.name();
         let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
-        let views = Both(lists.map(|(status, changes)| MailboxView { status, changes }));
+        let filtered = &open.filtered;
+        let views = Both([0, 1].map(|i| {
+            let (status, changes) = lists[i];
+            MailboxView { status, changes, filtered: &filtered[i] }
+        }));
         let base = open.base.as_ref().filter(|_| open.since_base);
+        open.quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
         let plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
             Err(_) if open.since_base => {
@@ -224,16 +256,21 @@ impl Brain {
         let goal = goal(&plan, &mine.0);
         let mailbox = open.mailbox.as_mut().ok_or_else(|| gone(&name))?;
         let touched = plan.uid_validity.is_some() || goal.uid_next_min > mine.0.uid_next;
-        if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
+        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, which ends the sessions
+        // that have it open. A mirror has to make room first.
+        let mirrors = matches!(direction, dsync_merge::Direction::Mirror { .. });
+        if !mirrors && is_behind_saves(&plan) {
+            open.waiting = plan.actions.clone();
+        } else if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
             mailbox.apply(&plan.actions).map_err(at(name.clone()))?;
             let committed = mailbox.commit(goal).map_err(at(name.clone()))?;
             open.not_kept.extend(committed.not_kept);
         }
         for action in &plan.actions {
             match action {
-                dsync_model::MessageAction::Flags { .. } => open.report.flags += 1,
-                dsync_model::MessageAction::Renumber { .. } => open.report.renumbered += 1,
-                dsync_model::MessageAction::Expunge { .. } => {}
+                MessageAction::Flags { .. } => open.report.flags += 1,
+                MessageAction::Renumber { .. } => open.report.renumbered += 1,
+                MessageAction::Expunge { .. } => {}
             }
         }
         if plan.foreign > 0 && direction.source() != Some(end) {
@@ -241,14 +278,15 @@ impl Brain {
                 .notes
                 .push(format!("{name}: {} foreign messages are removed from the mirror", plan.foreign));
         }
-        let open = &mut self.open[index];
-        open.fetches = plan.fetches.iter().cloned().collect();
-        let requests: Vec<MailRequest> = plan
-            .fetches
+        let fetches = self.with_donors(index, &plan.fetches)?;
+        let requests: Vec<MailRequest> = fetches
             .iter()
-            .map(|fetch| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
+            .filter(|(_, donor)| donor.is_none())
+            .map(|(fetch, _)| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
             .collect();
-        self.progress.wanted += requests.len() as u64;
+        self.progress.wanted += fetches.len() as u64;
+        let open = &mut self.open[index];
+        open.fetches = fetches.into();
         open.plan = Some(plan);
         for batch in requests.chunks(BATCH_MAX) {
             self.say_on(channel, Message::Requests(batch.to_vec()));
@@ -342,6 +380,14 @@ impl Brain {
             modseq_min: plan.modseq_min,
             uid_validity: plan.uid_validity,
         };
+        let next = open.fetches.front().map(|(fetch, _)| fetch.uid);
+        let waiting = std::mem::take(&mut open.waiting);
+        let (now, later) = waiting.into_iter().partition(|action| match action {
+            MessageAction::Renumber { to, .. } => next.is_none_or(|next| *to < next),
+            MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
+        });
+        open.waiting = later;
+        mailbox.apply(&Vec::from_iter(now)).map_err(at(name.clone()))?;
         let committed = mailbox.commit(goal).map_err(at(name))?;
         open.not_kept.extend(committed.not_kept);
         open.report.saved += open.unsaved.0;
@@ -405,6 +451,9 @@ impl Brain {
                 }
                 list.extend(changes);
             }
+            Message::Filtered(uids) if open.theirs.is_some() && !open.theirs_done => {
+                open.filtered[peer].extend(uids.into_iter().map(Uid::get));
+            }
             Message::End(List::Changes) if open.theirs.is_some() => open.theirs_done = true,
             Message::Requests(requests) if !open.asked_done => {
                 if (open.asked.len() + requests.len()) as u64 > CHANGES_MAX {
@@ -427,9 +476,10 @@ impl Brain {
     }
 
     fn begin(&mut self, index: usize, header: MailHeader) -> Result<(), SessionError> {
+        while self.copy_at(index)? {}
         let open = &mut self.open[index];
         let name = open.name();
-        let fetch = open.fetches.pop_front();
+        let fetch = open.fetches.pop_front().map(|(fetch, _)| fetch);
         let Some(fetch) = fetch.filter(|fetch| fetch.from == header.uid && open.saving.is_none()) else {
             return Err(SessionError::Peer("sends a message that was not asked for".into()));
         };
@@ -482,9 +532,13 @@ impl Brain {
 
     pub(super) fn body_end(&mut self, channel: Channel) -> Result<(), SessionError> {
         self.body_piece(channel, &[])?;
+        let dry_run = self.dry_run();
         let open = &mut self.open[channel as usize - 1];
         let name = open.name();
         if let (Some((message, _)), Some(mailbox)) = (open.saving.take(), open.mailbox.as_mut()) {
+            if dry_run {
+                open.unsaved.1 += message.size.unwrap_or(0);
+            }
             mailbox.end_save().map_err(at(format!("{name}: UID {}: cannot save", message.uid)))?;
         }
         self.count_save(channel as usize - 1)
@@ -506,7 +560,7 @@ impl Brain {
         self.count_save(index)
     }
 
-    fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
+    pub(super) fn count_save(&mut self, index: usize) -> Result<(), SessionError> {
         let open = &mut self.open[index];
         open.unsaved.0 += 1;
         self.progress.received += 1;
@@ -521,6 +575,12 @@ pub(super) fn goal(plan: &MessagePlan, status: &MailboxStatus) -> Goal {
     // With saves to come, UIDNEXT is raised by the commit that ends them.
     let uid_next_min = if plan.fetches.is_empty() { plan.uid_next_min } else { status.uid_next };
     Goal { uid_next_min, modseq_min: plan.modseq_min, uid_validity: plan.uid_validity }
+}
+
+/// Says whether a message is to get a UID above one that is still to come.
+fn is_behind_saves(plan: &MessagePlan) -> bool {
+    let Some(first) = plan.fetches.first().map(|fetch| fetch.uid) else { return false };
+    plan.actions.iter().any(|action| matches!(action, MessageAction::Renumber { to, .. } if *to > first))
 }
 
 fn gone(name: &str) -> SessionError {

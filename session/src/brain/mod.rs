@@ -4,10 +4,15 @@
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod closing;
+mod donors;
+mod filtering;
 mod greeting;
+mod guard;
 mod mailbox;
 mod scope;
 mod stateful;
+mod unreadable;
+mod verifying;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -15,11 +20,14 @@ use std::time::Duration;
 use dsync_merge::{End, TreePlan};
 use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState};
 use dsync_proto::{
-    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Role, SESSION, Terminus,
+    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
+    Terminus,
 };
+use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, Storage, StorageError, StoreLock};
 
 use crate::{Progress, Report, SessionError};
+use donors::Donors;
 use mailbox::Open;
 
 /// What a session is to do.
@@ -65,6 +73,7 @@ enum Stage {
     Settling,
     Bases,
     Writing,
+    Verifying,
     Finishing,
     Done,
 }
@@ -92,6 +101,7 @@ pub struct Brain {
     plan: TreePlan,
     round: u8,
     open: Vec<Open>,
+    donors: Donors,
     /// Rounds in which the end has all its saves on the disk; the peer may be ahead by one.
     saves_ended: [u8; 2],
     committed: [Option<BaseRef>; 2],
@@ -99,6 +109,8 @@ pub struct Brain {
     written: [Option<Generation>; 2],
     counters: Counters,
     finish_said: bool,
+    /// Where a purge that was asked for goes on.
+    purge_from: Option<u32>,
     peer_finish: Option<Counters>,
     progress: Progress,
     report: Report,
@@ -107,12 +119,14 @@ pub struct Brain {
     /// The initiator's sync state, at both ends; `None`: it has none and wants none.
     state: Option<SyncState>,
     state_is_stale: bool,
+    verifying: verifying::Verifying,
 }
 
 impl Brain {
     /// The end that began the session; `job` counts for both.
     pub fn initiator(storage: Box<dyn Storage>, job: Job) -> Brain {
         let wait = Duration::from_secs(job.options.lock_wait_secs.into());
+        let storage = for_purpose(storage, job.options.purpose);
         Brain { job: Some(job), ..Brain::new(End::Initiator, storage, wait) }
     }
 
@@ -148,12 +162,14 @@ impl Brain {
             plan: TreePlan::default(),
             round: 0,
             open: Vec::new(),
+            donors: Donors::new(),
             saves_ended: [0; 2],
             committed: [None; 2],
             next_base: None,
             written: [None; 2],
             counters: Counters::default(),
             finish_said: false,
+            purge_from: Some(0),
             peer_finish: None,
             progress: Progress::default(),
             report: Report::default(),
@@ -161,6 +177,7 @@ impl Brain {
             old_notes: BTreeSet::new(),
             state: None,
             state_is_stale: false,
+            verifying: Default::default(),
         }
     }
 
@@ -204,6 +221,7 @@ impl Brain {
             Stage::Settling => self.settle()?,
             Stage::Bases => self.agree_on_base()?,
             Stage::Writing => self.base_written()?,
+            Stage::Verifying => self.verify()?,
             Stage::Finishing => self.finish()?,
             Stage::Done => return Ok(Output::Done(Box::new(std::mem::take(&mut self.report)))),
         };
@@ -255,6 +273,16 @@ impl Brain {
                 self.written[peer] = Some(generation);
                 Ok(())
             }
+            Message::Listing(name, listed) if self.end == End::Initiator => self.take_listing(name, listed),
+            Message::End(List::Listing) if self.end == End::Initiator => {
+                self.end_listing();
+                Ok(())
+            }
+            Message::Planned { mailboxes, notes } if self.end == End::Initiator => {
+                self.report.remote_mailboxes.extend(mailboxes.into_iter().map(Into::into));
+                self.report.notes.extend(notes.into_iter().map(|note| format!("the other end: {note}")));
+                Ok(())
+            }
             Message::Finish(counters) => {
                 self.peer_finish = Some(counters);
                 Ok(())
@@ -298,6 +326,10 @@ impl Brain {
         }
     }
 
+    fn dry_run(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.options.purpose == Purpose::DryRun)
+    }
+
     fn role(&self) -> Role {
         match self.end {
             End::Initiator => Role::Initiator,
@@ -309,6 +341,15 @@ impl Brain {
         self.report.problems.push(text);
         let worst = self.report.problem_status;
         self.report.problem_status = if worst == 75 || (worst != 0 && status != 75) { worst } else { status };
+    }
+}
+
+/// The storage as the purpose of the session allows it: written only if it is to be.
+fn for_purpose(storage: Box<dyn Storage>, purpose: Purpose) -> Box<dyn Storage> {
+    match purpose {
+        Purpose::Sync => storage,
+        Purpose::DryRun => Box::new(DryRun::new(storage, false)),
+        Purpose::Verify { .. } => Box::new(DryRun::new(storage, true)),
     }
 }
 

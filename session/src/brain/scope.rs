@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Both;
-use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask};
+use dsync_model::{Base, MailboxGuid, MailboxName, MailboxNode, MailboxTree, Mask};
 use dsync_proto::Options;
 
 /// The names that a session may touch.
@@ -17,6 +17,13 @@ pub(super) struct Scope {
     /// Settled for names that mailboxes have.
     known: BTreeMap<MailboxName, bool>,
     missing: Option<String>,
+    /// What an end has there it cannot read: nobody may take it for gone.
+    unreadable: BTreeSet<MailboxName>,
+}
+
+/// How an end lists a name that it cannot read: as neither a mailbox nor anything else.
+pub(super) fn unreadable() -> MailboxNode {
+    MailboxNode::default()
 }
 
 impl Scope {
@@ -27,6 +34,7 @@ impl Scope {
             excluded: options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect(),
             known: BTreeMap::new(),
             missing: None,
+            unreadable: trees.0.into_iter().flat_map(names_unreadable).collect(),
         };
         if scope.is_all() {
             return scope;
@@ -41,7 +49,9 @@ impl Scope {
             let wanted = (scope.wanted.is_empty() && scope.guids.is_empty())
                 || names.iter().any(|name| scope.wanted.iter().any(|mask| mask.matches(name)))
                 || guids.iter().any(|guid| scope.guids.contains(guid));
-            let excluded = names.iter().any(|name| scope.excluded.iter().any(|mask| mask.matches(name)));
+            let excluded = names.iter().any(|name| {
+                scope.excluded.iter().any(|mask| mask.matches(name)) || scope.unreadable.contains(*name)
+            });
             scope.known.extend(names.into_iter().map(|name| (name.clone(), wanted && !excluded)));
         }
         let plain = |text: &&String| !text.contains(['*', '%']);
@@ -56,7 +66,10 @@ impl Scope {
     }
 
     fn is_all(&self) -> bool {
-        self.wanted.is_empty() && self.guids.is_empty() && self.excluded.is_empty()
+        self.wanted.is_empty()
+            && self.guids.is_empty()
+            && self.excluded.is_empty()
+            && self.unreadable.is_empty()
     }
 
     /// Says whether the session is about what has this name.
@@ -68,12 +81,17 @@ impl Scope {
         let unasked = self.wanted.is_empty() && self.guids.is_empty();
         (unasked || self.wanted.iter().any(|mask| mask.matches(name)))
             && !self.excluded.iter().any(|mask| mask.matches(name))
+            && !self.unreadable.contains(name)
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
     pub(super) fn missing(&self) -> Option<&str> {
         self.missing.as_deref()
     }
+}
+
+fn names_unreadable(tree: &MailboxTree) -> impl Iterator<Item = MailboxName> {
+    tree.iter().filter(|(_, node)| **node == unreadable()).map(|(name, _)| name.clone())
 }
 
 type Component<'a> = (BTreeSet<&'a MailboxName>, BTreeSet<MailboxGuid>);
@@ -104,7 +122,7 @@ fn components<'a>(pairs: &BTreeSet<(&'a MailboxName, MailboxGuid)>) -> Vec<Compo
 
 #[cfg(test)]
 mod tests {
-    use dsync_model::{BaseNode, Digest, MailboxNode, MailboxStatus, ModSeq, Uid, UidValidity};
+    use dsync_model::{BaseNode, Digest, MailboxStatus, ModSeq, Uid, UidValidity};
 
     use super::*;
 

@@ -318,9 +318,10 @@ impl Exchange {
             highest_modseq: modseq,
             digest: dsync_model::Digest::default(),
         };
+        let filtered = &dsync_model::UidSet::new();
         let views = [
-            MailboxView { status: &mine, changes: &self.own },
-            MailboxView { status: &theirs, changes: &self.peer },
+            MailboxView { status: &mine, changes: &self.own, filtered },
+            MailboxView { status: &theirs, changes: &self.peer, filtered },
         ];
         let views = if self.terms.end == End::Initiator { views } else { [views[1], views[0]] };
         let plan = dsync_merge::messages(Both(views), None, self.terms.direction, self.terms.end)

@@ -188,6 +188,15 @@ impl DboxFile {
         BodyReader { file: self.file.clone(), at: mail.body_offset, end }
     }
 
+    /// The first bytes of the body as it is stored.
+    pub fn start(&self, mail: &StoredMail, bytes: usize) -> Result<Vec<u8>> {
+        let wanted = usize::try_from(mail.body_size).unwrap_or(bytes).min(bytes);
+        let mut start = vec![0; wanted];
+        let length = self.read_at(&mut start, mail.body_offset)?;
+        start.truncate(length);
+        Ok(start)
+    }
+
     /// The metadata from their magic to the empty line.
     fn metadata_block(&self, offset: u64) -> Result<Vec<u8>> {
         let mut block = Vec::new();

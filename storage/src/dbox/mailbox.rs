@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use dsync_model::{
     Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since, Uid,
@@ -16,10 +15,9 @@ use super::shared::Shared;
 use crate::compressed::Opened;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::{Appended, Edit, Flagged, Index, State};
+use crate::lock::patience;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError};
 
-/// How long to wait for the index.
-pub(super) const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// Bytes read from a body at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -60,15 +58,30 @@ impl DboxMailbox {
     /// Every message as the index has it.
     pub(super) fn list(&mut self) -> Result<Vec<Message>> {
         self.index.refresh()?;
+        let (list, gone) = self.look()?;
+        if gone.is_empty() {
+            return Ok(list);
+        }
+        // Dovecot removes files first, and tells the index before it lets go of it.
+        drop(self.index.lock(patience())?);
+        let (list, gone) = self.look()?;
+        let directory = self.bodies.places().mail.display();
+        for uid in gone {
+            tracing::warn!("{directory}: UID {uid} is in the index, and is gone; left out");
+        }
+        Ok(list)
+    }
+
+    /// The messages that are there, and the UIDs of those that are in the index alone.
+    fn look(&mut self) -> Result<(Vec<Message>, Vec<u32>)> {
         let DboxMailbox { index, bodies, guids, .. } = self;
         let state = index.state();
         let names = keywords(state);
-        let mut list = Vec::with_capacity(state.uids.len());
+        let (mut list, mut gone) = (Vec::with_capacity(state.uids.len()), Vec::new());
         for (row, number) in state.uids.iter().enumerate() {
             let Some(uid) = Uid::new(*number) else { continue };
             let Some(guid) = guid(guids, bodies, state, *number)? else {
-                let directory = bodies.places().mail.display();
-                tracing::warn!("{directory}: UID {number} is in the index, and is gone; left out");
+                gone.push(*number);
                 continue;
             };
             list.push(Message {
@@ -80,7 +93,20 @@ impl DboxMailbox {
                 size: None,
             });
         }
-        Ok(list)
+        Ok((list, gone))
+    }
+
+    /// See [`Storage::check`](crate::Storage::check). Damage is another matter, and shows when a message is sent.
+    pub(super) fn check(&mut self, from: Uid) -> Result<()> {
+        let state = self.index.state();
+        for uid in state.uids.iter().copied().filter(|uid| *uid >= from.get()) {
+            match self.bodies.open(state, uid) {
+                Ok(Some(mail)) => super::check_mail(&mail.file, &mail.stored, mail.attachments.as_ref())?,
+                Ok(None) => {}
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn status_of(&self, list: &[Message]) -> Result<MailboxStatus> {
@@ -186,7 +212,7 @@ impl DboxMailbox {
                                 });
                             }
                         }
-                        (None, None) => committed.not_kept.push(uid),
+                        (None, None) => {}
                     }
                 }
                 MessageAction::Expunge { uid, guid } => {
@@ -201,6 +227,8 @@ impl DboxMailbox {
                 }
             }
         }
+        let saved = uids.iter().zip(self.pending.iter().map(|pending| &pending.saved.message));
+        edit.headers = self.shared.pop3_headers(state, saved);
         edit.appended.sort_by_key(|mail| mail.uid);
         edit.expunged.sort_unstable();
         let saved = uids.into_iter().zip(std::mem::take(&mut self.pending)).collect();
@@ -233,7 +261,7 @@ impl DboxMailbox {
         let path = self.index.paths().clone();
         let mut index = Index::open(path.clone())?
             .ok_or_else(|| StorageError::NoMailbox(path.log().display().to_string()))?;
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         let state = writer.state().clone();
         if state.deleted {
             return Err(StorageError::NoMailbox(self.bodies.places().mail.display().to_string()));

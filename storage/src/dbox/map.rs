@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::mailbox::LOCK_WAIT;
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction, Writer};
+use crate::lock::patience;
 use crate::{Fsync, Result};
 
 const MAP: &str = "map";
@@ -168,7 +168,7 @@ impl Map {
 
     /// Takes the map's lock. No mailbox may be locked already.
     pub fn lock(&mut self) -> Result<MapWriter<'_>> {
-        Ok(MapWriter { writer: self.index.lock(LOCK_WAIT)? })
+        Ok(MapWriter { writer: self.index.lock(patience())? })
     }
 }
 

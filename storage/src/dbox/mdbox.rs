@@ -195,7 +195,7 @@ impl Files {
     /// Begins a message: behind the last one, in a file that has room, or in a new one.
     pub fn begin(&mut self, message: NewMessage) -> Result<Saving> {
         let size = message.size.unwrap_or(0);
-        if self.output.as_ref().is_some_and(|output| output.end() + size > self.store.rotate_bytes) {
+        if self.output.as_ref().is_some_and(|output| output.end() + size > self.store.rotation.bytes) {
             self.set_aside()?;
         }
         let output = match self.output.take() {

@@ -28,8 +28,7 @@ use crate::{Result, StorageError, disk};
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
 pub use metadata::Metadata;
-pub use purge::Purged;
-pub use storage::{Dbox, Mdbox, Sdbox};
+pub use storage::{Dbox, Mdbox, Rotation, Sdbox};
 
 /// Begins the names of files that are still being written.
 const TEMPORARY: &str = ".temp.dsync.";
@@ -57,6 +56,30 @@ fn serial() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Fails for a message that [`open_mail`] could not give to anybody: encrypted, or with attachments that are not there.
+fn check_mail(file: &DboxFile, mail: &StoredMail, attachments: Option<&AttachmentDir>) -> Result<()> {
+    compressed::check(&file.start(mail, compressed::MAGIC_BYTES)?, file.path())?;
+    attachments_resolve(file, mail, attachments)
+}
+
+fn attachments_resolve(
+    file: &DboxFile,
+    mail: &StoredMail,
+    attachments: Option<&AttachmentDir>,
+) -> Result<()> {
+    let references = &mail.metadata.attachments;
+    match attachments {
+        _ if references.is_empty() => Ok(()),
+        Some(files) => attachment::attachments_resolve(references, files),
+        None => Err(StorageError::Damaged {
+            path: file.path().to_owned(),
+            offset: mail.offset,
+            what: "its attachments lie outside, and no directory of attachments is set (mail_attachment_dir)"
+                .into(),
+        }),
+    }
+}
+
 /// Opens a message as it was when it was saved: decompressed, with its attachments back in their places.
 ///
 /// Says at once if an attachment is missing, or if `attachments` is `None` where some are needed.
@@ -72,13 +95,9 @@ pub fn open_mail(file: &DboxFile, mail: &StoredMail, attachments: Option<&Attach
         offset: mail.offset,
         what: what.into(),
     };
+    attachments_resolve(file, mail, attachments)?;
     let nowhere = AttachmentDir::mdbox("");
-    let files = match attachments {
-        Some(files) => files,
-        None if references.is_empty() => &nowhere,
-        None => return Err(damaged("its attachments lie outside, and no directory of attachments is set")),
-    };
-    attachment::attachments_resolve(references, files)?;
+    let files = attachments.unwrap_or(&nowhere);
     match whole_size {
         _ if !references.is_empty() => {}
         Some(_) if compression.is_some() => {}

@@ -13,22 +13,12 @@ use super::output::Output;
 use super::shared::Shared;
 use super::store::Store;
 use super::{AttachmentDir, DboxFile, attachment};
-use crate::{Result, StorageError, disk};
+use crate::{Purged, Result, StorageError, disk};
 
 /// Bytes copied at once.
 const CHUNK_BYTES: u64 = 256 << 10;
-
-/// What a purge did.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Purged {
-    /// Files that are gone.
-    pub files: u64,
-    /// Messages that are gone with them, and their bytes.
-    pub messages: u64,
-    pub bytes: u64,
-    /// Files that could not be purged: somebody was writing to them, or they are not what the map says.
-    pub left: u64,
-}
+/// Bytes after whose copying a piece of work ends: the other end of a session must not take us for dead.
+const PIECE_BYTES: u64 = 64 << 20;
 
 /// A file with what the map has in it, by offset.
 struct Old {
@@ -40,17 +30,25 @@ struct Old {
     live: Vec<(u32, Place)>,
 }
 
-/// Purges all files that hold messages to which nobody refers.
-pub(super) fn purge(shared: &Shared, store: &Store) -> Result<Purged> {
+/// Purges files that hold messages to which nobody refers, from this number on, until enough was copied for one piece of work.
+pub(super) fn purge(shared: &Shared, store: &Store, from: u32) -> Result<Purged> {
     let mut map = store.open_map()?;
     let mut purged = Purged::default();
     // References that a crash left wrong are put right first.
     drop(shared.lock_map(&mut map)?);
     let dead = map.state().all().filter(|(_, _, references)| *references == 0);
-    let files: BTreeSet<u32> = dead.map(|(_, place, _)| place.file).collect();
+    let files: BTreeSet<u32> = dead.map(|(_, place, _)| place.file).filter(|file| *file >= from).collect();
+    let mut copied = 0;
     for number in files {
+        if copied >= PIECE_BYTES {
+            purged.next = Some(number);
+            break;
+        }
         match Old::open(store, &mut map, number)? {
-            Some(old) if !old.dead.is_empty() => purge_one(shared, store, &mut map, old, &mut purged)?,
+            Some(old) if !old.dead.is_empty() => {
+                copied += old.live.iter().map(|(_, place)| u64::from(place.size)).sum::<u64>();
+                purge_one(shared, store, &mut map, old, &mut purged)?;
+            }
             Some(_) => {}
             None => purged.left += 1,
         }

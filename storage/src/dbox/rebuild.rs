@@ -11,14 +11,13 @@ use std::path::PathBuf;
 use dsync_model::{FlagSet, MailboxGuid, MailboxName, ModSeq};
 
 use super::DboxFile;
-use super::mailbox::LOCK_WAIT;
 use super::map::{Map, MapState, Place};
 use super::mdbox::{self, Ids};
 use super::shared::Shared;
 use super::store::Store;
 use crate::index::{Appended, Edit, Index, Paths, Transaction};
 use crate::layout::Places;
-use crate::lock::FileLock;
+use crate::lock::{FileLock, patience};
 use crate::{Goal, Result, StorageError, disk};
 
 /// A message in a file.
@@ -33,7 +32,7 @@ struct Found {
 pub(super) fn make_map(shared: &Shared, store: &Store) -> Result<Map> {
     disk::make_directory(&store.directory)?;
     disk::make_directory(&store.map)?;
-    let lock = FileLock::take(&store.directory.join(".dsync-rebuild"), LOCK_WAIT)?;
+    let lock = FileLock::take(&store.directory.join(".dsync-rebuild"), patience())?;
     let made = match Map::open(&store.map)? {
         Some(made) => made,
         None => rebuild_map(shared, store)?,
@@ -241,7 +240,7 @@ fn append(shared: &Shared, name: &MailboxName, orphans: &[(u32, [u8; 16])]) -> R
     let paths = Shared::paths(&shared.places(name)?);
     let index = Index::open(paths)?;
     let mut index = index.ok_or_else(|| StorageError::NoMailbox(name.to_string()))?;
-    let mut writer = index.lock(LOCK_WAIT)?;
+    let mut writer = index.lock(patience())?;
     let next = writer.state().header.next_uid;
     let appended = orphans.iter().zip(next..).map(|(orphan, uid)| Appended {
         uid,

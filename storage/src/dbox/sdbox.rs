@@ -124,15 +124,26 @@ impl Files {
         }
     }
 
-    /// Every message file there is, for a rebuild: UID, GUID.
-    pub fn all(&self) -> Result<BTreeMap<u32, Option<MessageGuid>>> {
+    /// Every message file there is, for a rebuild: by UID, with why it cannot be read if it is damaged.
+    pub fn all(&self) -> Result<BTreeMap<u32, Option<StorageError>>> {
         let mut found = BTreeMap::new();
         for directory in [Some(&self.places.mail), self.places.alt.as_ref()].into_iter().flatten() {
             for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let uid = name.to_str().and_then(|name| name.strip_prefix("u.")?.parse::<u32>().ok());
                 if let Some(uid) = uid.filter(|uid| *uid > 0 && *uid < u32::MAX) {
-                    found.insert(uid, self.guid(uid).ok().flatten());
+                    let damage = match self.open(uid) {
+                        Ok(Some((_, mail))) if mail.metadata.guid.is_some() => None,
+                        Ok(Some((file, mail))) => Some(StorageError::Damaged {
+                            path: file.path().to_owned(),
+                            offset: mail.offset,
+                            what: "the message has no GUID".into(),
+                        }),
+                        Ok(None) => continue,
+                        Err(error @ StorageError::Damaged { .. }) => Some(error),
+                        Err(error) => return Err(error),
+                    };
+                    found.insert(uid, damage);
                 }
             }
         }

@@ -5,21 +5,27 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dsync_model::{MailboxGuid, MailboxName, Uid, UidValidity};
+use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
 
 use super::bodies::Bodies;
-use super::mailbox::{DboxMailbox, LOCK_WAIT};
+use super::mailbox::DboxMailbox;
 use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
 use super::{list_index, mdbox, sdbox};
 use crate::account::Account;
+use crate::index::edit::{HeaderData, pop3_uidl};
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Places};
+use crate::lock::patience;
 use crate::{MailboxProblem, Result, StorageError, disk};
 
 const HEADER_BYTES: usize = 24;
+/// Behind the map's UIDVALIDITY (or the count of rebuilds) and the mailbox GUID.
+const POP3_FLAGS: usize = 20;
+const HAVE_POP3_UIDLS: u8 = 1;
+const HAVE_POP3_ORDERS: u8 = 2;
 
 /// See the module.
 pub(super) struct Shared {
@@ -56,6 +62,29 @@ impl Shared {
     /// The extension that keeps a mailbox's GUID.
     fn header(&self) -> &'static str {
         if self.store.is_some() { "mdbox-hdr" } else { "dbox-hdr" }
+    }
+
+    /// What tells Dovecot that messages with POP3 UIDLs or POP3 orders come: without that it looks for none.
+    pub fn pop3_headers<'m>(
+        &self,
+        state: &State,
+        saved: impl Iterator<Item = (&'m u32, &'m NewMessage)>,
+    ) -> Vec<HeaderData> {
+        let known = state.extension(self.header());
+        let known = known.map_or(0, |known| known.header_padded(HEADER_BYTES)[POP3_FLAGS]);
+        let (mut flags, mut last) = (known, 0);
+        for (uid, message) in saved {
+            if message.pop3_uidl.is_some() {
+                flags |= HAVE_POP3_UIDLS;
+                last = last.max(*uid);
+            }
+            if message.pop3_order.is_some() {
+                flags |= HAVE_POP3_ORDERS;
+            }
+        }
+        let ours = HeaderData { extension: self.header(), at: POP3_FLAGS as u16, data: vec![flags] };
+        let ours = (flags != known).then_some(ours);
+        ours.into_iter().chain(pop3_uidl(state, last)).collect()
     }
 
     /// Where a mailbox lies.
@@ -186,16 +215,23 @@ impl Shared {
         }
         let files = sdbox::Files { places: places.clone(), attachments: None, mailbox: guid };
         let found = files.all()?;
+        let whole: Vec<u32> =
+            found.iter().filter(|(_, damage)| damage.is_none()).map(|(uid, _)| *uid).collect();
         if !found.is_empty() {
-            let (directory, mails) = (places.mail.display(), found.len());
             tracing::warn!(
-                "{directory}: the index is gone; {mails} messages are taken from their files under their UIDs, without flags and keywords"
+                "{}: the index is gone; {} messages are taken from their files under their UIDs; lost are flags, keywords, \
+                 modseqs, the mailbox's UIDVALIDITY and its GUID",
+                places.mail.display(),
+                whole.len()
             );
+        }
+        for error in found.values().flatten() {
+            tracing::warn!("{error}: not recovered; the file stays as it is");
         }
         let validity = self.account.new_uid_validity()?;
         let next = found.last_key_value().map_or(1, |(uid, _)| uid + 1);
         let mut first = self.identity(guid)?;
-        first.append(&found.keys().map(|uid| (*uid, 0)).collect::<Vec<_>>());
+        first.append(&whole.iter().map(|uid| (*uid, 0)).collect::<Vec<_>>());
         Index::create(paths, validity.get(), next, first)
     }
 
@@ -205,7 +241,7 @@ impl Shared {
         guid: MailboxGuid,
         validity: Option<UidValidity>,
     ) -> Result<()> {
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         let mut change = Transaction::new();
         if let Some(validity) = validity {
             change.header(24, &validity.get().to_le_bytes());
@@ -249,7 +285,7 @@ impl Shared {
         if name.is_inbox() {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         if self.guid_of(writer.state()) != Some(guid) || writer.state().header.next_uid != uid_next.get() {
             return Ok(false);
         }

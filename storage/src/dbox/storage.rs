@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, UidValidity,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, Timestamp, TreeChange, Uid, UidValidity,
 };
 use rand::RngExt;
 
-use super::Purged;
 use super::list_index;
 use super::map::Map;
 use super::shared::Shared;
@@ -20,17 +19,40 @@ use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
 use crate::status_cache::{Fingerprint, StatusCache};
 use crate::{
-    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
+    Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
+    disk,
 };
 
-/// A file `m.N` is not filled beyond this: Dovecot's default of `mdbox_rotate_size`.
-pub const ROTATE_BYTES: u64 = 10 << 20;
+/// When a file `m.N` takes no further message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rotation {
+    /// It would grow beyond this (setting `mdbox_rotate_size`).
+    pub bytes: u64,
+    /// It was begun before this time (setting `mdbox_rotate_interval`), counted in whole days, hours or minutes, where the
+    /// present one is the first; 0: at any age.
+    pub secs: u64,
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation { bytes: 10 << 20, secs: 0 }
+    }
+}
+
+impl Rotation {
+    /// The time before which a file must not have been begun. Days begin at midnight UTC.
+    pub(super) fn oldest(self, now: i64) -> Option<i64> {
+        let secs = i64::try_from(self.secs).ok().filter(|secs| *secs > 0)?;
+        let unit = [86_400, 3600, 60].into_iter().find(|unit| secs >= *unit).unwrap_or(1);
+        Some((now - now.rem_euclid(unit)).saturating_sub(secs - unit))
+    }
+}
 
 /// An account of sdbox or mdbox, as its layout says.
 pub struct Dbox {
     shared: Arc<Shared>,
     names: BTreeMap<MailboxGuid, MailboxName>,
-    /// The map, as it was last looked at.
+    /// The map, as it was last looked at: not before a mailbox has to be read, as it is as large as the account.
     map: Option<Map>,
 }
 
@@ -43,15 +65,15 @@ pub type Mdbox = Dbox;
 impl Dbox {
     /// Opens an account; its root is made if it is missing.
     pub fn open(layout: Layout, fsync: Fsync, attachments: Option<PathBuf>) -> Result<Dbox> {
-        Dbox::open_rotating(layout, fsync, attachments, ROTATE_BYTES)
+        Dbox::open_rotating(layout, fsync, attachments, Rotation::default())
     }
 
-    /// The same with another size for the files of mdbox (setting `mdbox_rotate_size`).
+    /// The same with other rules for the files of mdbox.
     pub fn open_rotating(
         layout: Layout,
         fsync: Fsync,
         attachments: Option<PathBuf>,
-        rotate_bytes: u64,
+        rotation: Rotation,
     ) -> Result<Dbox> {
         let multi = layout.format == Format::Mdbox;
         let in_memory = layout.index == crate::layout::Index::Memory;
@@ -64,18 +86,19 @@ impl Dbox {
             return Err(StorageError::Location(what));
         }
         let account = Account::open(layout, fsync)?;
-        let store = multi.then(|| Store::new(&account.layout, rotate_bytes));
+        let store = multi.then(|| Store::new(&account.layout, rotation));
         let shared = Arc::new(Shared { account, attachments, store });
-        let map = shared.open_map()?;
-        Ok(Dbox { shared, names: BTreeMap::new(), map })
+        let mut dbox = Dbox { shared, names: BTreeMap::new(), map: None };
+        dbox.make_missing_map()?;
+        Ok(dbox)
     }
 
-    /// Frees what expunged messages take up in the files of mdbox. With sdbox there is nothing to free.
-    pub fn purge(&mut self) -> Result<Purged> {
-        match &self.shared.store {
-            Some(store) => super::purge::purge(&self.shared, store),
-            None => Ok(Purged::default()),
+    fn make_missing_map(&mut self) -> Result<()> {
+        let store = self.shared.store.as_ref();
+        if store.is_some_and(|store| Index::stamp(&Map::paths(&store.map)).is_none()) {
+            self.map = self.shared.open_map()?;
         }
+        Ok(())
     }
 
     /// Mailboxes and names without mail, INBOX left out.
@@ -96,6 +119,9 @@ impl Dbox {
         let mail = places.mail.clone();
         super::sweep(&mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
+        if self.map.is_none() {
+            self.map = self.shared.open_map()?;
+        }
         if let Some(map) = &self.map
             && self.shared.map_validity_of(index.state()) != map.uid_validity()
         {
@@ -148,11 +174,8 @@ impl Storage for Dbox {
         let inbox = MailboxName::inbox();
         if let Some(store) = &self.shared.store {
             super::sweep(&store.directory)?;
-            let current = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
-            self.map = match current {
-                Some(map) => Some(map),
-                None => self.shared.open_map()?,
-            };
+            self.map = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
+            self.make_missing_map()?;
         }
         if account.layout.kind != Kind::Index {
             disk::make_directory(&account.layout.places(&inbox)?.mail)?;
@@ -234,5 +257,50 @@ impl Storage for Dbox {
 
     fn remove_note(&mut self, name: &str) -> Result<()> {
         self.shared.account.remove_note(name)
+    }
+
+    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
+        let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
+        let places = self.shared.places(name)?;
+        let index = Index::open(Shared::paths(&places))?;
+        let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
+        let mut open = self.shared.mailbox(name, places, mailbox, index, self.map.take());
+        let checked = open.check(from);
+        self.map = open.into_map()?;
+        checked.map(|()| true)
+    }
+
+    fn purge(&mut self, from: u32) -> Result<Option<Purged>> {
+        self.shared.store.as_ref().map(|store| super::purge::purge(&self.shared, store, from)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_present_day_is_the_first() {
+        let oldest = |secs, now| Rotation { bytes: 0, secs }.oldest(now);
+        let day = 86_400;
+        assert_eq!(oldest(0, 10 * day), None);
+        assert_eq!(oldest(86_400, 10 * day + 5), Some(10 * day), "1d: since midnight");
+        assert_eq!(oldest(2 * 86_400, 10 * day + 5), Some(9 * day));
+        assert_eq!(oldest(3600, 10 * day + 3700), Some(10 * day + 3600));
+        assert_eq!(oldest(30, 1000), Some(971));
+    }
+
+    #[test]
+    fn a_map_is_read_when_a_mailbox_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || {
+            let layout = Layout::new(Format::Mdbox, directory.path().join("mail"));
+            Dbox::open(layout, Fsync::Never, None).unwrap()
+        };
+        assert!(open().map.is_some(), "just made");
+        let mut again = open();
+        assert!(again.map.is_none());
+        again.tree().unwrap();
+        assert!(again.map.is_some());
     }
 }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::DboxFile;
 use super::file::MESSAGE_HEADER_BYTES;
 use super::map::{Map, MapState};
 use super::output::Output;
+use super::saving::now;
+use super::{DboxFile, Rotation};
 use crate::layout::Layout;
 use crate::{Result, StorageError, disk};
 
@@ -24,13 +25,14 @@ pub(super) struct Store {
     pub directory: PathBuf,
     pub alt: Option<PathBuf>,
     pub map: PathBuf,
-    /// A file that would grow beyond this takes no further message.
-    pub rotate_bytes: u64,
+    /// When a file takes no further message; never beyond what an offset in the map can tell.
+    pub rotation: Rotation,
 }
 
 impl Store {
-    pub fn new(layout: &Layout, rotate_bytes: u64) -> Store {
-        Store { directory: layout.storage(), alt: layout.alt_storage(), map: layout.map(), rotate_bytes }
+    pub fn new(layout: &Layout, rotation: Rotation) -> Store {
+        let rotation = Rotation { bytes: rotation.bytes.min(u32::MAX.into()), ..rotation };
+        Store { directory: layout.storage(), alt: layout.alt_storage(), map: layout.map(), rotation }
     }
 
     pub fn path(&self, file: u32) -> PathBuf {
@@ -106,7 +108,7 @@ impl Store {
     /// A file that is longer than the map knows holds what somebody wrote and died over: nothing may be put behind that.
     pub fn file_with_room(&self, map: &mut Map, size: u64) -> Result<Option<(u32, File, u64)>> {
         map.refresh()?;
-        let room = |end: u64| end + size + MESSAGE_HEADER_BYTES as u64 <= self.rotate_bytes;
+        let room = |end: u64| end + size + MESSAGE_HEADER_BYTES as u64 <= self.rotation.bytes;
         let mut newest: Vec<u32> = Vec::new();
         for (_, place, _) in map.state().all_backwards() {
             if newest.len() == CANDIDATES_MAX {
@@ -116,6 +118,7 @@ impl Store {
                 newest.push(place.file);
             }
         }
+        let oldest = self.rotation.oldest(now().0);
         for number in newest {
             if !map.state().file_end(number).is_some_and(room) {
                 continue;
@@ -128,7 +131,8 @@ impl Store {
             let Ok(read) = read else { continue };
             let length = read.size()?;
             let suits = read.header().message_header_size as usize == MESSAGE_HEADER_BYTES;
-            if suits && end == Some(length) && room(length) {
+            let young = oldest.is_none_or(|oldest| read.header().created.0 >= oldest);
+            if suits && young && end == Some(length) && room(length) {
                 return Ok(Some((number, file, length)));
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dsync_model::{FlagSet, Flags, Keyword, ModSeq, Uid};
 
-use super::format::{MINOR, Records};
+use super::format::{MINOR, Records, u32_at};
 use super::state::{KEYWORDS, MODSEQ};
 use super::{Extension, State, Transaction, ranges};
 use crate::Goal;
@@ -43,6 +43,16 @@ pub struct Edit {
     pub flagged: Vec<Flagged>,
     /// UID, and the 128 bits of the GUID.
     pub expunged: Vec<(u32, [u8; 16])>,
+    /// What becomes of headers of extensions that the index has.
+    pub headers: Vec<HeaderData>,
+}
+
+/// A piece of the header of an extension.
+#[derive(Clone, Debug)]
+pub struct HeaderData {
+    pub extension: &'static str,
+    pub at: u16,
+    pub data: Vec<u8>,
 }
 
 impl Edit {
@@ -67,6 +77,12 @@ impl Edit {
             &self.appended.iter().map(|mail| (mail.uid, mail.flags.system.bits())).collect::<Vec<_>>(),
         );
         self.format_data(state, extensions, &mut log);
+        for HeaderData { extension, at, data } in &self.headers {
+            let Some(known) = state.extension(extension) else { continue };
+            let header_bytes = known.header_bytes.max(usize::from(*at) + data.len());
+            log.introduce(state.extension_id(extension), &Extension { header_bytes, ..known.clone() });
+            log.ext_header(*at, data);
+        }
         let mut keywords: BTreeMap<&Keyword, Vec<u32>> = BTreeMap::new();
         for mail in &self.appended {
             mail.flags
@@ -193,8 +209,14 @@ impl Edit {
         for extension in
             kept.into_iter().chain(extensions.iter().filter(|e| state.extension(&e.name).is_none()))
         {
-            log.introduce(None, extension);
-            let header = extension.header_padded(extension.header_bytes);
+            let changes = || self.headers.iter().filter(|header| header.extension == &*extension.name);
+            let end = changes().map(|header| usize::from(header.at) + header.data.len()).max();
+            let header_bytes = extension.header_bytes.max(end.unwrap_or(0));
+            log.introduce(None, &Extension { header_bytes, ..extension.clone() });
+            let mut header = extension.header_padded(header_bytes);
+            for HeaderData { at, data, .. } in changes() {
+                header[usize::from(*at)..][..data.len()].copy_from_slice(data);
+            }
             if !header.is_empty() && header.len() <= usize::from(u16::MAX) {
                 log.ext_header(0, &header);
             }
@@ -220,6 +242,15 @@ impl Edit {
         }
         log
     }
+}
+
+/// Up to which UID messages have a POP3 UIDL; Dovecot does not look for one above.
+const POP3_UIDL: &str = "hdr-pop3-uidl";
+
+/// What tells Dovecot that a message with this UID has a POP3 UIDL; where the header is missing, it looks at every message.
+pub fn pop3_uidl(state: &State, uid: u32) -> Option<HeaderData> {
+    let known = u32_at(&state.extension(POP3_UIDL)?.header_padded(4), 0);
+    (known < uid).then(|| HeaderData { extension: POP3_UIDL, at: 0, data: uid.to_le_bytes().to_vec() })
 }
 
 /// No UID: a modseq given to it raises HIGHESTMODSEQ alone. Dovecot writes it so too.

@@ -37,6 +37,9 @@ impl Index {
         let mut bytes = LogHeader::first(index_id).to_bytes().to_vec();
         bytes.extend_from_slice(&first.into_bytes());
         bytes.extend_from_slice(&state.into_bytes());
+        if disk::pretends() {
+            return Index::pretended(paths, &bytes);
+        }
         put_log(&paths, &bytes)?;
         let what = "index vanished while it was made";
         Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
@@ -52,7 +55,7 @@ impl Index {
             let current = Index::stamp(&self.paths)
                 .is_some_and(|now| (now.device, now.inode) == (open.st_dev, open.st_ino));
             self.refresh()?;
-            if !current {
+            if !current && !disk::pretends() {
                 drop(lock);
                 continue;
             }
@@ -88,7 +91,7 @@ impl Writer<'_> {
         if before + bytes.len() as u64 > u64::from(u32::MAX) {
             return Err(StorageError::Impossible(format!("{}: log is full", log.display())));
         }
-        let written = disk::write(&mut &self.index.file, &bytes, &log);
+        let written = disk::write(&self.index.file, &bytes, &log);
         let written = written.and_then(|()| disk::sync_file(&self.index.file, &log, policy));
         if let Err(error) = written {
             // A torn record would destroy the log for whoever locks it next.

@@ -6,7 +6,7 @@ mod detect;
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::dbox::Dbox;
+use crate::dbox::{Dbox, Rotation};
 use crate::layout::{Format, Index, Kind, Layout};
 use crate::maildir::Maildir;
 use crate::mbox::Mbox;
@@ -18,6 +18,7 @@ use detect::Owner;
 pub struct Location {
     layout: Layout,
     attachments: Option<PathBuf>,
+    rotation: Rotation,
 }
 
 /// Drivers of Dovecot's that keep no mail in files of ours to read.
@@ -32,15 +33,23 @@ impl Location {
     /// Reads the location of a user. Their name matters where an mbox account is found without its INBOX, which then is
     /// the file that mail for this name is delivered to.
     pub fn parse_for(text: &str, home: Option<&Path>, user: Option<&str>) -> Result<Location> {
+        if text.starts_with("obox:") {
+            let what = format!("mail location {text:?}: mail in obox can be read by Dovecot Pro alone");
+            return Err(StorageError::Impossible(what));
+        }
         let layout = layout(text, Owner { name: user, home });
         let layout =
             layout.map_err(|what| StorageError::Location(format!("mail location {text:?}: {what}")))?;
-        Ok(Location { layout, attachments: None })
+        Ok(Location { layout, attachments: None, rotation: Rotation::default() })
     }
 
     /// Looks for mail where it usually is in a home.
     pub fn detect(home: &Path, user: Option<&str>) -> Option<Location> {
-        Some(Location { layout: detect::in_home(Owner { name: user, home: Some(home) })?, attachments: None })
+        Some(Location {
+            layout: detect::in_home(Owner { name: user, home: Some(home) })?,
+            attachments: None,
+            rotation: Rotation::default(),
+        })
     }
 
     /// The same with the namespace's hierarchy separator, if the configuration sets one.
@@ -52,6 +61,12 @@ impl Location {
     /// The same with the directory that holds attachments of dbox mail, if the configuration sets one (`mail_attachment_dir`).
     pub fn with_attachments(mut self, directory: Option<PathBuf>) -> Location {
         self.attachments = directory;
+        self
+    }
+
+    /// The same with rules for the files of mdbox, if the configuration sets some.
+    pub fn with_rotation(mut self, bytes: Option<u64>, secs: u64) -> Location {
+        self.rotation = Rotation { bytes: bytes.unwrap_or(self.rotation.bytes), secs };
         self
     }
 
@@ -70,7 +85,8 @@ impl Location {
         match self.layout.format {
             Format::Maildir => Ok(Box::new(Maildir::open(self.layout.clone(), fsync)?)),
             Format::Sdbox | Format::Mdbox => {
-                Ok(Box::new(Dbox::open(self.layout.clone(), fsync, self.attachments.clone())?))
+                let attachments = self.attachments.clone();
+                Ok(Box::new(Dbox::open_rotating(self.layout.clone(), fsync, attachments, self.rotation)?))
             }
             Format::Mbox => Ok(Box::new(Mbox::open_without_saves(self.layout.clone(), fsync)?)),
         }

@@ -3,15 +3,15 @@
 //! Files and uidlist say which messages there are; the index adds modseqs, keywords without a letter, history, and flag changes
 //! that Dovecot has not carried out yet.
 
-use dsync_model::{Digest, FlagSet, MailboxStatus, Message, ModSeq, Uid, UidValidity};
+use dsync_model::{Digest, FlagSet, MailboxStatus, Message, MessageAction, ModSeq, Uid, UidValidity};
 
-use super::scan::{LOCK_WAIT, Scan, guid, size};
+use super::scan::{Scan, guid, size};
 use super::uidlist;
-use crate::index::edit::{flag_set, keywords};
+use crate::index::edit::{flag_set, keywords, pop3_uidl};
 use crate::index::follow::{self, NO_GOAL, Told};
-use crate::index::{Edit, Index, Paths, State, Transaction};
+use crate::index::{Appended, Edit, Index, Paths, State, Transaction};
 use crate::layout::Places;
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::{Fsync, Goal, Result, StorageError, disk};
 
 /// Opens the index of a mailbox that was just read, and brings both into step. `None`: the account keeps its indexes in memory.
@@ -21,11 +21,13 @@ pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<In
     let goal = Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
     if is_behind(&index, scan, goal) {
         // The order of locks: uidlist, then index.
-        let lock = DotLock::take(&uidlist::path(&places.control), LOCK_WAIT)?;
-        (*scan, _) = Scan::look(places)?;
+        let lock = DotLock::take(&uidlist::path(&places.control), patience())?;
+        if !disk::pretends() {
+            (*scan, _) = Scan::look(places)?;
+        }
         let goal =
             Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
-        write(&mut index, scan, goal, &Told::default(), policy)?;
+        write(&mut index, places, scan, goal, &Told::default(), policy)?;
         drop(lock);
     }
     Ok(Some(index))
@@ -70,19 +72,56 @@ fn is_behind(index: &Index, scan: &Scan, goal: Goal) -> bool {
 }
 
 /// Writes what the files have and the index has not. The uidlist's lock is held.
-pub fn write(index: &mut Index, scan: &Scan, goal: Goal, told: &Told<'_>, policy: Fsync) -> Result<()> {
-    let mut writer = index.lock(LOCK_WAIT)?;
+pub fn write(
+    index: &mut Index,
+    places: &Places,
+    scan: &mut Scan,
+    goal: Goal,
+    told: &Told<'_>,
+    policy: Fsync,
+) -> Result<()> {
+    let mut writer = index.lock(patience())?;
     let state = writer.state();
     let mut edit = difference(scan, state);
+    if is_doubtful(&edit, state, told) {
+        (*scan, _) = Scan::look(places)?;
+        edit = difference(scan, state);
+    }
     follow::tell(&mut edit, state, told);
+    if !edit.appended.is_empty() {
+        let named = scan.list.records.iter().rev().find(|record| record.field(b'P').is_some());
+        edit.headers.extend(named.and_then(|record| pop3_uidl(state, record.uid.get())));
+    }
     follow::write(&mut writer, &edit, goal, &[], policy)
+}
+
+/// UIDVALIDITY and UIDNEXT as the index has them, if there is one that can be read.
+pub fn numbers(places: &Places) -> Option<(UidValidity, Uid)> {
+    let index = Index::open(Paths::mailbox(places.index.as_ref()?)).ok()??;
+    let header = &index.state().header;
+    Some((UidValidity::new(header.uid_validity)?, Uid::new(header.next_uid).unwrap_or(Uid::MIN)))
+}
+
+/// Says whether index and files may differ only because Dovecot expunged or renamed files after we had read their names. It does neither
+/// while we hold the index.
+fn is_doubtful(edit: &Edit, state: &State, told: &Told<'_>) -> bool {
+    let ours = |uid: u32| {
+        told.actions.iter().any(|action| match action {
+            MessageAction::Expunge { uid: gone, .. } => gone.get() == uid,
+            MessageAction::Renumber { from, to } => from.get() == uid || to.get() == uid,
+            MessageAction::Flags { .. } => false,
+        })
+    };
+    let came_back = |mail: &Appended| mail.uid < state.header.next_uid && !told.saved.contains_key(&mail.uid);
+    edit.appended.iter().any(|mail| came_back(mail) && !ours(mail.uid))
+        || edit.expunged.iter().any(|(uid, _)| !ours(*uid))
 }
 
 /// Another UIDVALIDITY for a mailbox that stays as it is.
 pub fn set_validity(places: &Places, validity: UidValidity, policy: Fsync) -> Result<()> {
     let Some(directory) = &places.index else { return Ok(()) };
     let Some(mut index) = Index::open(Paths::mailbox(directory))? else { return Ok(()) };
-    let mut writer = index.lock(LOCK_WAIT)?;
+    let mut writer = index.lock(patience())?;
     let mut change = Transaction::new();
     change.header(24, &validity.get().to_le_bytes());
     writer.append(change, policy)

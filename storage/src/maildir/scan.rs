@@ -4,14 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use dsync_model::{FlagSet, MailboxGuid, MessageGuid, Uid, UidValidity};
 
 use super::filename::{self, Keywords};
 use super::uidlist::{self, Record, Stamp, UidList};
 use crate::layout::Places;
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::status_cache::Fingerprint;
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -42,23 +41,26 @@ pub struct Scan {
     stamps: [Stamp; 4],
 }
 
+/// What a mailbox without a uidlist gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Fresh {
+    pub guid: MailboxGuid,
+    pub uid_validity: UidValidity,
+    /// UIDs below it were given away already.
+    pub uid_next: Uid,
+}
+
 /// What our files in `tmp` end with.
 pub const TMP_SUFFIX: &str = ".dsync";
-/// How long to wait for the uidlist's lock.
-pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 impl Scan {
-    /// Reads the mailbox, and assigns UIDs, a mailbox GUID and UIDVALIDITY where they are missing. `fresh` gives the latter two.
-    pub fn take(
-        places: &Places,
-        policy: Fsync,
-        fresh: &mut dyn FnMut() -> Result<(MailboxGuid, UidValidity)>,
-    ) -> Result<Scan> {
+    /// Reads the mailbox, and assigns UIDs, a mailbox GUID and UIDVALIDITY where they are missing. `fresh` gives them.
+    pub fn take(places: &Places, policy: Fsync, fresh: &mut dyn FnMut() -> Result<Fresh>) -> Result<Scan> {
         let (mut scan, unknown) = Scan::look(places)?;
         if unknown.is_empty() && !scan.list.rewrite {
             return Ok(scan);
         }
-        let lock = DotLock::take(&uidlist::path(&places.control), LOCK_WAIT)?;
+        let lock = DotLock::take(&uidlist::path(&places.control), patience())?;
         let (again, unknown) = Scan::look(places)?;
         scan = again;
         scan.complete(places, policy, unknown, fresh)?;
@@ -121,16 +123,19 @@ impl Scan {
         places: &Places,
         policy: Fsync,
         unknown: Vec<FileName>,
-        fresh: &mut dyn FnMut() -> Result<(MailboxGuid, UidValidity)>,
+        fresh: &mut dyn FnMut() -> Result<Fresh>,
     ) -> Result<()> {
         if self.list.bad_lines > 0 {
             let (path, lines) = (uidlist::path(&places.control), self.list.bad_lines);
             tracing::warn!("{}: {lines} lines make no sense; their messages get new UIDs", path.display());
         }
         if self.list.guid.is_none() || self.list.uid_validity.is_none() {
-            let (guid, uid_validity) = fresh()?;
-            self.list.guid.get_or_insert(guid);
-            self.list.uid_validity.get_or_insert(uid_validity);
+            let fresh = fresh()?;
+            self.list.guid.get_or_insert(fresh.guid);
+            if self.list.uid_validity.is_none() {
+                self.list.uid_validity = Some(fresh.uid_validity);
+                self.list.raise_next(fresh.uid_next);
+            }
             self.list.rewrite = true;
         }
         let mut new = 0;

@@ -198,11 +198,7 @@ fn lock_file(
             Err(errno) => return Err(StorageError::io(path)(errno.into())),
         }
         if Instant::now() >= until {
-            let holder = match method {
-                Method::Fcntl => holder(file),
-                _ => "another process".to_owned(),
-            };
-            return Err(StorageError::Locked { path: path.to_owned(), holder, waited: wait });
+            return Err(StorageError::Locked { path: path.to_owned(), holder: holder(file), waited: wait });
         }
         std::thread::sleep(POLL);
     }

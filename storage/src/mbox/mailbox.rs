@@ -235,7 +235,7 @@ impl MboxMailbox {
                         let flags = &mut edits.arrivals[*place].flags;
                         *flags = flags.minus(remove).union(add);
                     }
-                    None => committed.not_kept.push(*uid),
+                    None => {}
                 },
                 MessageAction::Expunge { uid, guid } => {
                     let Some(Slot::Old(place)) = slots.get(&uid.get()).copied() else { continue };
@@ -314,7 +314,7 @@ fn now() -> Timestamp {
     Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64))
 }
 
-fn copy(from: &mut impl Read, source: &Path, mut to: &File, path: &Path) -> Result<u64> {
+fn copy(from: &mut impl Read, source: &Path, to: &File, path: &Path) -> Result<u64> {
     let mut chunk = vec![0; BUFFER_BYTES];
     let mut size = 0;
     loop {
@@ -322,7 +322,7 @@ fn copy(from: &mut impl Read, source: &Path, mut to: &File, path: &Path) -> Resu
             Ok(0) => return Ok(size),
             Ok(bytes) => {
                 size += bytes as u64;
-                disk::write(&mut to, &chunk[..bytes], path)?;
+                disk::write(to, &chunk[..bytes], path)?;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(StorageError::io(source)(error)),

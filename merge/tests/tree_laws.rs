@@ -1,0 +1,336 @@
+//! The laws of the tree merge, on any two trees with any common past: converges, idle-still, no-loss, and names stay what they were.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dsync_merge::{Both, Direction, End, TreePlan, tree};
+use dsync_model::{
+    Base, Digest, MailboxBase, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, ModSeq,
+    TreeChange, Uid, UidValidity,
+};
+use proptest::prelude::*;
+
+const NAMES: [&str; 8] = ["A", "B", "C", "A/a", "A/b", "B/a", "A (2)", "C/c/c"];
+const DIRECTORIES: [&str; 2] = ["D", "D/E"];
+
+fn name(text: &str) -> MailboxName {
+    MailboxName::parse(text, '/').expect("valid")
+}
+
+fn status(guid: u8, validity: u32, next: u32) -> MailboxStatus {
+    MailboxStatus {
+        guid: MailboxGuid([guid; 16]),
+        uid_validity: UidValidity::new(validity).expect("not 0"),
+        uid_next: Uid::new(next).expect("not 0"),
+        messages: next - 1,
+        highest_modseq: ModSeq::NONE,
+        digest: Digest(u128::from(guid) << 64 | u128::from(next)),
+    }
+}
+
+/// What a user does to his mailboxes.
+#[derive(Clone, Debug)]
+enum Deed {
+    Create(usize),
+    Delete(usize),
+    /// Those below go with it.
+    Rename(usize, usize),
+    Swap(usize, usize),
+    Subscribe(usize),
+    Deliver(usize),
+    Directory(usize),
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let n = 0..NAMES.len();
+    prop_oneof![
+        n.clone().prop_map(Deed::Create),
+        n.clone().prop_map(Deed::Delete),
+        (n.clone(), n.clone()).prop_map(|(a, b)| Deed::Rename(a, b)),
+        (n.clone(), n.clone()).prop_map(|(a, b)| Deed::Swap(a, b)),
+        n.clone().prop_map(Deed::Subscribe),
+        n.prop_map(Deed::Deliver),
+        (0..DIRECTORIES.len()).prop_map(Deed::Directory),
+    ]
+}
+
+/// The tree after these deeds. `next` gives GUIDs that nobody else has.
+fn after(mut tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
+    let holds = |tree: &MailboxTree, name: &MailboxName| tree.get(name).is_some_and(|n| n.mailbox.is_some());
+    for deed in deeds {
+        match deed {
+            Deed::Create(i) => {
+                let made = name(NAMES[*i]);
+                if !holds(&tree, &made) {
+                    *next += 1;
+                    tree.entry(made).or_default().mailbox = Some(status(*next, u32::from(*next) + 100, 2));
+                }
+            }
+            Deed::Delete(i) => {
+                if let Some(node) = tree.get_mut(&name(NAMES[*i])) {
+                    node.mailbox = None;
+                }
+            }
+            Deed::Rename(i, j) => {
+                let (from, to) = (NAMES[*i], NAMES[*j]);
+                let moved: Vec<(MailboxName, MailboxName)> = NAMES
+                    .iter()
+                    .filter_map(|old| {
+                        let rest = old.strip_prefix(from).filter(|r| r.is_empty() || r.starts_with('/'))?;
+                        Some((name(old), name(&format!("{to}{rest}"))))
+                    })
+                    .filter(|(old, _)| holds(&tree, old))
+                    .collect();
+                let below_itself = to.starts_with(&format!("{from}/"));
+                if below_itself || moved.iter().any(|(_, new)| holds(&tree, new)) {
+                    continue;
+                }
+                for (old, new) in moved {
+                    let mailbox = tree.get_mut(&old).and_then(|node| node.mailbox.take());
+                    tree.entry(new).or_default().mailbox = mailbox;
+                }
+            }
+            Deed::Swap(i, j) => {
+                let (a, b) = (name(NAMES[*i]), name(NAMES[*j]));
+                if a != b && holds(&tree, &a) && holds(&tree, &b) {
+                    let one = tree.get_mut(&a).and_then(|node| node.mailbox.take());
+                    let two = tree.get_mut(&b).and_then(|node| std::mem::replace(&mut node.mailbox, one));
+                    tree.entry(a).or_default().mailbox = two;
+                }
+            }
+            Deed::Subscribe(i) => {
+                let node = tree.entry(name(NAMES[*i])).or_default();
+                node.subscribed = !node.subscribed;
+            }
+            Deed::Deliver(i) => {
+                if let Some(mailbox) = tree.get_mut(&name(NAMES[*i])).and_then(|node| node.mailbox.as_mut()) {
+                    let next = mailbox.uid_next.get() + 1;
+                    *mailbox = status(mailbox.guid.0[0], mailbox.uid_validity.get(), next);
+                    // What came at one end only is not what came at the other.
+                    mailbox.digest.0 ^= 1 << 100;
+                }
+            }
+            Deed::Directory(i) => {
+                let made = name(DIRECTORIES[*i]);
+                let empty = !tree
+                    .iter()
+                    .any(|(n, node)| n.is_below(&made) && (node.directory || node.mailbox.is_some()));
+                let node = tree.entry(made).or_default();
+                node.directory = !node.directory || !empty;
+                if node.directory {
+                    (0..*i)
+                        .for_each(|above| tree.entry(name(DIRECTORIES[above])).or_default().directory = true);
+                }
+            }
+        }
+    }
+    tidy(&mut tree);
+    tree
+}
+
+/// Names of which nothing is left are not listed.
+fn tidy(tree: &mut MailboxTree) {
+    tree.retain(|_, node| node.mailbox.is_some() || node.directory || node.subscribed);
+}
+
+/// Does what a storage does, and bears no step that one could not do.
+fn apply(tree: &mut MailboxTree, plan: &TreePlan) {
+    for change in plan.changes.iter().chain(&plan.deletes) {
+        match change {
+            TreeChange::Create { name, guid, uid_validity, uid_next } => {
+                let node = tree.entry(name.clone()).or_default();
+                let made = status(guid.0[0], uid_validity.get(), uid_next.get());
+                assert!(
+                    node.mailbox.replace(MailboxStatus { guid: *guid, ..made }).is_none(),
+                    "{name} is taken"
+                );
+            }
+            TreeChange::Rename { guid, from, to } => {
+                let mailbox =
+                    tree.get_mut(from).and_then(|node| node.mailbox.take()).expect("renames what is there");
+                assert_eq!(mailbox.guid, *guid);
+                let node = tree.entry(to.clone()).or_default();
+                assert!(node.mailbox.replace(mailbox).is_none(), "{to} is taken");
+            }
+            TreeChange::Identify { name, guid, uid_validity } => {
+                let mailbox = tree.get_mut(name).and_then(|node| node.mailbox.as_mut()).expect("is there");
+                (mailbox.guid, mailbox.uid_validity) = (*guid, *uid_validity);
+            }
+            TreeChange::Delete { name, guid, uid_next } => {
+                let mailbox =
+                    tree.get_mut(name).and_then(|node| node.mailbox.take()).expect("deletes what is there");
+                assert_eq!((mailbox.guid, mailbox.uid_next), (*guid, *uid_next));
+            }
+            TreeChange::CreateDirectory { name: made } => {
+                for above in DIRECTORIES.iter().map(|above| name(above)).filter(|above| made.is_below(above))
+                {
+                    tree.entry(above).or_default().directory = true;
+                }
+                tree.entry(made.clone()).or_default().directory = true;
+            }
+            TreeChange::DeleteDirectory { name } => {
+                let below = tree
+                    .iter()
+                    .any(|(n, node)| n.is_below(name) && (node.directory || node.mailbox.is_some()));
+                assert!(!below, "{name} is not empty");
+                tree.get_mut(name).expect("is there").directory = false;
+            }
+            TreeChange::Subscribe { names } => {
+                names.iter().for_each(|name| tree.entry(name.clone()).or_default().subscribed = true);
+            }
+            TreeChange::Unsubscribe { names } => {
+                names.iter().for_each(|name| tree.entry(name.clone()).or_default().subscribed = false);
+            }
+        }
+    }
+    tidy(tree);
+}
+
+/// What the merge of the messages leads to: both ends hold the same.
+fn fill(a: &mut MailboxTree, b: &mut MailboxTree) {
+    let shared: Vec<MailboxName> = a.keys().filter(|name| b.contains_key(*name)).cloned().collect();
+    for name in shared {
+        let (Some(one), Some(two)) = (a.get_mut(&name), b.get_mut(&name)) else { continue };
+        if let (Some(one), Some(two)) = (&mut one.mailbox, &mut two.mailbox)
+            && one.guid == two.guid
+        {
+            one.uid_next = one.uid_next.max(two.uid_next);
+            one.uid_validity = one.uid_validity.max(two.uid_validity);
+            one.digest = Digest(one.digest.0 ^ two.digest.0);
+            *two = one.clone();
+        }
+    }
+}
+
+/// What both ends remember once both hold the same.
+fn base_of(tree: &MailboxTree, plan: &TreePlan, old: Option<&Base>) -> Base {
+    let mut base = Base { tree: plan.agreed.clone(), ..Base::default() };
+    let kept = old.into_iter().flat_map(|old| &old.mailboxes).filter(|(guid, _)| plan.kept.contains(guid));
+    base.mailboxes.extend(kept.map(|(guid, mailbox)| (*guid, mailbox.clone())));
+    let pairs: BTreeSet<MailboxGuid> = plan.pairs.iter().map(|pair| pair.guid).collect();
+    let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
+    for status in statuses.filter(|status| pairs.contains(&status.guid)) {
+        let mut mailbox = MailboxBase::new(status.uid_validity, status.uid_next);
+        mailbox.digest = Some(status.digest);
+        base.mailboxes.insert(status.guid, mailbox);
+    }
+    base
+}
+
+fn plans(a: &MailboxTree, b: &MailboxTree, base: Option<&Base>, direction: Direction) -> [TreePlan; 2] {
+    [End::Initiator, End::Responder].map(|end| tree(Both([a, b]), base, direction, &|_| true, end))
+}
+
+/// One synchronisation, and the base after it.
+fn sync(a: &mut MailboxTree, b: &mut MailboxTree, base: Option<&Base>, direction: Direction) -> Base {
+    let [for_a, for_b] = plans(a, b, base, direction);
+    assert_eq!((&for_a.agreed, &for_a.pairs), (&for_b.agreed, &for_b.pairs));
+    apply(a, &for_a);
+    apply(b, &for_b);
+    fill(a, b);
+    base_of(b, &for_b, base)
+}
+
+fn guids(tree: &MailboxTree) -> BTreeMap<MailboxGuid, (MailboxName, MailboxStatus)> {
+    let mailboxes = tree.iter().filter_map(|(name, node)| Some((name.clone(), node.mailbox.clone()?)));
+    mailboxes.map(|(name, status)| (status.guid, (name, status))).collect()
+}
+
+fn start() -> MailboxTree {
+    let inbox = MailboxNode { mailbox: Some(status(1, 1, 5)), ..MailboxNode::default() };
+    [(MailboxName::inbox(), inbox)].into()
+}
+
+/// A common past, what each user did then, and whether the past is known.
+type Past = (Vec<Deed>, Vec<Deed>, Vec<Deed>, bool);
+
+fn past() -> impl Strategy<Value = Past> {
+    let deeds = |max| prop::collection::vec(deed(), 0..max);
+    (deeds(8), deeds(8), deeds(8), any::<bool>())
+}
+
+/// The two trees, and the base that both ends have of their past.
+fn trees((common, one, two, known): &Past) -> (MailboxTree, MailboxTree, Option<Base>) {
+    let mut guid = 1;
+    let mut common = after(start(), common, &mut guid);
+    let mut copy = common.clone();
+    let base = sync(&mut common, &mut copy, None, Direction::TwoWay);
+    let a = after(common, one, &mut guid);
+    let b = after(copy, two, &mut guid);
+    (a, b, known.then_some(base))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+    #[test]
+    fn two_way(past in past()) {
+        let (a, b, base) = trees(&past);
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        let next = sync(&mut a2, &mut b2, base.as_ref(), Direction::TwoWay);
+        // converges
+        prop_assert_eq!(&a2, &b2);
+        // idle-still, with the new base and without any
+        for base in [Some(&next), None] {
+            for again in plans(&a2, &b2, base, Direction::TwoWay) {
+                prop_assert!(again.changes.is_empty() && again.deletes.is_empty(), "{:?} {:?}", again.changes, again.deletes);
+            }
+        }
+        let (was_a, was_b, now) = (guids(&a), guids(&b), guids(&a2));
+        let names: BTreeSet<&MailboxName> = now.values().map(|(name, _)| name).collect();
+        for (guid, (was, status)) in was_a.iter().chain(&was_b) {
+            // no-loss: what is gone was agreed on, was deleted at one end, and held nothing that the other had not seen; or it is
+            // one with another mailbox of its name.
+            let agreed = base.as_ref().and_then(|base| base.mailboxes.get(guid));
+            let seen = agreed.is_some_and(|agreed| agreed.uid_next == status.uid_next);
+            let deleted = seen && !(was_a.contains_key(guid) && was_b.contains_key(guid));
+            let merged = [&a, &b].iter().all(|tree| tree.get(was).is_some_and(|node| node.mailbox.is_some()));
+            prop_assert!(deleted || merged || now.contains_key(guid), "{} {} is lost", was, guid);
+            prop_assert!(!(deleted && now.contains_key(guid)), "{} {} came back", was, guid);
+        }
+        for (guid, (name, _)) in &now {
+            let text = name.to_string();
+            prop_assert!(!text.contains("dsync-temp"), "{}", text);
+            // A number is given only where two mailboxes claim one name.
+            let had = [&was_a, &was_b].iter().any(|was| was.get(guid).is_some_and(|(was, _)| was == name));
+            if let (false, Some((stem, _))) = (had, text.rsplit_once(" (")) {
+                prop_assert!(names.contains(&self::name(stem)), "{} for nothing", text);
+            }
+        }
+    }
+
+    #[test]
+    fn mirror(past in past()) {
+        let (a, b, base) = trees(&past);
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        let direction = Direction::Mirror { into: End::Responder };
+        let [for_a, for_b] = plans(&a, &b, base.as_ref(), direction);
+        prop_assert!(for_a.changes.is_empty() && for_a.deletes.is_empty(), "the source is written: {:?}", for_a);
+        apply(&mut b2, &for_b);
+        fill(&mut a2, &mut b2);
+        let shape = |tree: &MailboxTree| -> Vec<(MailboxName, Option<MailboxGuid>, bool, bool)> {
+            tree.iter().map(|(name, node)| (name.clone(), node.mailbox.as_ref().map(|m| m.guid), node.directory, node.subscribed)).collect()
+        };
+        prop_assert_eq!(shape(&a), shape(&b2));
+        let [_, again] = plans(&a, &b2, Some(&base_of(&b2, &for_b, base.as_ref())), direction);
+        prop_assert!(again.changes.is_empty() && again.deletes.is_empty(), "{:?} {:?}", again.changes, again.deletes);
+    }
+
+    #[test]
+    fn one_way(past in past()) {
+        let (a, b, base) = trees(&past);
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        let direction = Direction::OneWay { into: End::Responder };
+        let [for_a, for_b] = plans(&a, &b, base.as_ref(), direction);
+        prop_assert!(for_a.changes.is_empty() && for_a.deletes.is_empty(), "the source is written: {:?}", for_a);
+        apply(&mut b2, &for_b);
+        fill(&mut a2, &mut b2);
+        let now = guids(&b2);
+        for (guid, (was, _)) in &guids(&a) {
+            let deleted_here = base.as_ref().is_some_and(|base| base.mailboxes.contains_key(guid)) && !guids(&b).contains_key(guid);
+            prop_assert!(deleted_here || now.contains_key(guid), "{} {} did not arrive", was, guid);
+        }
+        let next = Base { generation: dsync_model::Generation(2), ..base_of(&b2, &for_b, base.as_ref()) };
+        let [_, again] = plans(&a, &b2, Some(&next), direction);
+        prop_assert!(again.changes.is_empty() && again.deletes.is_empty(), "{:?} {:?}", again.changes, again.deletes);
+    }
+}

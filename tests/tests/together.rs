@@ -1,0 +1,207 @@
+//! IMAP sessions of a real Dovecot work on both stores while they are synchronised again and again.
+//!
+//! `DSYNC_TOGETHER_SECS` says how long; `tests/run --long` takes two minutes for each format.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
+use dsync_tests::imap_session::Client;
+use dsync_tests::programs::programs;
+use dsync_tests::world::Dice;
+
+const SECS: u64 = 5;
+/// A message that so many runs have met keeps its UID.
+const RUNS_UNTIL_SETTLED: u64 = 3;
+/// Runs without anybody at work until both are equal.
+const LAST_RUNS_MAX: usize = 4;
+const FLAGS: [&str; 6] = ["\\Seen", "\\Flagged", "\\Answered", "\\Draft", "$One", "$Two"];
+
+/// Users are at work; they only watch; they leave.
+const WORK: u8 = 0;
+const WATCH: u8 = 1;
+const LEAVE: u8 = 2;
+
+/// What all know.
+struct Shared {
+    phase: AtomicU8,
+    /// Syncs that ended.
+    runs: AtomicU64,
+    /// Where each message is to be in the end; `None`: nowhere.
+    messages: Mutex<BTreeMap<String, Option<&'static str>>>,
+}
+
+#[test]
+fn maildir_with_sdbox() {
+    together("maildir", "sdbox");
+}
+
+#[test]
+fn sdbox_with_mdbox() {
+    together("sdbox", "mdbox");
+}
+
+#[test]
+fn mdbox_with_maildir() {
+    together("mdbox", "maildir");
+}
+
+/// Lets the users leave, also when the test fails.
+struct Leave<'a>(&'a Shared);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.phase.store(LEAVE, SeqCst);
+    }
+}
+
+/// Two sessions on the first store, one on the second.
+fn together(one: &str, two: &str) {
+    if !installed() {
+        return;
+    }
+    let time = std::env::var("DSYNC_TOGETHER_SECS").map_or(SECS, |secs| secs.parse().expect("seconds"));
+    let dir = tempfile::tempdir().expect("made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let dsync = dir.path().join("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    let dovecot = Dovecot::new(dir.path());
+    dovecot.own(&dir.path().join("home"));
+    let [a, b] =
+        [(one, "a"), (two, "b")].map(|(format, name)| format!("{format}:{}/{name}", dir.path().display()));
+    dovecot.doveadm(&a, &["mailbox", "create", "-s", "Archive"]);
+    // The first message into a mailbox that was never used comes with a new index, which ends sessions that have it open.
+    for mailbox in ["INBOX", "Archive"] {
+        dovecot.save(&a, mailbox, &format!("X-Id: first-{mailbox}\n\n"));
+    }
+    let log_path = dir.path().join("log");
+    let log = File::create(&log_path).expect("made");
+    let first = ["INBOX", "Archive"].map(|mailbox| (format!("first-{mailbox}"), Some(mailbox)));
+    let shared = Shared { phase: WORK.into(), runs: AtomicU64::new(0), messages: Mutex::new(first.into()) };
+    assert_eq!(sync(&dovecot, &dsync, &a, &b), 0);
+    thread::scope(|scope| {
+        let users =
+            [("a1", &a, false), ("a2", &a, true), ("b1", &b, true)].map(|(name, location, qresync)| {
+                let client = Client::new(name, &dovecot, location, qresync, log.try_clone().expect("cloned"));
+                let shared = &shared;
+                thread::Builder::new()
+                    .name(name.into())
+                    .spawn_scoped(scope, move || work(name, client, shared))
+                    .expect("starts")
+            });
+        let leave = Leave(&shared);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(time) && !users.iter().any(|user| user.is_finished()) {
+            sync(&dovecot, &dsync, &a, &b);
+            shared.runs.fetch_add(1, SeqCst);
+        }
+        shared.phase.store(WATCH, SeqCst);
+        let settled = (0..LAST_RUNS_MAX).any(|_| sync(&dovecot, &dsync, &a, &b) == 0);
+        drop(leave);
+        for user in users {
+            if let Err(panic) = user.join() {
+                eprintln!("{}", fs::read_to_string(&log_path).expect("read"));
+                std::panic::resume_unwind(panic);
+            }
+        }
+        assert!(settled, "not equal after {LAST_RUNS_MAX} runs with nobody at work");
+    });
+    // What the users did last arrives too, as they were told that it was done.
+    assert!((0..LAST_RUNS_MAX).any(|_| sync(&dovecot, &dsync, &a, &b) == 0));
+    let wanted = shared.messages.into_inner().expect("not poisoned");
+    let mut views = Vec::new();
+    for location in [&a, &b] {
+        let log = || fs::read_to_string(&log_path).expect("read");
+        let mut found: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut view = String::new();
+        for mailbox in ["INBOX", "Archive"] {
+            let ids =
+                dovecot.doveadm(location, &["-f", "tab", "fetch", "hdr.x-id", "mailbox", mailbox, "all"]);
+            ids.lines().skip(1).for_each(|id| found.entry(id.to_owned()).or_default().push(mailbox));
+            let fields = ["-f", "json", "fetch", "uid flags date.received text", "mailbox", mailbox, "all"];
+            view.push_str(&comparable(&dovecot.doveadm(location, &fields)));
+        }
+        for (id, place) in &wanted {
+            let found = found.remove(id).unwrap_or_default();
+            assert_eq!(found, Vec::from_iter(*place), "{location}: {id}: {}", log());
+        }
+        assert!(found.is_empty(), "{location}: {found:?}");
+        views.push(view);
+    }
+    assert_equal(&views[0], &views[1], "the stores differ");
+    let complaints = fs::read_to_string(&log_path).expect("read");
+    let bad = complaints
+        .lines()
+        .find(|line| ["Error", "Warning", "Panic", "Fatal"].iter().any(|word| line.contains(word)));
+    assert_eq!(bad, None, "{complaints}");
+    let (runs, kept) = (shared.runs.into_inner(), wanted.values().flatten().count());
+    eprintln!("{one} with {two}: {runs} runs, {} messages, {kept} of them kept", wanted.len());
+    assert!(
+        runs >= 3 && kept > 10 && kept < wanted.len(),
+        "{runs} runs, {kept} of {} messages kept",
+        wanted.len()
+    );
+}
+
+/// One run; changed meanwhile (2) is no failure.
+fn sync(dovecot: &Dovecot, dsync: &Path, a: &str, b: &str) -> i32 {
+    let mut command = dovecot.as_user(dsync);
+    let output = command.args(["-c", "/dev/null", "sync", "--source", a, b]).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    let status = output.status.code().expect("not killed");
+    assert!(status == 0 && text.is_empty() || status == 2, "{status}: {text}");
+    status
+}
+
+/// A user: saves messages, flags any, and expunges or moves its own once they are settled.
+fn work(name: &str, mut client: Client, shared: &Shared) {
+    let mut dice = Dice::new(name.bytes().fold(7, |sum, byte| sum * 31 + u64::from(byte)));
+    let mut met: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut made = 0;
+    while shared.phase.load(SeqCst) == WORK {
+        let run = shared.runs.load(SeqCst);
+        client.messages().for_each(|(uid, _)| _ = met.entry(uid).or_insert(run));
+        let all: Vec<u32> = client.messages().map(|(uid, _)| uid).collect();
+        let own: Vec<(u32, String)> = client
+            .messages()
+            .filter(|(uid, id)| id.starts_with(name) && met[uid] + RUNS_UNTIL_SETTLED <= run)
+            .map(|(uid, id)| (uid, id.to_owned()))
+            .collect();
+        let mut one_of = |count: usize| dice.roll(count.max(1) as u64) as usize;
+        let (flag, any, mine) =
+            (FLAGS[one_of(FLAGS.len())], all.get(one_of(all.len())), own.get(one_of(own.len())));
+        let told =
+            |id: &str, place| _ = shared.messages.lock().expect("not poisoned").insert(id.to_owned(), place);
+        match (one_of(10), any, mine) {
+            (0..3, ..) => {
+                made += 1;
+                let id = format!("{name}-{made}");
+                told(&id, Some("INBOX"));
+                client.append(&id, flag);
+            }
+            (3..5, Some(uid), _) => client.act(&format!("UID STORE {uid} +FLAGS ({flag})")),
+            (5, Some(uid), _) => client.act(&format!("UID STORE {uid} -FLAGS ({flag})")),
+            (6..8, _, Some((uid, id))) => {
+                told(id, None);
+                client.act(&format!("UID STORE {uid} +FLAGS (\\Deleted)"));
+                client.act(&format!("UID EXPUNGE {uid}"));
+            }
+            (8, _, Some((uid, id))) => {
+                told(id, Some("Archive"));
+                client.act(&format!("UID MOVE {uid} Archive"));
+            }
+            _ => client.act("NOOP"),
+        }
+        client.idle(Duration::from_millis(5 + one_of(40) as u64));
+    }
+    while shared.phase.load(SeqCst) != LEAVE {
+        client.idle(Duration::from_millis(50));
+    }
+    client.check_and_leave();
+}
