@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The user that Dovecot and dsync run as when the tests run as root: Dovecot refuses to handle mail as root.
 const USER: &str = "mail";
@@ -121,7 +122,7 @@ impl Dovecot {
 
 /// A running Dovecot with a doveadm service on TCP and TLS, and one user, alice; ended when dropped.
 pub struct Service {
-    pid: String,
+    child: Child,
     dir: PathBuf,
     ports: [u16; 2],
 }
@@ -159,13 +160,18 @@ impl Service {
         fs::write(&conf, text).expect("written");
         dovecot.own(&dir);
         let mut command = dovecot.as_user(Path::new("/usr/sbin/dovecot"));
-        // It stays in the background: no pipe of the test is to stay open with it.
+        command.arg("-F").arg("-c").arg(&conf);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let started = command.arg("-c").arg(&conf).status();
-        assert!(started.expect("dovecot runs").success(), "dovecot does not start");
-        // It listens before it goes into the background.
-        let pid = fs::read_to_string(dir.join("run/master.pid")).expect("a pid");
-        Service { pid: pid.trim().to_owned(), dir, ports }
+        let child = command.spawn().expect("dovecot starts");
+        let service = Service { child, dir, ports };
+        // It listens before it says so.
+        let log = || fs::read_to_string(service.dir.join("log")).unwrap_or_default();
+        let begun = Instant::now();
+        while !log().contains("starting up") {
+            assert!(begun.elapsed() < Duration::from_secs(20), "dovecot does not start: {}", log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        service
     }
 
     /// The destination in plain TCP.
@@ -191,8 +197,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // If it has ended already, there is nothing to end.
-        let _ = Command::new("kill").arg(&self.pid).status();
+        // Its children go with it, if it is told in words. If it has ended already, there is nothing to end.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
+        let _ = self.child.wait();
     }
 }
 

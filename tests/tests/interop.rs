@@ -107,6 +107,14 @@ impl World {
         self.dovecot.view(location)
     }
 
+    /// Messages with their UIDs.
+    fn messages(&self, location: &str) -> String {
+        let mails = self.doveadm(location, "-f|tab|fetch|mailbox uid guid hdr.subject|all");
+        let mut lines: Vec<&str> = mails.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    }
+
     /// Mailboxes, messages and flags without UIDs.
     fn content(&self, location: &str) -> String {
         let list = self.doveadm(location, "mailbox|list");
@@ -150,8 +158,7 @@ impl World {
         self.doveadm(b, "expunge|mailbox|INBOX|uid|4");
         self.doveadm(a, "mailbox|create|-s|Made/at a");
         self.doveadm(b, "mailbox|rename|Old|Newer");
-        self.doveadm(a, "mailbox|delete|-s|Gone");
-        self.doveadm(b, "mailbox|unsubscribe|Work/Sub");
+        self.doveadm(a, "mailbox|delete|Gone");
         self.dovecot.save(b, "Work/Sub", "Subject: more at b\n\nb\n");
     }
 
@@ -245,18 +252,27 @@ fn one_way_modes_write_only_where_they_should() {
         for (ends, a, b) in pairs(&world, format) {
             let (source, destination) = if mode.contains(&"-R") { (&b, &a) } else { (&a, &b) };
             let before = world.view(source);
-            // Dovecot gives a mailbox up that it would have to repair, and makes it anew in the next run.
+            // Dovecot gives a mailbox up that it would have to repair, and makes it anew in the next run; but not INBOX of a Maildir (65).
+            // We repair at once.
             let repairs = mode[0] == "backup";
-            for _ in 0..3 {
-                let code = world.session(ends, mode, &a, &b, if repairs { &[0, 2, 75] } else { &[0] });
-                if code == 0 {
-                    break;
+            let we_receive = ends == if mode.contains(&"-R") { Ends::WeCall } else { Ends::DovecotCalls };
+            let allowed: &[i32] = if repairs && !we_receive { &[0, 2, 65, 75] } else { &[0] };
+            let mut code = world.session(ends, mode, &a, &b, allowed);
+            for _ in 0..2 {
+                if code != 0 {
+                    code = world.session(ends, mode, &a, &b, allowed);
                 }
+            }
+            if code != 0 {
+                assert_eq!((code, format), (65, "maildir"), "{ends:?} {mode:?}");
+                continue;
             }
             let what = format!("{format} {mode:?} {ends:?}");
             assert_equal(&world.view(source), &before, &format!("{what}: the source"));
             if repairs {
-                assert_equal(&world.view(destination), &before, &format!("{what}: the copy"));
+                // UIDNEXT may be higher: what was in the way had a UID of its own first.
+                assert_eq!(world.messages(destination), world.messages(source), "{what}: the copy");
+                assert_eq!(world.content(destination), world.content(source), "{what}: the copy");
             } else {
                 let content = world.content(destination);
                 assert_eq!(&content, expected.get_or_insert(content.clone()), "{what}: as Dovecot");

@@ -178,7 +178,7 @@ impl Client {
                 (Asking::Greeting, version) if version.starts_with("VERSION\t") => {
                     let minor = version.strip_prefix("VERSION\tdoveadm-client\t1\t");
                     self.minor = minor.and_then(|minor| minor.parse().ok()).ok_or_else(|| {
-                        ProtoError::OtherProtocol("it speaks another doveadm protocol".into())
+                        ProtoError::OtherProtocol("it is a Dovecot of another doveadm protocol".into())
                     })?;
                 }
                 (Asking::Greeting, "-") => {

@@ -127,6 +127,7 @@ pub(super) struct Exchange {
     uid_validity: Option<UidValidity>,
     plan: Option<Plan>,
     requests: VecDeque<items::Request>,
+    /// By [`key`].
     wanted: BTreeMap<Vec<u8>, Vec<Save>>,
     incoming: Option<Incoming>,
     /// Saves of a message that is here, or will be.
@@ -360,10 +361,13 @@ impl Exchange {
                 From::Peer(uid) => {
                     let guid = self.spelled.get(&uid).cloned();
                     let guid = guid.unwrap_or_else(|| save.guid.as_str().as_bytes().to_vec());
-                    let group = self.wanted.entry(guid.clone()).or_default();
+                    // In an mbox, messages without the usual headers share one GUID, whatever they hold: each is asked for by its UID.
+                    let guid = self.theirs.have_save_guids.then_some(guid);
+                    let request = items::Request { guid, uid: Some(uid.get()) };
+                    let group = self.wanted.entry(key(request.guid.as_deref(), request.uid)).or_default();
                     if group.is_empty() {
                         progress.wanted += 1;
-                        self.requests.push_back(items::Request { guid: Some(guid), uid: Some(uid.get()) });
+                        self.requests.push_back(request);
                     }
                     group.push(save.clone());
                 }
@@ -401,7 +405,7 @@ impl Exchange {
         if self.incoming.is_some() {
             return Err(SessionError::Peer("begins a message in the middle of another".into()));
         }
-        let asked = mail.guid.as_ref().and_then(|guid| self.wanted.remove(guid));
+        let asked = self.wanted.remove(&key(mail.guid.as_deref(), mail.uid));
         let Some(group) = asked.filter(|group| !group.is_empty()) else {
             self.incoming = mail.stream.then_some(Incoming::Other);
             return Ok(());
@@ -683,6 +687,14 @@ impl Exchange {
             report: self.report,
             bytes: self.bytes,
         }
+    }
+}
+
+/// By what a body is told from others: its GUID, or its UID if it was asked for by that. No GUID has a zero byte.
+fn key(guid: Option<&[u8]>, uid: Option<u32>) -> Vec<u8> {
+    match guid {
+        Some(guid) if !guid.is_empty() => guid.to_vec(),
+        _ => format!("\0{}", uid.unwrap_or(0)).into_bytes(),
     }
 }
 

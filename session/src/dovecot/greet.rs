@@ -5,6 +5,7 @@
 //! with one of its own, we never do.
 
 use bytes::{Buf, BytesMut};
+use dsync_proto::ProtoError;
 use dsync_proto::dovecot::doveadm::{Client, Command, Refusal};
 use dsync_proto::preface::{MAGIC, Spoken, recognise};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -70,11 +71,18 @@ pub async fn call(
                 send(stream, &output).await?;
                 output.clear();
             }
-            if !begun && input.len() >= 2 {
-                if matches!(&input[..2], b"-\n" | b"+\n") {
+            if !begun {
+                if input.starts_with(b"-\n") || input.starts_with(b"+\n") {
                     return Ok(Peer::Native);
                 }
-                begun = true;
+                begun = match recognise(&input) {
+                    Some(Spoken::Dovecot) => true,
+                    Some(Spoken::Http) => return Err(ProtoError::OtherProtocol("it is HTTP".into()).into()),
+                    Some(_) if input.len() >= 2 => {
+                        return Err(ProtoError::OtherProtocol("it is not dsync".into()).into());
+                    }
+                    Some(_) | None => false,
+                };
             }
             if begun {
                 let opened = client.advance(&mut input, &mut output);

@@ -464,6 +464,12 @@ impl Brain {
         }
         self.delete()?;
         if self.end == End::Responder {
+            let mut from = self.handshake.purge_remote.then_some(0);
+            while let Some(piece) = from {
+                let purged =
+                    self.storage.purge(piece).map_err(at("all is synchronised, but cannot purge"))?;
+                from = purged.and_then(|purged| purged.next);
+            }
             let resync = self.full_resync;
             self.say(items::Finish { require_full_resync: resync, ..items::Finish::default() });
             self.say(Item::Close);

@@ -81,6 +81,7 @@ impl Brain {
             no_backup_overwrite: matches!(self.direction, Direction::OneWay { .. }),
             lock_timeout: Some(options.lock_wait_secs).filter(|secs| *secs > 0),
             no_mail_sync: options.tree_only,
+            purge_remote: options.purge,
             hashed_headers: Some(Elements(HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec())),
             alt_char: Some(b"_".to_vec()),
             ..items::Handshake::default()
@@ -95,8 +96,20 @@ impl Brain {
         if self.end == End::Responder {
             self.take_job(*theirs)?;
         }
+        // A store is made by asking for its id, which a Dovecot is not told.
+        self.storage.store_id().map_err(at("cannot name the store"))?;
         self.lock = Some(self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?);
         let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
+        if let Some(problem) = problems.first().filter(|_| mirrored) {
+            // Left out, it would be deleted there.
+            let text = format!(
+                "{}: {}; a Dovecot would delete its copy of it: nothing was done, leave it out with -x",
+                problem.mailbox,
+                chain(&problem.error)
+            );
+            return Err(SessionError::Refused { status: problem.error.status(), text });
+        }
         for problem in problems {
             self.problem(format!("{}: {}", problem.mailbox, chain(&problem.error)), problem.error.status());
         }

@@ -15,6 +15,8 @@ pub struct History {
     pub since: u64,
     /// Expunged messages by UID: modseq, and the 128 bits of the GUID where the log has them.
     pub expunged: BTreeMap<u32, (u64, Option<[u8; 16]>)>,
+    /// GUIDs of messages that were asked to be expunged and are not known to be.
+    asked: BTreeMap<u32, [u8; 16]>,
     /// Flags and keywords that were last added to or removed from messages that are still there.
     pub flags: BTreeMap<u32, FlagHistory>,
 }
@@ -115,8 +117,20 @@ impl History {
                 for entry in payload.chunks_exact(20) {
                     let mut guid = [0; 16];
                     guid.copy_from_slice(&entry[4..]);
-                    let guid = (guid != [0; 16]).then_some(guid);
-                    self.expunged.insert(u32_at(entry, 0), (modseq, guid));
+                    let uid = u32_at(entry, 0);
+                    let asked = self.asked.remove(&uid);
+                    let guid = (guid != [0; 16]).then_some(guid).or(asked);
+                    self.expunged.insert(uid, (modseq, guid));
+                }
+            }
+            // Dovecot asks for an expunge with the GUID; having carried it out, for Maildir it logs none.
+            kind::EXPUNGE_GUID => {
+                for entry in payload.chunks_exact(20) {
+                    let mut guid = [0; 16];
+                    guid.copy_from_slice(&entry[4..]);
+                    if guid != [0; 16] {
+                        self.asked.insert(u32_at(entry, 0), guid);
+                    }
                 }
             }
             kind::FLAG_UPDATE => {
