@@ -88,11 +88,11 @@ fn of_mailbox(list: &AttributeList, mailbox: MailboxGuid) -> Known<'_> {
 
 /// Rule **attribute**: the end that changed it since the base. If both did, or nobody knows: a value rather than none, then
 /// the one that sorts last. `before`: without a base `None`.
-fn wanted<'a>(
-    now: Both<Option<&'a [u8]>>,
+fn wanted(
+    now: Both<Option<&[u8]>>,
     before: Option<Option<Digest>>,
     direction: Direction,
-) -> Both<Option<&'a [u8]>> {
+) -> Both<Option<&[u8]>> {
     let changed = |end: End| before.is_none_or(|before| now[end].map(Digest::of_attribute) != before);
     match direction {
         Direction::TwoWay => {

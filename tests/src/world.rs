@@ -224,7 +224,7 @@ impl World {
                 let value = AttributeValue::Bytes(self.made.to_string().into_bytes());
                 let added = account.subscriptions.insert(name.clone());
                 // Annotated and subscribed in one: costs no dice.
-                match added || self.made % 3 > 0 {
+                match added || !self.made.is_multiple_of(3) {
                     true => account.attributes.insert(comment, value),
                     false => account.attributes.remove(&comment),
                 };

@@ -408,7 +408,6 @@ mod tests {
             "maildir",
             "what:/x",
             "imapc:/x",
-            "obox:/x",
             "maildir:/x:FOO=1",
             "maildir:/x:INDEX",
             "maildir:/x:UTF-8=yes",
@@ -436,6 +435,7 @@ mod tests {
             assert_eq!(error.status(), 78, "{bad}: {error}");
         }
         assert!(Location::parse("maildir:~/x", None).is_err());
+        assert_eq!(parse("obox:/x").unwrap_err().status(), 65, "mail that only other software can read");
     }
 
     #[test]
