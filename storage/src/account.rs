@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
     AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxTree, NameHash, StoreId, Timestamp,
-    TreeLog, UidValidity,
+    TreeChange, TreeLog, UidValidity,
 };
 use rand::RngExt;
 
@@ -19,7 +19,7 @@ use crate::attributes::{Attributes, Place};
 use crate::layout::Layout;
 use crate::lock::{FileLock, patience, set_patience};
 use crate::mailbox_log::{self, Change};
-use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
+use crate::{Fsync, Result, StorageError, StoreLock, disk, list_index, subscriptions};
 
 /// Begins the names of the files that only dsync knows.
 const NOTE_PREFIX: &str = ".dsync-";
@@ -156,6 +156,26 @@ impl Account {
     /// Logs that a mailbox has another name now.
     pub fn log_renamed(&self, to: &MailboxName) {
         self.log(Change::Rename(self.name_hash(to)));
+    }
+
+    /// Tells running Dovecots what became of the tree.
+    pub fn tree_changed(&self, change: &TreeChange) {
+        match change {
+            TreeChange::Create { name, .. }
+            | TreeChange::CreateDirectory { name }
+            | TreeChange::Identify { name, .. }
+            | TreeChange::Delete { name, .. }
+            | TreeChange::DeleteDirectory { name } => self.names_changed(&[name]),
+            TreeChange::Rename { from, to, .. } => self.names_changed(&[from, to]),
+            TreeChange::Subscribe { .. } | TreeChange::Unsubscribe { .. } => {}
+        }
+    }
+
+    /// Tells running Dovecots that what they know of these names is not true any more. The change itself is made already, and stays.
+    pub fn names_changed(&self, names: &[&MailboxName]) {
+        if let Err(error) = list_index::forget(&self.layout, names, self.fsync) {
+            tracing::warn!("{error}: Dovecot may list mailboxes as they were");
+        }
     }
 
     /// See [`Storage::attributes`](crate::Storage::attributes).

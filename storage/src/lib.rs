@@ -18,6 +18,7 @@ mod error;
 pub mod filter;
 pub mod index;
 pub mod layout;
+mod list_index;
 pub mod location;
 mod lock;
 pub mod mailbox_log;

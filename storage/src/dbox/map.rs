@@ -117,7 +117,7 @@ pub(super) struct Map {
 
 impl Map {
     pub fn paths(directory: &Path) -> Paths {
-        Paths { directory: directory.to_owned(), prefix: PREFIX }
+        Paths { directory: directory.to_owned(), prefix: PREFIX.into() }
     }
 
     /// Opens the map in this directory. `None`: there is none.

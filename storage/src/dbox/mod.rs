@@ -5,7 +5,6 @@
 pub mod attachment;
 mod bodies;
 pub mod file;
-mod list_index;
 mod mailbox;
 mod map;
 mod mdbox;

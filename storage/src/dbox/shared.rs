@@ -12,12 +12,13 @@ use super::bodies::Bodies;
 use super::mailbox::DboxMailbox;
 use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
-use super::{list_index, mdbox, sdbox};
+use super::{mdbox, sdbox};
 use crate::account::Account;
 use crate::index::edit::{HeaderData, pop3_uidl};
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::{Kind, Places};
+use crate::list_index;
 use crate::lock::patience;
 use crate::{MailboxProblem, Result, StorageError, disk};
 

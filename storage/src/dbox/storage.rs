@@ -11,13 +11,13 @@ use dsync_model::{
 };
 use rand::RngExt;
 
-use super::list_index;
 use super::map::Map;
 use super::shared::Shared;
 use super::store::Store;
 use crate::account::Account;
 use crate::index::Index;
 use crate::layout::{Format, Found, Kind, Layout};
+use crate::list_index;
 use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
@@ -137,6 +137,7 @@ impl Dbox {
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             let validity = UidValidity::new(index.state().header.uid_validity);
             self.shared.identify(&mut index, guid, validity)?;
+            self.shared.account.names_changed(&[name]);
         }
         let mut mailbox = self.shared.mailbox(name, places, guid, index, self.map.take());
         let status = mailbox.list().and_then(|list| mailbox.status_of(&list));
@@ -236,11 +237,16 @@ impl Storage for Dbox {
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
-            TreeChange::Delete { name, guid, uid_next } => return shared.delete(name, *guid, *uid_next),
+            TreeChange::Delete { name, guid, uid_next } => {
+                if !shared.delete(name, *guid, *uid_next)? {
+                    return Ok(false);
+                }
+            }
             TreeChange::DeleteDirectory { name } => disk::remove_empty(&account.layout.directory(name)?)?,
             TreeChange::Subscribe { names } => account.subscribe(names)?,
             TreeChange::Unsubscribe { names } => account.unsubscribe(names)?,
         }
+        account.tree_changed(change);
         Ok(true)
     }
 

@@ -14,6 +14,7 @@ pub mod state;
 pub mod transaction;
 mod writer;
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -38,17 +39,17 @@ const TRIES: u32 = 5;
 pub struct Paths {
     pub directory: PathBuf,
     /// `dovecot.index`, or that of the map of mdbox or of the list of mailboxes.
-    pub prefix: &'static str,
+    pub prefix: Cow<'static, str>,
 }
 
 impl Paths {
     /// The index of a mailbox.
     pub fn mailbox(directory: &Path) -> Paths {
-        Paths { directory: directory.to_owned(), prefix: "dovecot.index" }
+        Paths { directory: directory.to_owned(), prefix: Cow::Borrowed("dovecot.index") }
     }
 
     pub fn snapshot(&self) -> PathBuf {
-        self.directory.join(self.prefix)
+        self.directory.join(&*self.prefix)
     }
 
     pub fn log(&self) -> PathBuf {

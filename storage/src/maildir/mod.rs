@@ -85,6 +85,7 @@ impl Maildir {
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             let uid_validity = status.uid_validity;
             self.shared.identify(&places, guid, uid_validity)?;
+            self.shared.account.names_changed(&[name]);
             (scan, index) = self.shared.read(&places)?;
             list = indexed::list(&scan, index.as_ref().map(Index::state));
             status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
@@ -396,6 +397,7 @@ impl Storage for Maildir {
                 shared.account.unsubscribe(names)?;
             }
         }
+        shared.account.tree_changed(change);
         Ok(true)
     }
 

@@ -62,6 +62,7 @@ impl Mbox {
             // A copied index: two mailboxes must not share a GUID.
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             self.shared.identify(&places, MailboxGuid(rand::rng().random()), status.uid_validity)?;
+            self.shared.account.names_changed(&[name]);
             content = self.shared.read(&places, None)?;
             status = content.status(&content.list())?;
         }
@@ -301,11 +302,16 @@ impl Storage for Mbox {
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
-            TreeChange::Delete { name, guid, uid_next } => return shared.delete(name, *guid, *uid_next),
+            TreeChange::Delete { name, guid, uid_next } => {
+                if !shared.delete(name, *guid, *uid_next)? {
+                    return Ok(false);
+                }
+            }
             TreeChange::DeleteDirectory { name } => shared.delete_directory(name)?,
             TreeChange::Subscribe { names } => account.subscribe(names)?,
             TreeChange::Unsubscribe { names } => account.unsubscribe(names)?,
         }
+        account.tree_changed(change);
         Ok(true)
     }
 
