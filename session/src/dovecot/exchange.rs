@@ -435,7 +435,9 @@ impl Exchange {
         };
         if !mail.stream {
             // Expunged meanwhile: the next run tells us so.
-            self.to_come.retain(|uid| group.iter().all(|save| save.uid != *uid));
+            for save in &group {
+                self.to_come.remove(&save.uid);
+            }
             self.disturbed = true;
             return Ok(());
         }
