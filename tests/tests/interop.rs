@@ -276,6 +276,11 @@ fn one_way_modes_write_only_where_they_should() {
             } else {
                 let content = world.content(destination);
                 assert_eq!(&content, expected.get_or_insert(content.clone()), "{what}: as Dovecot");
+                for _ in 0..2 {
+                    world.session(ends, mode, &a, &b, &[0]);
+                    assert_eq!(world.content(destination), content, "{what}: again");
+                    assert_equal(&world.view(source), &before, &format!("{what}: the source, again"));
+                }
             }
         }
     }

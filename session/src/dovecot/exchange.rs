@@ -133,6 +133,10 @@ pub(super) struct Exchange {
     /// Saves of a message that is here, or will be.
     copies: Vec<(MessageGuid, Save, Uid)>,
     unsaved: (u64, u64),
+    /// UIDs that are still to come, bodies and copies.
+    to_come: BTreeSet<Uid>,
+    /// Actions that wait for saves below the UIDs that they give.
+    waiting: Vec<MessageAction>,
     asked: VecDeque<items::Request>,
     listed: BTreeSet<MessageGuid>,
     not_kept: Vec<Uid>,
@@ -187,6 +191,8 @@ impl Exchange {
             incoming: None,
             copies: Vec::new(),
             unsaved: (0, 0),
+            to_come: BTreeSet::new(),
+            waiting: Vec::new(),
             asked: VecDeque::new(),
             not_kept: Vec::new(),
             disturbed: false,
@@ -373,8 +379,16 @@ impl Exchange {
                 }
             }
         }
+        self.to_come = plan.saves.iter().map(|save| save.uid).collect();
         self.plan = Some(plan);
-        if !actions.is_empty() || self.uid_validity.is_some() {
+        let first = self.to_come.first();
+        let behind = |action: &MessageAction| matches!(action, MessageAction::Renumber { to, .. } if first.is_some_and(|first| to > first));
+        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, and what its log knew of
+        // expunges and changed flags is lost. A mirror has to make room first.
+        let mirrors = matches!(self.terms.direction, Direction::Mirror { .. });
+        if !mirrors && actions.iter().any(behind) {
+            self.waiting = actions;
+        } else if !actions.is_empty() || self.uid_validity.is_some() {
             self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
             self.commit()?;
         }
@@ -384,6 +398,8 @@ impl Exchange {
     fn goal(&self) -> Goal {
         let (uid_next, modseq) =
             self.plan.as_ref().map_or((0, 0), |plan| (plan.uid_next_min, plan.modseq_min));
+        // UIDNEXT moves past what is still to come only when it has come.
+        let uid_next = if self.to_come.is_empty() { uid_next } else { 0 };
         Goal {
             uid_next_min: Uid::new(uid_next).unwrap_or(Uid::MIN).max(self.status.uid_next),
             modseq_min: ModSeq::new(modseq).unwrap_or_default().max(self.status.highest_modseq),
@@ -392,6 +408,13 @@ impl Exchange {
     }
 
     fn commit(&mut self) -> Result<(), SessionError> {
+        let next = self.to_come.first();
+        let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|action| match action {
+            MessageAction::Renumber { to, .. } => next.is_none_or(|next| to < next),
+            MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
+        });
+        self.waiting = later;
+        self.mailbox.apply(&Vec::from_iter(now)).map_err(at(self.name.clone()))?;
         let goal = self.goal();
         let committed = self.mailbox.commit(goal).map_err(at(self.name.clone()))?;
         self.report.saved += committed.saved;
@@ -412,6 +435,9 @@ impl Exchange {
         };
         if !mail.stream {
             // Expunged meanwhile: the next run tells us so.
+            for save in &group {
+                self.to_come.remove(&save.uid);
+            }
             self.disturbed = true;
             return Ok(());
         }
@@ -452,6 +478,7 @@ impl Exchange {
         self.unsaved.0 += 1;
         let mut group = group.into_iter();
         if let Some(first) = group.next() {
+            self.to_come.remove(&first.uid);
             // The peer sends one body, however many messages have it.
             self.copies.extend(group.map(|save| (save.guid.clone(), save, first.uid)));
         }
@@ -608,9 +635,10 @@ impl Exchange {
         };
         let Some(plan) = &mut self.plan else { return Ok(state) };
         let (expunges, last_common) = (std::mem::take(&mut plan.expunges), plan.last_common);
+        self.to_come = self.copies.iter().map(|(_, save, _)| save.uid).collect();
         let goal = self.goal();
         let behind = goal.uid_next_min > self.status.uid_next || goal.modseq_min > self.status.highest_modseq;
-        if self.unsaved.0 > 0 || !self.copies.is_empty() || behind {
+        if self.unsaved.0 > 0 || !self.to_come.is_empty() || !self.waiting.is_empty() || behind {
             self.commit()?;
         }
         self.copy()?;
@@ -635,11 +663,17 @@ impl Exchange {
 
     /// Saves what has its body in this mailbox.
     fn copy(&mut self) -> Result<(), SessionError> {
-        let copies = std::mem::take(&mut self.copies);
+        let mut copies = std::mem::take(&mut self.copies);
         if copies.is_empty() {
             return Ok(());
         }
+        copies.sort_by_key(|(_, save, _)| save.uid);
         for (guid, save, from) in copies {
+            let below = |action: &MessageAction| matches!(action, MessageAction::Renumber { to, .. } if *to < save.uid);
+            if self.waiting.iter().any(below) {
+                self.commit()?;
+            }
+            self.to_come.remove(&save.uid);
             let context = || format!("{}: UID {}", self.name, save.uid);
             match self.mailbox.body(from, Some(&guid)).map_err(at(context()))? {
                 Some(body) => {
