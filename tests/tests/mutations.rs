@@ -221,7 +221,7 @@ fn indexes() {
             .iter()
             .map(|suffix| fs::read(fixture.home().join(place).join(format!("{prefix}{suffix}"))).ok())
             .collect();
-        let paths = Paths { directory: dir.path().join("index"), prefix };
+        let paths = Paths { directory: dir.path().join("index"), prefix: prefix.into() };
         for (i, sample) in files.iter().enumerate() {
             let Some(sample) = sample else { continue };
             // A log alone is as good as both where it starts the index; then it is read from its beginning.
