@@ -321,7 +321,7 @@ fn a_holder_of_locks() {
         std::mem::forget(Account::new(path).open().lock(Duration::ZERO).expect("locks"));
     } else {
         let prefix = if kind == "map" { "dovecot.map.index" } else { "dovecot.index" };
-        let index = Index::open(Paths { directory: path.into(), prefix }).expect("opens");
+        let index = Index::open(Paths { directory: path.into(), prefix: prefix.into() }).expect("opens");
         std::mem::forget(Box::leak(Box::new(index.expect("is there"))).lock(Duration::ZERO).expect("locks"));
     }
     eprintln!("held");
