@@ -62,7 +62,11 @@ impl World {
         let mut command = match ends {
             Ends::WeCall => {
                 let mut command = self.dovecot.as_user(&self.path("dsync"));
-                command.args(["-c", "/dev/null", mode[0], "--source", a]).args(&mode[1..]);
+                // The log of the account spells names with this separator.
+                let client = self.path("client.conf");
+                fs::write(&client, "namespace inbox {\n  inbox = yes\n  separator = /\n}\n")
+                    .expect("written");
+                command.arg("-c").arg(client).args([mode[0], "--source", a]).args(&mode[1..]);
                 command
             }
             Ends::Dovecots | Ends::DovecotCalls => {
@@ -77,7 +81,7 @@ impl World {
                 fs::write(
                     &server,
                     format!(
-                        "mail_location = {b}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
+                        "mail_location = {b}\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
                         self.path("home").display()
                     ),
                 )
@@ -158,7 +162,8 @@ impl World {
         self.doveadm(b, "expunge|mailbox|INBOX|uid|4");
         self.doveadm(a, "mailbox|create|-s|Made/at a");
         self.doveadm(b, "mailbox|rename|Old|Newer");
-        self.doveadm(a, "mailbox|delete|Gone");
+        self.doveadm(a, "mailbox|delete|-s|Gone");
+        self.doveadm(a, "mailbox|unsubscribe|Work/Sub");
         self.dovecot.save(b, "Work/Sub", "Subject: more at b\n\nb\n");
     }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use dsync_merge::Direction;
 use dsync_model::{
     FlagDelta, FlagSet, Flags, KEYWORDS_MAX, Keyword, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
-    MailboxTree, MessageChange, MessageGuid, ModSeq, PARTS_MAX, Timestamp, Uid, UidValidity,
+    MailboxTree, MessageChange, MessageGuid, ModSeq, NameHash, PARTS_MAX, Timestamp, TreeLog, Uid,
+    UidValidity,
 };
 use dsync_proto::dovecot::items::{self, Elements, Hex};
 
@@ -109,32 +110,60 @@ fn possible(part: &str) -> String {
     }
 }
 
-/// Deleted mailboxes in a line of deletes.
-pub(super) fn deleted(line: &items::Deletes) -> Result<Vec<MailboxGuid>, SessionError> {
-    let words: Vec<&str> = line.mailboxes.as_deref().unwrap_or_default().split_ascii_whitespace().collect();
-    let read = |pair: &[&str]| match pair {
-        [guid, time] if time.parse::<u64>().is_ok() => MailboxGuid::parse(guid),
-        _ => None,
+/// What a line of deletes tells.
+pub(super) fn logged(line: &items::Deletes) -> Result<TreeLog, SessionError> {
+    let [separator] = line.hierarchy_sep[..] else {
+        return Err(SessionError::Peer("has a hierarchy separator that is not one character".into()));
     };
-    let guids: Option<Vec<MailboxGuid>> = words.chunks(2).map(read).collect();
-    guids.ok_or_else(|| SessionError::Peer("lists its deleted mailboxes wrongly".into()))
+    let hashes = |text: &Option<String>| -> Result<BTreeMap<NameHash, Timestamp>, SessionError> {
+        Ok(timed(text.as_deref())?.into_iter().map(|(guid, at)| (NameHash(guid.0), at)).collect())
+    };
+    Ok(TreeLog {
+        separator: char::from(separator),
+        deleted: timed(line.mailboxes.as_deref())?,
+        directories: BTreeMap::new(),
+        unsubscribed: hashes(&line.unsubscribes)?,
+    })
 }
 
-/// What we deleted. Only by GUID: names and their hashes would send Dovecot before 2.3.21 into an endless loop where the separators
-/// differ, and the GUID says it all.
+/// GUIDs, or hashes, each with a time.
+fn timed(text: Option<&str>) -> Result<BTreeMap<MailboxGuid, Timestamp>, SessionError> {
+    let words: Vec<&str> = text.unwrap_or_default().split_ascii_whitespace().collect();
+    let read = |pair: &[&str]| match pair {
+        [guid, time] => {
+            let at = time.parse::<u64>().ok().and_then(|at| i64::try_from(at).ok())?;
+            Some((MailboxGuid::parse(guid)?, Timestamp(at)))
+        }
+        _ => None,
+    };
+    let all: Option<_> = words.chunks(2).map(read).collect();
+    all.ok_or_else(|| SessionError::Peer("lists what it deleted wrongly".into()))
+}
+
+/// What we deleted, by GUID, and names of the peer's that we unsubscribed. These only if `separator` is the peer's: with another one,
+/// Dovecot before 2.3.21 would never end. Deleted names it needs not, as the GUID says it all.
 pub(super) fn deletes(
     separator: u8,
     escape: Option<Vec<u8>>,
     deletions: &BTreeMap<MailboxGuid, Timestamp>,
+    unsubscribed: &[(MailboxName, Timestamp)],
 ) -> items::Deletes {
-    let words: Vec<String> =
-        deletions.iter().map(|(guid, time)| format!("{guid} {}", time.0.max(0))).collect();
+    let between = char::from(separator);
+    let deleted = deletions.iter().map(|(guid, at)| (*guid, *at));
+    // How the peer escapes a separator within a part is its own affair.
+    let plain =
+        unsubscribed.iter().filter(|(name, _)| !name.parts().iter().any(|part| part.contains(between)));
+    let hashed = plain.map(|(name, at)| (MailboxGuid(NameHash::of(name, between).0), *at));
+    let text = |all: &mut dyn Iterator<Item = (MailboxGuid, Timestamp)>| {
+        let words: Vec<String> = all.map(|(guid, at)| format!("{guid} {}", at.0.max(0))).collect();
+        (!words.is_empty()).then(|| words.join(" "))
+    };
     items::Deletes {
         hierarchy_sep: vec![separator],
         escape_char: escape,
-        mailboxes: (!words.is_empty()).then(|| words.join(" ")),
+        mailboxes: text(&mut { deleted }),
         dirs: None,
-        unsubscribes: None,
+        unsubscribes: text(&mut { hashed }),
     }
 }
 
@@ -303,6 +332,20 @@ mod tests {
             assert_eq!(name(parts).unwrap(), expected);
         }
         assert!(name(&[]).is_err() && name(&[&b"x"[..]; 2000]).is_err());
+    }
+
+    #[test]
+    fn what_was_unsubscribed_is_found_by_its_name() {
+        let name = |text: &str| MailboxName::parse(text, '/').unwrap();
+        let names = [(name("Work/Sub"), Timestamp(7)), (name("a.b"), Timestamp(8))];
+        let line = deletes(b'.', None, &BTreeMap::new(), &names);
+        assert_eq!(line.mailboxes, None);
+        let log = logged(&line).unwrap();
+        assert_eq!(log.unsubscribed(&name("Work/Sub")), Some(Timestamp(7)));
+        assert_eq!((log.unsubscribed.len(), log.separator), (1, '.'));
+        for text in ["00", "x 1", "00000000000000000000000000000000 -1"] {
+            assert!(logged(&items::Deletes { unsubscribes: Some(text.into()), ..line.clone() }).is_err());
+        }
     }
 
     #[test]

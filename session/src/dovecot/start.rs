@@ -1,7 +1,10 @@
 //! The first stages: who is there and what for, the state, and the trees.
 
 use dsync_merge::{Both, Direction, End};
-use dsync_model::{LastCommon, MailboxName, MailboxStatus, MailboxTree, Mask, TreeChange, TreeLog, Uid};
+use dsync_model::{
+    LastCommon, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Mask, Timestamp, TreeChange, TreeLog,
+    Uid,
+};
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
 use super::{Brain, Stage, at, chain, lines, unexpected};
@@ -132,11 +135,12 @@ impl Brain {
             if self.handshake.sync_type.as_deref() == Some(b"s") {
                 self.tell_state();
             }
-            self.tell_tree(SEPARATOR, Some(ESCAPE.to_vec()))?;
+            // Our tree is told when the peer's is known: a slave does not wait for it.
             self.stage = Stage::Trees;
+        } else if self.handshake.sync_type.as_deref() == Some(b"s") {
+            self.stage = Stage::State;
         } else {
-            self.stage =
-                if self.handshake.sync_type.as_deref() == Some(b"s") { Stage::State } else { Stage::Trees };
+            self.tell_tree();
         }
         Ok(true)
     }
@@ -223,7 +227,7 @@ impl Brain {
         while let Some(item) = self.next_item()? {
             match item {
                 Item::End => {
-                    self.stage = Stage::Trees;
+                    self.tell_tree();
                     return Ok(true);
                 }
                 Item::State(state) if self.state.0.len() < NODES_MAX => {
@@ -242,14 +246,17 @@ impl Brain {
         Ok(false)
     }
 
-    fn tell_tree(&mut self, separator: u8, escape: Option<Vec<u8>>) -> Result<(), SessionError> {
+    fn tell_tree(&mut self) {
         for node in lines::nodes(&self.tree) {
             self.say(node);
         }
         self.say(Item::End);
+        self.stage = Stage::Trees;
+    }
+
+    fn tell_deletes(&mut self, separator: u8, escape: Option<Vec<u8>>, names: &[(MailboxName, Timestamp)]) {
         let deletions = self.storage.tree_log().deleted;
-        self.say(lines::deletes(separator, escape, &deletions));
-        Ok(())
+        self.say(lines::deletes(separator, escape, &deletions, names));
     }
 
     /// Hears the peer's tree, and when it is complete merges both.
@@ -270,7 +277,15 @@ impl Brain {
                         );
                     }
                 }
-                Item::End if !self.peer_tree_done => self.peer_tree_done = true,
+                Item::End if !self.peer_tree_done => {
+                    self.peer_tree_done = true;
+                    if self.end == End::Initiator {
+                        // As the peer's separator is not known yet, names are told and not their hashes.
+                        self.recall_unsubscribed();
+                        self.tell_tree();
+                        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
+                    }
+                }
                 Item::Deletes(deletes) if self.peer_tree_done => {
                     self.merge_trees(&deletes)?;
                     return Ok(true);
@@ -282,18 +297,18 @@ impl Brain {
     }
 
     fn merge_trees(&mut self, deletes: &items::Deletes) -> Result<(), SessionError> {
-        let [separator] = deletes.hierarchy_sep[..] else {
-            return Err(SessionError::Peer("has a hierarchy separator that is not one character".into()));
-        };
-        if self.end == End::Responder {
+        let log = lines::logged(deletes)?;
+        if let (End::Responder, [separator]) = (self.end, &deletes.hierarchy_sep[..]) {
+            let names = self.recall_unsubscribed();
             // With another separator than its own, Dovecot before 2.3.21 may not find its way out.
-            self.tell_tree(separator, deletes.escape_char.clone())?;
+            self.tell_deletes(*separator, deletes.escape_char.clone(), &names);
         }
         let (me, direction) = (self.end, self.direction);
         check_unique(&self.peer_tree)?;
         self.guard()?;
         if direction.source() != Some(me) && !matches!(direction, Direction::Mirror { .. }) {
-            self.follow_deletes(&lines::deleted(deletes)?)?;
+            self.hear_unsubscribed(&log);
+            self.follow_deletes(log.deleted.keys())?;
         }
         if !matches!(direction, Direction::Mirror { .. }) {
             self.forget_deleted()?;
@@ -355,8 +370,39 @@ impl Brain {
         Ok(())
     }
 
+    /// Names of the peer's that are not here any more, with the time when they were unsubscribed: in our tree now, and in the list.
+    fn recall_unsubscribed(&mut self) -> Vec<(MailboxName, Timestamp)> {
+        if matches!(self.direction, Direction::Mirror { .. }) {
+            return Vec::new();
+        }
+        let (log, scope) = (self.storage.tree_log(), self.scope());
+        let known = |name: &MailboxName| self.tree.get(name).is_some_and(is_told);
+        let subscribed = self.peer_tree.iter().filter(|(_, node)| node.subscribed).map(|(name, _)| name);
+        let gone = subscribed.filter(|name| scope(name, None) && !known(name));
+        let gone: Vec<_> =
+            gone.filter_map(|name| log.unsubscribed(name).map(|at| (name.clone(), at))).collect();
+        for (name, at) in &gone {
+            self.tree.entry(name.clone()).or_default().subscription_changed = Some(*at);
+        }
+        gone
+    }
+
+    /// Names of ours that the peer has not any more, and that it unsubscribed later than we subscribed them.
+    fn hear_unsubscribed(&mut self, log: &TreeLog) {
+        for (name, own) in self.tree.iter().filter(|(_, own)| own.subscribed) {
+            let known = self.peer_tree.get(name).is_some_and(is_told);
+            let at = log.unsubscribed(name).filter(|at| own.subscription_changed < Some(*at));
+            if let (Some(at), false) = (at, known) {
+                self.peer_tree.entry(name.clone()).or_default().subscription_changed = Some(at);
+            }
+        }
+    }
+
     /// Deletes here what the peer says it deleted, whatever came into it since: so does the other end.
-    fn follow_deletes(&mut self, guids: &[dsync_model::MailboxGuid]) -> Result<(), SessionError> {
+    fn follow_deletes<'a>(
+        &mut self,
+        guids: impl Iterator<Item = &'a dsync_model::MailboxGuid>,
+    ) -> Result<(), SessionError> {
         for guid in guids {
             let found = self.tree.iter().find_map(|(name, node)| {
                 let status = node.mailbox.as_ref().filter(|status| status.guid == *guid)?;
@@ -415,6 +461,11 @@ impl Brain {
         }
         Ok(())
     }
+}
+
+/// Whether a tree says itself how a name is subscribed: a log tells only of names that are not there.
+fn is_told(node: &MailboxNode) -> bool {
+    node.mailbox.is_some() || node.directory || node.subscribed
 }
 
 fn is_pristine(status: &MailboxStatus) -> bool {
