@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod brain;
+mod commits;
 #[cfg(feature = "net")]
 pub mod dial;
 pub mod dovecot;

@@ -9,15 +9,12 @@ use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
 
 use super::donors::Donor;
 use super::{Brain, Output, Stage, at};
-use crate::{MailboxReport, SessionError};
+use crate::{MailboxReport, SessionError, commits};
 
 /// Entries of own and peer's lists that are held at once; the first mailbox in line is always let in.
 const CREDIT: u64 = 200_000;
 /// Mailboxes worked on at once.
 const MAILBOXES_IN_FLIGHT: usize = 256;
-/// Saves after which what has come is made durable, and bytes.
-const COMMIT_MESSAGES: u64 = 2_000;
-const COMMIT_BYTES: u64 = 256 << 20;
 /// Most entries that a peer may list in one mailbox.
 const CHANGES_MAX: u64 = 20_000_000;
 
@@ -566,7 +563,9 @@ impl Brain {
         let open = &mut self.open[index];
         open.unsaved.0 += 1;
         self.progress.received += 1;
-        if open.unsaved.0 >= COMMIT_MESSAGES || open.unsaved.1 >= COMMIT_BYTES {
+        let status = open.pair.statuses[self.end].as_ref();
+        let held = status.map_or(0, |status| u64::from(status.messages)) + open.report.saved;
+        if commits::is_due(open.unsaved, held) {
             self.commit_saves(index)?;
         }
         Ok(())

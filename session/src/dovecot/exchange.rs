@@ -15,13 +15,10 @@ use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::{Goal, Mailbox};
 
 use super::{Output, at, lines, unexpected};
-use crate::{MailboxReport, Progress, SessionError};
+use crate::{MailboxReport, Progress, SessionError, commits};
 
 /// Lines of a list that are sent at once.
 const BATCH: usize = 500;
-/// Saves after which what has come is made durable, and bytes.
-const COMMIT_MESSAGES: u64 = 2_000;
-const COMMIT_BYTES: u64 = 256 << 20;
 /// Most entries that a peer may list, in each list.
 const ENTRIES_MAX: usize = 20_000_000;
 
@@ -482,7 +479,7 @@ impl Exchange {
             // The peer sends one body, however many messages have it.
             self.copies.extend(group.map(|save| (save.guid.clone(), save, first.uid)));
         }
-        if self.unsaved.0 >= COMMIT_MESSAGES || self.unsaved.1 >= COMMIT_BYTES {
+        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) {
             self.commit()?;
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! One open Maildir: lists, bodies, saves and commits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -196,8 +196,12 @@ impl MaildirMailbox {
         let mut appended = 0;
         let mut pending = std::mem::take(&mut self.pending);
         pending.sort_by_key(|pending| pending.message.uid);
-        let mut bases: BTreeMap<Box<[u8]>, ()> = BTreeMap::new();
-        let mut indexed = false;
+        // Of the names that are there, those that a message could want: a commit is not to copy them all.
+        let wanted: HashSet<&[u8]> =
+            pending.iter().map(|pending| pending.message.guid.as_str().as_bytes()).collect();
+        let there = self.scan.list.records.iter().map(|record| &record.base);
+        let mut bases: HashSet<Box<[u8]>> = there.filter(|base| wanted.contains(&***base)).cloned().collect();
+        drop(wanted);
         for Pending { message, path, size } in pending {
             let taken = self.scan.list.records.binary_search_by_key(&message.uid, |record| record.uid);
             let uid = match taken {
@@ -213,16 +217,12 @@ impl MaildirMailbox {
                     self.places.mail.display()
                 )));
             }
-            if !indexed {
-                bases.extend(self.scan.list.records.iter().map(|record| (record.base.clone(), ())));
-                indexed = true;
-            }
             let record = self.record_for(uid, &message, size, &bases, committed);
             let base = record.base.clone();
             let name = filename::with_flags(b"", &base, &message.flags, &self.scan.keywords);
             let file = FileName { in_new: false, name: name.into() };
             disk::rename_new(&path, &file.path(&self.places.mail))?;
-            bases.insert(base, ());
+            bases.insert(base);
             if uid >= self.scan.list.uid_next() {
                 self.scan.list.records.push(record);
                 self.scan.files.push(Some(file));
@@ -246,7 +246,7 @@ impl MaildirMailbox {
         uid: Uid,
         message: &NewMessage,
         size: u64,
-        used: &BTreeMap<Box<[u8]>, ()>,
+        used: &HashSet<Box<[u8]>>,
         committed: &mut Committed,
     ) -> Record {
         let guid = message.guid.as_str().as_bytes();
@@ -254,7 +254,7 @@ impl MaildirMailbox {
             && !guid.iter().any(|b| matches!(b, b'/' | b':'))
             && guid[0] != b'.'
             && filename::size(guid).is_none_or(|told| told == size)
-            && !used.contains_key(guid);
+            && !used.contains(guid);
         let mut fields: Vec<(u8, Box<[u8]>)> = Vec::new();
         let base: Box<[u8]> = if safe {
             if filename::size(guid).is_none() {
