@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::ConfError;
 use super::settings::Settings;
+use super::units;
 
 const METHODS: [&str; 5] = ["fcntl", "lockf", "dotlock", "dotlock_try", "flock"];
 
@@ -38,25 +39,12 @@ impl Settings {
 
 /// A time as Dovecot has it: a number and a unit, which may be cut short; without a unit seconds.
 fn duration(text: &str) -> Option<Duration> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let unit = text[digits..].trim().to_ascii_lowercase();
-    let units = [
-        ("secs", 1),
-        ("seconds", 1),
-        ("mins", 60),
-        ("minutes", 60),
-        ("hours", 3600),
-        ("days", 86400),
-        ("weeks", 604_800),
-    ];
-    match unit.as_str() {
-        "msecs" | "ms" => return Some(Duration::from_millis(number)),
-        _ => {}
+    let (number, unit) = units::split(text)?;
+    match unit.to_ascii_lowercase().as_str() {
+        "" => Some(Duration::from_secs(number)),
+        "msecs" | "ms" => Some(Duration::from_millis(number)),
+        unit => number.checked_mul(units::seconds_in(unit)?).map(Duration::from_secs),
     }
-    let (_, secs) = units.iter().find(|(name, _)| unit.is_empty() || name.starts_with(&unit))?;
-    number.checked_mul(*secs).map(Duration::from_secs)
 }
 
 #[cfg(test)]

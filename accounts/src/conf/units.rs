@@ -20,6 +20,11 @@ pub fn seconds(text: &str) -> Option<u64> {
     if unit.is_empty() {
         return (number == 0).then_some(0);
     }
+    number.checked_mul(seconds_in(unit)?)
+}
+
+/// Seconds in one of this unit, whose name may be cut short.
+pub fn seconds_in(unit: &str) -> Option<u64> {
     let unit = unit.to_ascii_lowercase();
     let units = [
         ("secs", 1),
@@ -30,11 +35,11 @@ pub fn seconds(text: &str) -> Option<u64> {
         ("days", 86_400),
         ("weeks", 604_800),
     ];
-    let (_, factor) = units.iter().find(|(name, _)| name.starts_with(&unit))?;
-    number.checked_mul(*factor)
+    units.iter().find(|(name, _)| name.starts_with(&unit)).map(|(_, seconds)| *seconds)
 }
 
-fn split(text: &str) -> Option<(u64, &str)> {
+/// A number and what stands behind it.
+pub fn split(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     Some((text[..end].parse().ok()?, text[end..].trim_start()))
