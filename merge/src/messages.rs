@@ -432,36 +432,33 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// Rule **new-one-way**: the destination keeps its messages and their UIDs, and a message that it has under another UID is that message.
-    /// Two messages that want one UID both get new ones there, as the manual page has it.
+    /// Rule **new-one-way**: a message that the destination has under another UID is that message. A UID that names another message at the source
+    /// is given up there, as the manual page has it: clients of the source, when they come to the destination, must not take one for the other.
     fn one_way(&mut self, into: End, source: &[Save<'_>], own: &[Save<'_>]) -> Result<(), Desync> {
         let mut by_guid: BTreeMap<&MessageGuid, Vec<Save<'_>>> = BTreeMap::new();
         own.iter().rev().for_each(|save| by_guid.entry(save.guid).or_default().push(*save));
-        let mut linked = BTreeSet::new();
+        let mut linked = Vec::new();
         let mut wanted = Vec::new();
         for save in source {
             match by_guid.get_mut(save.guid).and_then(Vec::pop) {
-                Some(twin) => {
-                    linked.insert(twin.uid);
-                    let merged = twin.flags.current.union(&save.flags.current);
-                    self.set_flags(into, twin.uid, &twin.flags.current, &merged, ModSeq::NONE);
-                }
+                Some(twin) => linked.push((twin, save)),
                 None => wanted.push(*save),
             }
         }
         let taken: BTreeSet<Uid> = own.iter().map(|save| save.uid).collect();
-        let wished: BTreeSet<Uid> = wanted.iter().map(|save| save.uid).collect();
-        let loose: Vec<Save<'_>> = own.iter().filter(|save| !linked.contains(&save.uid)).copied().collect();
+        let claimed: BTreeSet<Uid> = source.iter().map(|save| save.uid).collect();
+        let displaced: Vec<Save<'_>> =
+            own.iter().filter(|save| claimed.contains(&save.uid)).copied().collect();
         let sequence = match into {
-            End::Responder => sequence(&wanted, &loose),
-            End::Initiator => sequence(&loose, &wanted),
+            End::Responder => sequence(&wanted, &displaced),
+            End::Initiator => sequence(&displaced, &wanted),
         };
+        let mut moved: BTreeMap<Uid, Uid> = BTreeMap::new();
         for (end, save) in sequence {
             if end == into {
-                if wished.contains(&save.uid) {
-                    let uid = self.take_fresh()?;
-                    self.renumber(into, save.uid, uid);
-                }
+                let uid = self.take_fresh()?;
+                self.renumber(into, save.uid, uid);
+                moved.insert(save.uid, uid);
             } else if !taken.contains(&save.uid) && save.uid >= self.uid_next[into] {
                 self.arrived.insert(save.guid.clone(), save.uid);
                 self.fetch(into, &save, save.uid);
@@ -470,6 +467,11 @@ impl<'a> Merge<'a> {
                 let uid = self.take_fresh()?;
                 self.fetch(into, &save, uid);
             }
+        }
+        for (twin, save) in linked {
+            let uid = moved.get(&twin.uid).copied().unwrap_or(twin.uid);
+            let merged = twin.flags.current.union(&save.flags.current);
+            self.set_flags(into, uid, &twin.flags.current, &merged, ModSeq::NONE);
         }
         Ok(())
     }

@@ -191,9 +191,10 @@ proptest! {
         prop_assert!(copy.uid_next >= source.uid_next);
     }
 
-    /// source-untouched; the destination has all of the source and keeps its own; a second run does nothing.
+    /// source-untouched; the destination has all of the source and keeps its own; a second run does nothing; no UID names one message
+    /// here and another there, also after more mail came to both.
     #[test]
-    fn one_way((common, one, two, known) in (common(), deeds(), deeds(), any::<bool>())) {
+    fn one_way((common, one, two, more, known) in (common(), deeds(), deeds(), deeds(), any::<bool>())) {
         let (a, b) = (after(&common, &one, 'a'), after(&common, &two, 'b'));
         let base = known.then(|| base_of(&common));
         let direction = Direction::OneWay { into: End::Responder };
@@ -201,6 +202,7 @@ proptest! {
         prop_assert!(for_a.actions.is_empty() && for_a.fetches.is_empty() && for_a.expunges.is_empty());
         let mut copy = b.clone();
         copy.apply(&for_b, &a);
+        prop_assert_eq!(named_twice(&a, &copy), None);
         for guid in guids(&a) {
             let expunged_there = known && guids(&common).contains(&guid) && !guids(&b).contains(&guid);
             prop_assert_eq!(guids(&copy).contains(&guid), !expunged_there, "{}", guid);
@@ -211,5 +213,17 @@ proptest! {
         }
         let [_, again] = plans(&a, &copy, Some(&for_b.agreed), direction);
         prop_assert!(again.actions.is_empty() && again.fetches.is_empty() && again.expunges.is_empty(), "{:?}", again);
+        let (later, mut later_copy) = (after(&a, &more, 'c'), after(&copy, &more, 'd'));
+        let [_, for_copy] = plans(&later, &later_copy, Some(&for_b.agreed), direction);
+        later_copy.apply(&for_copy, &later);
+        prop_assert_eq!(named_twice(&later, &later_copy), None);
     }
+}
+
+/// A UID that names one message here and another there.
+fn named_twice(a: &Mailbox, b: &Mailbox) -> Option<u32> {
+    let differs = |(uid, (guid, _)): &(&u32, &(String, FlagSet))| {
+        b.messages.get(uid).is_some_and(|(other, _)| other != guid)
+    };
+    a.messages.iter().find(differs).map(|(uid, _)| *uid)
 }
