@@ -3,6 +3,7 @@
 
 mod conf;
 mod drivers;
+mod md5_crypt;
 mod passdb;
 mod passwd_file;
 mod schemes;

@@ -10,13 +10,14 @@ use sha_crypt::{PasswordHashRef, PasswordVerifier as _, ShaCrypt};
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 use subtle::ConstantTimeEq as _;
+use yescrypt::Yescrypt;
 use zeroize::Zeroizing;
 
-use crate::user::UserError;
+use crate::{md5_crypt, user::UserError};
 
 /// Longest password that is looked at: hashing time grows with it.
 const PASSWORD_BYTES_MAX: usize = 1024;
-/// Most memory of one Argon2 hash, KiB.
+/// Most memory of one Argon2 or yescrypt hash, KiB.
 const ARGON2_KIB_MAX: u32 = 1 << 20;
 /// Most passes of one Argon2 hash.
 const ARGON2_PASSES_MAX: u32 = 1000;
@@ -24,6 +25,9 @@ const ARGON2_PASSES_MAX: u32 = 1000;
 const ROUNDS_MAX: u32 = 10_000_000;
 /// Highest cost of bcrypt: each step doubles the time.
 const BCRYPT_COST_MAX: u32 = 18;
+
+/// 32 bytes, six bits a character.
+const YESCRYPT_CHARACTERS: usize = 43;
 
 /// Base64 with or without its padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -69,13 +73,15 @@ pub(crate) fn verify(stored: &str, default: &str, password: &str) -> Result<bool
     match name {
         "PLAIN" | "CLEARTEXT" | "CLEAR" => Ok(same(text()?.as_bytes(), password.as_bytes())),
         "ARGON2ID" | "ARGON2I" => check_argon2(&text()?, password, &scheme),
-        "CRYPT" | "SHA512-CRYPT" | "SHA256-CRYPT" | "BLF-CRYPT" => check_crypt(&text()?, password, &scheme),
+        "CRYPT" | "SHA512-CRYPT" | "SHA256-CRYPT" | "BLF-CRYPT" | "MD5-CRYPT" => {
+            check_crypt(&text()?, password, &scheme)
+        }
         "PBKDF2" => check_pbkdf2(&text()?, password, &scheme),
         "SHA" | "SHA1" => digest::<Sha1>(&bytes()?, false, password, &scheme),
         "SHA256" => digest::<Sha256>(&bytes()?, false, password, &scheme),
         "SHA512" => digest::<Sha512>(&bytes()?, false, password, &scheme),
         // Dovecot's name for both.
-        "MD5" if hash.starts_with("$1$") => Err(unsupported("MD5-CRYPT")),
+        "MD5" if hash.starts_with("$1$") => check_crypt(&text()?, password, &scheme),
         "PLAIN-MD5" | "LDAP-MD5" | "MD5" => digest::<Md5>(&bytes()?, false, password, &scheme),
         "SSHA" => digest::<Sha1>(&bytes()?, true, password, &scheme),
         "SSHA256" => digest::<Sha256>(&bytes()?, true, password, &scheme),
@@ -197,7 +203,8 @@ fn check_argon2(text: &str, password: &str, scheme: &str) -> Result<bool, UserEr
     Ok(got.ct_eq(&want).into())
 }
 
-/// Checks what crypt(3) makes: SHA-512, SHA-256 and bcrypt; older kinds are refused.
+/// Checks what crypt(3) makes: yescrypt, SHA-512, SHA-256, bcrypt and MD5. The 13 characters of DES are refused: they say nothing of what
+/// follows the eighth character of a password, and no crate that is kept up reads them.
 fn check_crypt(text: &str, password: &str, scheme: &str) -> Result<bool, UserError> {
     let bad = || malformed(scheme);
     let mut parts = text.split('$').skip(1);
@@ -223,9 +230,28 @@ fn check_crypt(text: &str, password: &str, scheme: &str) -> Result<bool, UserErr
             }
             bcrypt::verify(password, text).map_err(|_| bad())
         }
-        "1" => Err(unsupported("MD5-CRYPT")),
+        "1" => md5_crypt::verify(text, password).ok_or_else(bad),
+        "y" => check_yescrypt(text, second, password, scheme),
         _ if text.len() == 13 && !text.contains('$') => Err(unsupported("DES-CRYPT")),
         _ => Err(bad()),
+    }
+}
+
+/// Checks `$y$params$salt$hash`, Debian's since 11. Only what crypt(3) makes itself: flags, N and r.
+fn check_yescrypt(text: &str, params: &str, password: &str, scheme: &str) -> Result<bool, UserError> {
+    let bad = || malformed(scheme);
+    let hash = text.rsplit('$').next().unwrap_or_default();
+    if hash.len() != YESCRYPT_CHARACTERS || params.len() > 4 {
+        return Err(bad());
+    }
+    let costs: yescrypt::Params = params.parse().map_err(|_| bad())?;
+    if costs.n().saturating_mul(u64::from(costs.r())) / 8 > ARGON2_KIB_MAX.into() {
+        return Err(excessive(scheme));
+    }
+    match Yescrypt::default().verify_password(password.as_bytes(), text) {
+        Ok(()) => Ok(true),
+        Err(yescrypt::password_hash::Error::PasswordInvalid) => Ok(false),
+        Err(_) => Err(bad()),
     }
 }
 
@@ -282,6 +308,12 @@ mod tests {
         "{SHA256-CRYPT}$5$rounds=1000$D.5me6ChyYuPMvoJ$7bhZQIldePcPa0G21UUnSiNIiJIyJIpcxafUIdrncJ4",
         "{SHA256}2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b",
         "$2y$05$1UxyAzv.9xEPrzyElhn3/.41HLSdptZBN37kYVx/lS01dLBtjhWES",
+        "{MD5-CRYPT}$1$UQBH1NK/$TNAXYzdZYf6.Al7D60x5E/",
+        "{MD5}$1$UQBH1NK/$TNAXYzdZYf6.Al7D60x5E/",
+        "{CRYPT}$1$UQBH1NK/$TNAXYzdZYf6.Al7D60x5E/",
+        "$1$UQBH1NK/$TNAXYzdZYf6.Al7D60x5E/",
+        // By crypt(3) of Debian 12: `doveadm pw` makes none, and Dovecot accepts it.
+        "{CRYPT}$y$j9T$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0",
     ];
 
     #[test]
@@ -304,9 +336,6 @@ mod tests {
     #[test]
     fn other_schemes_are_refused_by_name() {
         for (stored, name) in [
-            ("{MD5-CRYPT}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
-            ("{MD5}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
-            ("{CRYPT}$1$pU9GlF4P$Ng6Igk3NhdELFqUjkFbe1.", "MD5-CRYPT"),
             ("R2Gf6pr6tcnrM", "DES-CRYPT"),
             ("{CRAM-MD5}cd3b", "CRAM-MD5"),
             ("{PLAIN.ROT13}x", "PLAIN.ROT13"),
@@ -324,6 +353,7 @@ mod tests {
             "{BLF-CRYPT}$2y$31$JIDiMKgVLA/jsJuGqe3g4OUy/bU9wW.vQKN.a6HaGAfdvFazXTU3G",
             "{PBKDF2}$1$b01i4UXiop8yI89n$4000000000$b773a0b209e449b179443cffc099dd5e1db2fc22",
             "{SHA512-CRYPT}$6$rounds=999999999$x$y",
+            "{CRYPT}$y$jTT$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0",
         ] {
             let error = verify(stored, "CRYPT", "secret").unwrap_err();
             assert!(error.to_string().contains("more memory or time"), "{error}");
@@ -343,7 +373,8 @@ mod tests {
             "SMD5",
             "PLAIN.HEX",
         ] {
-            for hash in ["", "$", "x!private!", "$1$", "$6$", "$2y$10$", "$argon2id$v=19$m=1$$"] {
+            for hash in ["", "$", "x!private!", "$1$", "$6$", "$2y$10$", "$y$j9T$a$", "$argon2id$v=19$m=1$$"]
+            {
                 let stored = format!("{{{scheme}}}{hash}");
                 if let Err(error) = verify(&stored, "CRYPT", "secret") {
                     assert!(!error.to_string().contains("private"), "{error}");

@@ -35,10 +35,10 @@ pub(crate) fn fields(section: &Section) -> Vec<(String, String)> {
     entries.filter_map(|entry| Some((entry.key.clone(), text(&entry.key)?))).collect()
 }
 
-/// The name as the databases have it, if `auth_username_format` is set.
+/// The name as the databases have it.
 pub(crate) fn normalized(settings: &Settings, name: &str) -> Result<String, UserError> {
     check_user(name)?;
-    let Some(format) = settings.text("auth_username_format") else { return Ok(name.to_owned()) };
+    let Some(format) = settings.username_format() else { return Ok(name.to_owned()) };
     let variable = |source| UserError::Variable { field: "auth_username_format".to_owned(), source };
     let name = expand(&format, &Vars::of_name(name)).map_err(variable)?;
     check_user(&name)?;
@@ -306,6 +306,23 @@ mod tests {
         assert_eq!(lookup(&settings, "bob").unwrap().home, None);
         assert_eq!(lookup(&settings, "carol").unwrap_err().status(), 67);
         assert_eq!(iterate(&settings).unwrap(), ["alice", "bob", "broken"]);
+    }
+
+    /// As in Dovecot: `%Lu` unless set, and nothing if it is set to nothing.
+    #[test]
+    fn names_are_in_lower_case_where_databases_are_asked() {
+        let userdb = "userdb {\n driver = static\n args = home=/srv/%u\n}\n";
+        let home =
+            |text: &str| lookup(&settings(&format!("{text}{userdb}")), "Alice@Example.Org").unwrap().home;
+        for (text, expected) in [
+            ("", "/srv/alice@example.org"),
+            ("auth_username_format = %Ln@%d\n", "/srv/alice@Example.Org"),
+            ("auth_username_format = %{user|lower}\n", "/srv/alice@example.org"),
+            ("auth_username_format =\n", "/srv/Alice@Example.Org"),
+        ] {
+            assert_eq!(home(text).as_deref(), Some(Path::new(expected)), "{text}");
+        }
+        assert_eq!(lookup(&Settings::defaults(), "Alice").unwrap().name, "Alice");
     }
 
     #[test]

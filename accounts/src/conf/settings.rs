@@ -22,12 +22,14 @@ const FILES: [&str; 2] = ["/etc/dsync/dsync.conf", "/etc/dovecot/dovecot.conf"];
 const DOVEADM_PORT: u16 = 12345;
 /// Largest file that a `<file` value or a certificate setting may name.
 const VALUE_FILE_BYTES_MAX: usize = 1 << 20;
+/// Dovecot's: names in lower case.
+const USERNAME_FORMAT: &str = "%Lu";
 const REMOTE_CMD: &str = "ssh -l%{login} %{host} dsync-server --stdio -u%u";
 
 /// The settings that are looked up, and what they are when nobody says; all others are ignored.
 pub(super) const DEFAULTS: &[(&str, &str)] = &[
     ("auth_socket_path", ""),
-    ("auth_username_format", ""),
+    ("auth_username_format", USERNAME_FORMAT),
     ("base_dir", "/run/dovecot"),
     ("doveadm_password", ""),
     ("doveadm_port", "0"),
@@ -235,6 +237,15 @@ impl Settings {
                 None
             })
             .map(|(_, text)| text)
+    }
+
+    /// How databases spell the names of users; `None`: as they are given. So they are left where there is no database, too: each name is a user then.
+    pub(crate) fn username_format(&self) -> Option<String> {
+        if self.entry("auth_username_format").is_some() {
+            return self.text("auth_username_format");
+        }
+        let databases = ["userdb", "passdb"].iter().any(|kind| self.root().of_kind(kind).next().is_some());
+        databases.then(|| USERNAME_FORMAT.to_owned())
     }
 
     /// The file that was read.

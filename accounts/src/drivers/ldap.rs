@@ -23,6 +23,10 @@ const PAGE: i32 = 500;
 /// Most users that one directory lists.
 const USERS_MAX: usize = 10_000_000;
 
+/// Settings of TLS that would make a connection another one than is made.
+const UNHEARD_OF_TLS: [&str; 5] =
+    ["tls_ca_cert_file", "tls_ca_cert_dir", "tls_cert_file", "tls_key_file", "tls_cipher_suite"];
+
 /// How to reach a directory. It holds a password: never printed.
 #[derive(Clone)]
 struct Directory {
@@ -177,8 +181,21 @@ impl Directory {
             Some("base") => Scope::Base,
             Some(other) => return Err(source.wrong(&format!("LDAP: scope {other:?}"))),
         };
-        if source.yes(&["sasl_bind", "ldap_auth_sasl_mechanisms"]) {
+        if source.yes(&["sasl_bind"]) || source.get(&["ldap_auth_sasl_mechanisms"]).is_some() {
             return Err(UserError::Unsupported("LDAP: SASL binds are not supported by dsync".to_owned()));
+        }
+        // Certificates are checked against the system's authorities, and always.
+        if let Some(name) = UNHEARD_OF_TLS.iter().find(|name| source.get(&[name]).is_some()) {
+            return Err(UserError::Unsupported(format!(
+                "LDAP: {name} is not supported by dsync: the authorities of the system are trusted, and no certificate is shown"
+            )));
+        }
+        let checking = source.get(&["tls_require_cert"]);
+        if checking.is_some_and(|how| !matches!(how.as_str(), "demand" | "hard")) {
+            return Err(UserError::Unsupported(
+                "LDAP: tls_require_cert is not supported by dsync: certificates are always checked"
+                    .to_owned(),
+            ));
         }
         Ok(Directory {
             uris,
@@ -244,6 +261,34 @@ fn failed(error: LdapError) -> UserError {
         LdapError::Io { source } => UserError::Temporary { what: "LDAP".to_owned(), source },
         other => {
             UserError::Temporary { what: "LDAP".to_owned(), source: io::Error::other(other.to_string()) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_are_not_heeded_are_refused() {
+        let hosts = "hosts = localhost\nbase = dc=x\nuser_filter = (uid=%u)\n";
+        let refused = |line: &str| {
+            let settings = Settings::parse(&format!(
+                "{hosts}{line}\nuserdb {{\n driver = ldap\n fields {{\n  home = /h\n }}\n}}\n"
+            ))
+            .unwrap();
+            let section = settings.root().of_kind("userdb").next().unwrap();
+            user(&settings, section, "alice").unwrap_err().to_string()
+        };
+        for line in [
+            "tls_ca_cert_file = /etc/ca.pem",
+            "tls_key_file = /k",
+            "tls_require_cert = never",
+            "sasl_bind = yes",
+            "ldap_auth_sasl_mechanisms = external",
+        ] {
+            let said = refused(line);
+            assert!(said.contains("not supported by dsync"), "{line}: {said}");
         }
     }
 }
