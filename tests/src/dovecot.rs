@@ -1,6 +1,7 @@
 //! A real Dovecot, standing alone with a private configuration: `doveadm` as an unprivileged user.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,7 +75,6 @@ impl Dovecot {
 
     /// Saves a message.
     pub fn save(&self, location: &str, mailbox: &str, text: &str) {
-        use std::io::Write;
         let mut command = self.as_user(Path::new("/usr/bin/doveadm"));
         command
             .arg("-c")
@@ -120,19 +120,24 @@ impl Dovecot {
     }
 }
 
-/// A running Dovecot with a doveadm service on TCP and TLS, and one user, alice; ended when dropped.
+/// A running Dovecot with a doveadm service on TCP and TLS, an IMAP server, and one user, alice; ended when dropped.
 pub struct Service {
     child: Child,
     dir: PathBuf,
-    ports: [u16; 2],
+    ports: [u16; 3],
+    /// The user's line in the passwd-file, up to the extra fields.
+    line: String,
 }
+
+/// The user's password.
+pub const PASSWORD: &str = "x";
 
 impl Service {
     /// Starts it on `location`, with its files below `dir`.
     pub fn start(dovecot: &Dovecot, dir: &Path, location: &str, password: &str) -> Service {
         let dir = dir.join("service");
         fs::create_dir_all(&dir).expect("made");
-        let ports = [crate::programs::free_port(), crate::programs::free_port()];
+        let ports = [(); 3].map(|()| crate::programs::free_port());
         for file in ["ca.pem", "server.pem", "server.key"] {
             fs::copy(crate::programs::certificates().join(file), dir.join(file)).expect("copied");
         }
@@ -141,20 +146,24 @@ impl Service {
             String::from_utf8(output.stdout).expect("text").trim().to_owned()
         };
         let (user, group) = (id("-un"), id("-gn"));
-        let passwd = format!("alice:{{PLAIN}}x:{}:{}::{}::\n", id("-u"), id("-g"), dovecot.home.display());
-        fs::write(dir.join("passwd"), passwd).expect("written");
+        let line =
+            format!("alice:{{PLAIN}}{PASSWORD}:{}:{}::{}::", id("-u"), id("-g"), dovecot.home.display());
+        fs::write(dir.join("passwd"), format!("{line}\n")).expect("written");
         let text = format!(
             "base_dir = {0}/run\nstate_dir = {0}/state\nlog_path = {0}/log\nssl = yes\nssl_cert = <{0}/server.pem\n\
              ssl_key = <{0}/server.key\nfirst_valid_uid = 1\nfirst_valid_gid = 1\ndefault_internal_user = {user}\n\
              default_internal_group = {group}\ndefault_login_user = {user}\nmail_location = {location}\n\
-             doveadm_password = {password}\nprotocols =\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\n\
+             doveadm_password = {password}\nprotocols = imap\nauth_cache_size = 1M\nauth_failure_delay = 0\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\n\
              passdb {{\n  driver = passwd-file\n  args = {0}/passwd\n}}\nuserdb {{\n  driver = passwd-file\n  args = {0}/passwd\n}}\n\
              service anvil {{\n  chroot =\n}}\nservice stats {{\n  chroot =\n}}\n\
+             service imap-login {{\n  chroot =\n  inet_listener imap {{\n    address = 127.0.0.1\n    port = {3}\n  }}\n  \
+             inet_listener imaps {{\n    port = 0\n  }}\n}}\n\
              service doveadm {{\n  inet_listener plain {{\n    address = 127.0.0.1\n    port = {1}\n  }}\n  \
              inet_listener tls {{\n    address = 127.0.0.1\n    port = {2}\n    ssl = yes\n  }}\n}}\n",
             dir.display(),
             ports[0],
-            ports[1]
+            ports[1],
+            ports[2]
         );
         let conf = dir.join("dovecot.conf");
         fs::write(&conf, text).expect("written");
@@ -163,7 +172,7 @@ impl Service {
         command.arg("-F").arg("-c").arg(&conf);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("dovecot starts");
-        let service = Service { child, dir, ports };
+        let service = Service { child, dir, ports, line };
         // It listens before it says so.
         let log = || fs::read_to_string(service.dir.join("log")).unwrap_or_default();
         let begun = Instant::now();
@@ -182,6 +191,41 @@ impl Service {
     /// The destination by TLS.
     pub fn tls(&self) -> String {
         format!("tcps:localhost:{}", self.ports[1])
+    }
+
+    /// The port of the IMAP server.
+    pub fn imap(&self) -> u16 {
+        self.ports[2]
+    }
+
+    /// Its configuration.
+    pub fn conf(&self) -> PathBuf {
+        self.dir.join("dovecot.conf")
+    }
+
+    /// Gives the user other extra fields in the userdb, as an administrator does: in one step.
+    pub fn set_extra_fields(&self, fields: &str) {
+        let new = self.dir.join("passwd.new");
+        fs::write(&new, format!("{}{fields}\n", self.line)).expect("written");
+        fs::rename(new, self.dir.join("passwd")).expect("replaced");
+    }
+
+    /// Adds a user, whose home is beside alice's.
+    pub fn add_user(&self, name: &str, password: &str) -> PathBuf {
+        let fields: Vec<&str> = self.line.split(':').collect();
+        let home = Path::new(fields[5]).with_file_name(name);
+        let (uid, gid) = (fields[2], fields[3]);
+        fs::create_dir_all(&home).expect("made");
+        own(&home);
+        let mut file =
+            fs::File::options().append(true).open(self.dir.join("passwd")).expect("the passwd-file");
+        writeln!(file, "{name}:{{PLAIN}}{password}:{uid}:{gid}::{}::", home.display()).expect("written");
+        home
+    }
+
+    /// Where its sockets are.
+    pub fn base_dir(&self) -> PathBuf {
+        self.dir.join("run")
     }
 
     /// The CA of its certificate, for everybody to read.

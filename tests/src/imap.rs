@@ -1,7 +1,8 @@
-//! An IMAP client for tests: Dovecot's `imap` on a pipe, started by `doveadm exec`, without any server.
+//! An IMAP client for tests: Dovecot's `imap` on a pipe, started by `doveadm exec`, without any server; or a connection to a server.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
 
 use dsync_storage::mutf7;
 
@@ -14,9 +15,9 @@ pub struct Response {
 
 /// One session; it logs out when dropped.
 pub struct Imap {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    child: Option<Child>,
+    to: Box<dyn Write + Send>,
+    from: BufReader<Box<dyn Read + Send>>,
     tags: u32,
     selected: Option<String>,
 }
@@ -30,12 +31,25 @@ impl Imap {
             .stderr(Stdio::null())
             .spawn()
             .expect("imap starts");
-        let to = child.stdin.take().expect("piped");
-        let from = BufReader::new(child.stdout.take().expect("piped"));
-        let mut imap = Imap { child, to, from, tags: 0, selected: None };
-        let greeting = imap.response();
+        let to = Box::new(child.stdin.take().expect("piped"));
+        let from: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("piped"));
+        let from = BufReader::new(from);
+        let mut imap = Imap { child: Some(child), to, from, tags: 0, selected: None };
+        let greeting = imap.response().expect("imap greets");
         assert!(greeting.text.starts_with("* PREAUTH"), "{}", greeting.text);
         imap
+    }
+
+    /// Logs in to a server on this machine; an error tells what became of it.
+    pub fn log_in(port: u16, user: &str, password: &str) -> Result<Imap, String> {
+        let lost = |e: std::io::Error| e.to_string();
+        let stream = TcpStream::connect(("127.0.0.1", port)).map_err(lost)?;
+        let from: Box<dyn Read + Send> = Box::new(stream.try_clone().map_err(lost)?);
+        let to = Box::new(stream);
+        let mut imap = Imap { child: None, to, from: BufReader::new(from), tags: 0, selected: None };
+        imap.response()?;
+        imap.try_command(&format!("LOGIN {user} {password}"))?;
+        Ok(imap)
     }
 
     /// Sends a command that must succeed, and gives the untagged responses.
@@ -43,14 +57,14 @@ impl Imap {
         self.try_command(line).unwrap_or_else(|text| panic!("IMAP: {line}: {text}"))
     }
 
-    /// The same; the server's words come back if it says no.
+    /// The same; the server's words come back if it says no, or what became of the connection.
     pub fn try_command(&mut self, line: &str) -> Result<Vec<Response>, String> {
         self.tags += 1;
         let tag = format!("t{} ", self.tags);
-        write!(self.to, "{tag}{line}\r\n").expect("sent");
+        write!(self.to, "{tag}{line}\r\n").map_err(|e| e.to_string())?;
         let mut responses = Vec::new();
         loop {
-            let response = self.response();
+            let response = self.response()?;
             match response.text.strip_prefix(&tag) {
                 Some(done) if done.starts_with("OK") => return Ok(responses),
                 Some(failed) => return Err(failed.to_owned()),
@@ -59,12 +73,14 @@ impl Imap {
         }
     }
 
-    fn response(&mut self) -> Response {
+    fn response(&mut self) -> Result<Response, String> {
         let (mut text, mut literals) = (String::new(), Vec::new());
         loop {
             let mut line = Vec::new();
-            self.from.read_until(b'\n', &mut line).expect("read");
-            assert!(!line.is_empty(), "imap ended");
+            self.from.read_until(b'\n', &mut line).map_err(|e| e.to_string())?;
+            if line.is_empty() {
+                return Err("imap ended".into());
+            }
             let line = String::from_utf8_lossy(&line);
             let line = line.trim_end_matches(['\r', '\n']);
             let literal = line
@@ -73,12 +89,12 @@ impl Imap {
                 .and_then(|(before, size)| Some((before.to_owned(), size.parse::<usize>().ok()?)));
             let Some((before, size)) = literal else {
                 text.push_str(line);
-                return Response { text, literals };
+                return Ok(Response { text, literals });
             };
             text.push_str(&before);
             text.push_str("{}");
             let mut bytes = vec![0; size];
-            self.from.read_exact(&mut bytes).expect("read");
+            self.from.read_exact(&mut bytes).map_err(|e| e.to_string())?;
             literals.push(bytes);
         }
     }
@@ -112,7 +128,7 @@ impl Imap {
 impl Drop for Imap {
     fn drop(&mut self) {
         let _ = self.try_logout();
-        let _ = self.child.wait();
+        self.child.take().map(|mut child| child.wait());
     }
 }
 

@@ -1,10 +1,13 @@
-//! Users in SQLite, PostgreSQL and LDAP: the real servers, both of Dovecot's syntaxes.
+//! Users in SQLite, PostgreSQL and LDAP, and those of Dovecot's own auth service: the real servers, both of Dovecot's syntaxes.
 
 use std::fs;
 use std::path::Path;
 
 use dsync_accounts::{Settings, User, iterate, lookup, verify};
 use dsync_tests::databases::{postgres, slapd};
+use dsync_tests::dovecot::{Dovecot, PASSWORD, Service, installed};
+use dsync_tests::maildirs::Account;
+use dsync_tests::programs::programs;
 
 const TABLE: &str = "CREATE TABLE users (userid varchar(128) NOT NULL, domain varchar(128), home text, uid integer, \
                      gid bigint, password varchar(200), active char(1) DEFAULT 'Y', quota smallint);\
@@ -198,5 +201,66 @@ fn passwords_that_doveadm_makes_are_taken() {
         let secret = dsync_accounts::Secret::new(made);
         assert!(dsync_accounts::verify_secret(&secret, "geheim").expect(scheme), "{scheme}");
         assert!(!dsync_accounts::verify_secret(&secret, "Geheim").expect(scheme), "{scheme}");
+    }
+}
+
+/// Asked for everything, or only where the configuration names drivers that dsync does not have.
+#[test]
+fn a_running_dovecot_answers_for_its_users() {
+    use std::os::unix::fs::PermissionsExt;
+    if !installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let dovecot = Dovecot::new(dir.path());
+    dovecot.own(&dir.path().join("home"));
+    let service = Service::start(&dovecot, dir.path(), "maildir:~/Maildir", "unused");
+    let homes =
+        [dir.path().join("home"), service.add_user("bob", "geheim"), service.add_user("ben", "geheim")];
+    let base = service.base_dir().display().to_string();
+    let settings = [
+        format!("auth_socket_path = {base}/auth-userdb\n"),
+        format!("base_dir = {base}\npassdb {{\n driver = pam\n}}\nuserdb {{\n driver = lua\n}}\n"),
+    ];
+    let mail = "mail_location = maildir:~/Maildir\nfirst_valid_uid = 1\n";
+    let confs = settings.map(|text| new(dir.path(), &format!("{mail}{text}")));
+    for settings in &confs {
+        let alice = lookup(settings, "Alice").expect("is there");
+        assert_eq!((alice.name.as_str(), alice.home.as_ref()), ("alice", Some(&homes[0])));
+        assert!(alice.uid.is_some() && alice.gid.is_some());
+        assert_eq!(lookup(settings, "eve").expect_err("is not there").status(), 67);
+        assert_eq!(iterate(settings).expect("lists"), ["alice", "ben", "bob"]);
+        for (user, password, right) in [
+            ("alice", PASSWORD, true),
+            ("bob", "geheim", true),
+            ("bob", PASSWORD, false),
+            ("bob", "", false),
+            ("eve", "geheim", false),
+        ] {
+            assert_eq!(verify(settings, user, password).expect("answers"), right, "{user} {password}");
+        }
+    }
+    for (home, name) in homes.iter().zip(["alice", "bob", "ben"]) {
+        let text = format!("Subject: of {name}\n\nText.\n");
+        dovecot.save(&format!("maildir:{}/Maildir", home.display()), "INBOX", &text);
+    }
+    let dsync = dir.path().join("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    let backup = |users: &[&str], to: &str| {
+        let mut command = dovecot.as_user(&dsync);
+        let to = format!("maildir:{}/home/{to}/%u", dir.path().display());
+        command.arg("-c").arg(dir.path().join("dovecot24.conf")).arg("backup").args(users).arg(to);
+        let output = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{users:?}: {text}");
+        text
+    };
+    assert!(backup(&["-A"], "all").starts_with("3 users: 3 ok"));
+    assert!(backup(&["-u", "b*"], "some").starts_with("2 users: 2 ok"));
+    for (home, name) in homes.iter().zip(["alice", "bob", "ben"]) {
+        let copy = |of: &str| Account::new(dir.path().join("home").join(of).join(name));
+        assert_eq!(Account::new(home.join("Maildir")).view(), copy("all").view(), "{name}");
+        assert_eq!(copy("some").root.exists(), name != "alice", "{name}");
     }
 }

@@ -50,6 +50,7 @@ const BETTER: &[(&str, &str)] = &[
     ("tree-rename-onto-new", "names: readable, and equal at both ends after one run"),
     ("uidvalidity-flags-lost", "uidvalidity: flags are kept whichever end's UIDVALIDITY wins"),
     ("uidvalidity-maildir", "uidvalidity: nothing is renumbered"),
+    ("uidvalidity-old-removal", "void-base: what the log tells of times before the base is no change"),
 ];
 
 /// Scenarios that need what is not built yet.

@@ -16,6 +16,11 @@ use dsync_tests::imap_session::Client;
 use dsync_tests::programs::programs;
 use dsync_tests::world::Dice;
 
+#[path = "together/conversion.rs"]
+mod conversion;
+#[path = "together/manual.rs"]
+mod manual;
+
 const SECS: u64 = 5;
 /// A message that so many runs have met keeps its UID.
 const RUNS_UNTIL_SETTLED: u64 = 3;

@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
-use dsync_model::{MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet};
+use dsync_model::{
+    FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet,
+};
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
 
@@ -181,7 +183,12 @@ impl Brain {
             _ => Since::All,
         };
         let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
-            let changes = mailbox.changes(since)?;
+            let mut changes = mailbox.changes(since)?;
+            if let (Some(base), Since::All) = (&open.base, since)
+                && base.uid_validity == changes.status.uid_validity
+            {
+                measure(&mut changes.list, base);
+            }
             let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
             Ok((mailbox, changes, kept_back))
         });
@@ -576,6 +583,18 @@ pub(super) fn goal(plan: &MessagePlan, status: &MailboxStatus) -> Goal {
     // With saves to come, UIDNEXT is raised by the commit that ends them.
     let uid_next_min = if plan.fetches.is_empty() { plan.uid_next_min } else { status.uid_next };
     Goal { uid_next_min, modseq_min: plan.modseq_min, uid_validity: plan.uid_validity }
+}
+
+/// Tells the flags that changed by the base, which is void because of the other end's UIDVALIDITY, but true here. The log that a list without
+/// a base comes from goes further back: what was removed long ago is no change.
+fn measure(list: &mut [MessageChange], base: &MailboxBase) {
+    for change in list {
+        if let MessageChange::Save { uid, flags, .. } = change
+            && base.uids.contains(uid.get())
+        {
+            *flags = FlagDelta::between(&base.flags_of(*uid), std::mem::take(&mut flags.current));
+        }
+    }
 }
 
 /// Says whether a message is to get a UID above one that is still to come.
