@@ -1,15 +1,18 @@
 //! The password database: whether a password is the user's.
 
+use std::path::Path;
+
 #[cfg(any(feature = "sql", feature = "ldap"))]
 use crate::drivers;
 #[cfg(feature = "ldap")]
 use crate::drivers::ldap::Login;
 use crate::{
     conf::{Secret, Section, Settings},
+    drivers::auth_socket,
     passwd_file::PasswdFile,
     schemes,
     user::UserError,
-    userdb::{driver, fields, normalized, unsupported, words},
+    userdb::{dovecots_socket, driver, fields, normalized, unsupported, words},
 };
 
 /// Checked instead of the hash of an unknown user, so that both answers take as long.
@@ -20,8 +23,13 @@ const DECOY: &str = "{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$F/mYEMsrwKuJCB29hf
 const CONDITIONS: [&str; 3] = ["allow_nets", "allow_real_nets", "allow_real_net"];
 
 /// Checks a user's password: the first `passdb` that accepts it decides.
+///
+/// With `auth_socket_path` Dovecot's own auth service is asked instead, and for drivers that only Dovecot has as well.
 pub fn verify(settings: &Settings, user: &str, password: &str) -> Result<bool, UserError> {
     let user = normalized(settings, user)?;
+    if let Some(socket) = settings.text("auth_socket_path") {
+        return auth_socket::accepts(Path::new(&socket), &user, password);
+    }
     let mut asked = false;
     let mut missed = false;
     for section in settings.root().of_kind("passdb").filter(|section| !section.yes("master")) {
@@ -43,7 +51,11 @@ pub fn verify(settings: &Settings, user: &str, password: &str) -> Result<bool, U
                 (Login::Bound(accepted), _) => answer(accepted)?,
                 (Login::Fields(given), scheme) => check_fields(&user, &given, &scheme, password)?,
             },
-            other => return Err(unsupported("passdb", section, other)),
+            // A list of those to be denied that only Dovecot can read must not be passed over.
+            other => match dovecots_socket(settings).filter(|_| !denies) {
+                Some(socket) => answer(auth_socket::accepts(&socket, &user, password)?)?,
+                None => return Err(unsupported("passdb", section, other)),
+            },
         };
         match known {
             Answer::Known if denies => return Ok(false),

@@ -101,7 +101,7 @@ pub(crate) fn unsupported(kind: &str, section: &Section, driver: &str) -> UserEr
 }
 
 /// Where a Dovecot on this machine answers for its userdb, if one runs.
-fn dovecots_socket(settings: &Settings) -> Option<PathBuf> {
+pub(crate) fn dovecots_socket(settings: &Settings) -> Option<PathBuf> {
     let base = settings.text("base_dir").unwrap_or_else(|| "/run/dovecot".to_owned());
     let socket = Path::new(&base).join("auth-userdb");
     socket.exists().then_some(socket)

@@ -1,7 +1,7 @@
 //! Databases of users as Debian has them, each started by a test with private files and ended when dropped.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -102,6 +102,46 @@ pub fn postgres(sql: &str) -> Database {
     ]);
     assert!(psql.env("PGPASSWORD", "secret").status().expect("psql runs").success());
     database
+}
+
+/// Starts MariaDB on a Unix socket, with the tables of `sql` in the database `mail`; `None` if it is not installed.
+pub fn mariadb(sql: &str) -> Option<Database> {
+    let program = Path::new("/usr/sbin/mariadbd");
+    if !program.exists() {
+        eprintln!("skipped: no mariadbd on this machine (Debian: mariadb-server-core)");
+        return None;
+    }
+    let dir = directory();
+    let (data, socket) = (dir.path().join("data"), dir.path().join("socket"));
+    fs::create_dir(&data).expect("made");
+    own(&data);
+    let datadir = format!("--datadir={}", data.display());
+    let mut tables = "create database mysql;\nuse mysql;\n".to_owned();
+    for name in ["mysql_system_tables", "mysql_system_tables_data"] {
+        tables.push_str(&fs::read_to_string(format!("/usr/share/mysql/{name}.sql")).expect("installed"));
+    }
+    let mut made = unprivileged(program);
+    made.args(["--no-defaults", &datadir, "--bootstrap", "--innodb-log-file-size=4M"]);
+    let mut made = made.stdin(Stdio::piped()).stderr(Stdio::null()).current_dir("/").spawn().expect("starts");
+    made.stdin.take().expect("piped").write_all(tables.as_bytes()).expect("written");
+    assert!(made.wait().expect("ends").success(), "the tables of MariaDB are not made");
+    let init = dir.path().join("init.sql");
+    let sql = sql.replace(';', ";\n");
+    let text = format!(
+        "CREATE DATABASE mail;\nUSE mail;\n{sql}CREATE USER vmail IDENTIFIED BY 'secret';\nGRANT SELECT ON mail.* TO vmail;\n"
+    );
+    fs::write(&init, text).expect("written");
+    own(&init);
+    let mut server = unprivileged(program);
+    server
+        .arg("--no-defaults")
+        .current_dir("/")
+        .args(["--skip-networking", "--innodb-flush-log-at-trx-commit=0"]);
+    server.arg(datadir).arg(format!("--socket={}", socket.display()));
+    server.arg(format!("--init-file={}", init.display()));
+    let child = start(server, "ready for connections");
+    let place = socket.display().to_string();
+    Some(Database { child, dir, place })
 }
 
 /// Starts slapd on a free port with these entries below `dc=example`.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use dsync_accounts::{Settings, User, iterate, lookup, verify};
-use dsync_tests::databases::{postgres, slapd};
+use dsync_tests::databases::{mariadb, postgres, slapd};
 use dsync_tests::dovecot::{Dovecot, PASSWORD, Service, installed};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::programs;
@@ -117,6 +117,21 @@ fn users_in_postgresql() {
     let error = lookup(&wrong, "alice@example.org").expect_err("is refused");
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(text.contains("password authentication failed") && !text.contains("wrong-one"), "{text}");
+}
+
+#[test]
+fn users_in_mariadb() {
+    let Some(database) = mariadb(TABLE) else { return };
+    let dir = tempfile::tempdir().expect("made");
+    let place = &database.place;
+    let connect = |password: &str| {
+        format!("driver = mysql\nconnect = host={place} dbname=mail user=vmail password={password}\n")
+    };
+    check_sql(&old(dir.path(), "sql", &format!("{}{QUERIES}", connect("secret"))));
+    let wrong = old(dir.path(), "sql", &format!("{}{QUERIES}", connect("wrong-one")));
+    let error = lookup(&wrong, "alice@example.org").expect_err("is refused");
+    let text = format!("{:#}", anyhow::Error::from(error));
+    assert!(text.contains("Access denied") && !text.contains("wrong-one"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Dovecot's own auth service as the userdb: whatever its databases are, the answers are the same as Dovecot's.
 //!
-//! The protocol is the master's side of `auth-userdb`: `USER` and `LIST` on a Unix socket, fields between tabs.
+//! The protocol is the master's side of `auth-userdb`: `USER` and `LIST` on a Unix socket, fields between tabs; and for passwords the
+//! client's side of `auth-client` beside it: `AUTH` with the mechanism PLAIN.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -8,6 +9,9 @@ use std::{
     path::Path,
     time::Duration,
 };
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use zeroize::Zeroizing;
 
 use super::Fields;
 use crate::user::UserError;
@@ -70,12 +74,47 @@ pub(crate) fn names(socket: &Path) -> Result<Vec<String>, UserError> {
     }
 }
 
+/// Whether Dovecot takes this password for this user; `userdb` is the socket beside which that for clients is.
+pub(crate) fn accepts(userdb: &Path, name: &str, password: &str) -> Result<bool, UserError> {
+    // They would end the name or the password, and the answer be about another one.
+    if name.contains('\0') || password.contains('\0') {
+        return Ok(false);
+    }
+    let socket = userdb.with_file_name("auth-client");
+    let mut talk = Talk::begin(&socket)?;
+    let response =
+        Zeroizing::new(STANDARD.encode(Zeroizing::new(format!("\0{name}\0{password}")).as_bytes()));
+    talk.say(&format!("CPID\t{}\n", std::process::id()))?;
+    let question =
+        format!("AUTH\t1\tPLAIN\tservice=doveadm\tsecured\tno-penalty\tresp={}\n", response.as_str());
+    talk.say(&Zeroizing::new(question))?;
+    loop {
+        let line = talk.line()?;
+        let mut words = line.split('\t');
+        match (words.next(), words.next()) {
+            (Some("OK"), Some("1")) => {
+                let words: Vec<&str> = words.collect();
+                let user = words.iter().find_map(|word| word.strip_prefix("user=")).map(unescaped);
+                // Dovecot may know the user by another name, whose mail this is not.
+                let same = user.is_some_and(|user| user.to_lowercase() == name.to_lowercase());
+                return Ok(same && !words.contains(&"nologin"));
+            }
+            (Some("FAIL"), Some("1")) if words.clone().any(|word| word == "temp") => {
+                return Err(talk.failed(io::Error::other("internal failure; its log says more")));
+            }
+            (Some("FAIL" | "CONT"), Some("1")) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
 struct Talk<'a> {
     socket: &'a Path,
     stream: BufReader<UnixStream>,
 }
 
 impl<'a> Talk<'a> {
+    /// Connects, and says hello as a master does; a client adds its `CPID`, on which the socket for masters hangs up.
     fn begin(socket: &'a Path) -> Result<Talk<'a>, UserError> {
         let open = || -> io::Result<UnixStream> {
             let stream = UnixStream::connect(socket)?;
@@ -86,7 +125,7 @@ impl<'a> Talk<'a> {
         let stream =
             open().map_err(|source| UserError::Temporary { what: socket.display().to_string(), source })?;
         let mut talk = Talk { socket, stream: BufReader::new(stream) };
-        talk.say(&format!("VERSION\t1\t0\nCPID\t{}\n", std::process::id()))?;
+        talk.say("VERSION\t1\t0\n")?;
         loop {
             let line = talk.line()?;
             if let Some(version) = line.strip_prefix("VERSION\t")
@@ -174,13 +213,15 @@ mod tests {
     fn served(answer: &'static str) -> (std::path::PathBuf, std::thread::JoinHandle<()>) {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("dsync-auth-{}-{number}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("dsync-auth-{}-{number}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("auth-userdb");
         let listener = UnixListener::bind(&path).unwrap();
         let thread = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             stream.write_all(b"VERSION\t1\t2\nSPID\t7\n").unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            lines.by_ref().find(|line| line.as_ref().unwrap().starts_with(['U', 'L']));
+            lines.by_ref().find(|line| line.as_ref().unwrap().starts_with(['U', 'L', 'A']));
             stream.write_all(answer.as_bytes()).unwrap();
         });
         (path, thread)
@@ -192,7 +233,7 @@ mod tests {
             let (path, thread) = served(answer);
             let told = question(&path);
             thread.join().unwrap();
-            std::fs::remove_file(path).unwrap();
+            std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
             told
         };
         let user = |path: &Path| format!("{:?}", super::user(path, "bob").map_err(|error| error.status()));
@@ -201,6 +242,24 @@ mod tests {
         assert_eq!(ask("USER\t2\tx\nNOTFOUND\t1\n", &user), "Ok(None)");
         assert_eq!(ask("FAIL\t1\treason=no\n", &user), "Err(75)");
         assert_eq!(ask("USER\t1\tbo", &user), "Err(75)");
+        let accepts = |path: &Path| {
+            let client = path.with_file_name("auth-client");
+            std::fs::rename(path, &client).unwrap();
+            let told = format!("{:?}", super::accepts(path, "Bob", "x").map_err(|error| error.status()));
+            std::fs::rename(&client, path).unwrap();
+            told
+        };
+        assert_eq!(ask("CUID\t3\nDONE\nOK\t1\tuser=bob\n", &accepts), "Ok(true)");
+        for answer in [
+            "OK\t1\tuser=eve\n",
+            "OK\t1\n",
+            "OK\t1\tuser=bob\tnologin\n",
+            "FAIL\t1\tuser=bob\n",
+            "CONT\t1\t\n",
+        ] {
+            assert_eq!(ask(answer, &accepts), "Ok(false)", "{answer}");
+        }
+        assert_eq!(ask("FAIL\t1\tuser=bob\ttemp\n", &accepts), "Err(75)");
         let names = |path: &Path| format!("{:?}", super::names(path).map_err(|error| error.status()));
         assert_eq!(ask("LIST\t1\ta\nLIST\t1\tb\nDONE\t1\n", &names), r#"Ok(["a", "b"])"#);
         assert_eq!(ask("LIST\t1\ta\nDONE\t1\tfail\n", &names), "Err(78)");

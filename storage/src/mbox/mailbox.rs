@@ -132,6 +132,21 @@ impl MboxMailbox {
         here.filter(right).or_else(|| named.and_then(|_| messages.iter().find(right)))
     }
 
+    /// A message of the content, which is what the locked file holds.
+    fn body_under(&self, lock: &MboxLock, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
+        let Some(entry) = self.find(uid, wanted) else { return Ok(None) };
+        Ok(Some(Body {
+            guid: entry.guid.clone(),
+            received: Some(entry.received),
+            saved: None,
+            pop3_uidl: None,
+            pop3_order: None,
+            size: Some(entry.size_physical),
+            path: None,
+            reader: self.copy_out(lock, entry)?,
+        }))
+    }
+
     /// Copies a message out of the file, so that no lock outlasts the call.
     fn copy_out(&self, lock: &MboxLock, entry: &Entry) -> Result<Box<dyn Read + Send>> {
         let file = lock.file().try_clone().map_err(StorageError::io(lock.path()))?;
@@ -360,20 +375,12 @@ impl Mailbox for MboxMailbox {
             if Stamp::of(&meta) != self.content.stamp {
                 continue;
             }
-            let Some(entry) = self.find(uid, wanted) else { return Ok(None) };
-            return Ok(Some(Body {
-                guid: entry.guid.clone(),
-                received: Some(entry.received),
-                saved: None,
-                pop3_uidl: None,
-                pop3_order: None,
-                size: Some(entry.size_physical),
-                path: None,
-                reader: self.copy_out(&lock, entry)?,
-            }));
+            return self.body_under(&lock, uid, wanted);
         }
-        let what = format!("{}: changes faster than it can be read", self.places.mail.display());
-        Err(StorageError::Impossible(what))
+        // It changes faster than it can be read: not while others may not write.
+        let mut lock = self.shared.lock(&self.places, Access::Write)?;
+        self.content = self.shared.settle_to_write(&mut lock, &self.places, Some(&self.content.file))?;
+        self.body_under(&lock, uid, wanted)
     }
 
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {

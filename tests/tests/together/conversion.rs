@@ -237,7 +237,7 @@ fn turn(
     seen.sort_unstable();
     let twice = seen.windows(2).find(|pair| pair[0] == pair[1]);
     assert_eq!(twice, None, "a message is there twice");
-    let (flags, expunges) = (*made % 2 == 0, *made % 3 == 0);
+    let (flags, expunges) = (made.is_multiple_of(2), made.is_multiple_of(3));
     let Some(id) = (flags || expunges).then(|| own.remove(own.len() / 2)) else { return Ok(()) };
     // Not there: it is still in the old place, and comes with the last run.
     let Some(uid) = uid_of(imap, &id)? else { return Ok(()) };
