@@ -28,9 +28,10 @@ impl Account {
         Account::of("maildir", root)
     }
 
-    /// An account of another format.
+    /// An account of another format, with options as in `sdbox:LAYOUT=index`.
     pub fn of(format: &'static str, root: impl Into<PathBuf>) -> Account {
-        Account { format, root: root.into(), options: String::new() }
+        let (format, options) = format.split_at(format.find(':').unwrap_or(format.len()));
+        Account { format, root: root.into(), options: options.to_owned() }
     }
 
     /// Where it is, as users write it.
