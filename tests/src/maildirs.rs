@@ -114,7 +114,7 @@ impl Account {
             for entry in fs::read_dir(path).expect("readable").flatten() {
                 let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
                 let in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
-                if path.is_dir() {
+                if fs::symlink_metadata(&path).expect("is there").is_dir() {
                     walk(&path, found);
                 } else if in_tmp || name.ends_with(".lock") || name.ends_with(".tmp") {
                     found.push(path);

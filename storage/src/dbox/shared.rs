@@ -139,6 +139,8 @@ impl Shared {
 
     /// Shows the index of every mailbox that has one; tells which could not be read.
     pub fn each_index(&self, mut show: impl FnMut(&MailboxName, &State)) -> Result<Vec<MailboxProblem>> {
+        // What is in no list uses its messages all the same.
+        self.account.find_lost()?;
         let (names, mut problems) = self.names()?;
         for name in names {
             let index = self.account.places(&name).and_then(|places| Index::open(Shared::paths(&places)));

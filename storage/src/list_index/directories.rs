@@ -76,6 +76,11 @@ pub fn except(layout: &Layout, known: impl Fn(MailboxGuid) -> bool) -> Result<Ve
     Ok(guids.into_iter().map(|guid| look(layout, guid)).collect())
 }
 
+/// Those of one mailbox, if it has any.
+pub fn one(layout: &Layout, guid: MailboxGuid) -> Option<Found> {
+    present(&layout.places_of(guid)).iter().any(|path| !is_ours(path)).then(|| look(layout, guid))
+}
+
 fn tops(layout: &Layout) -> BTreeSet<PathBuf> {
     let Places { mail, index, .. } = layout.places_of(MailboxGuid([0; 16]));
     [Some(mail), index].iter().flatten().filter_map(|path| Some(path.parent()?.to_owned())).collect()

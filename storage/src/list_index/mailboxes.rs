@@ -108,13 +108,13 @@ impl Account {
 
     /// Removes directories of a mailbox that is not in the list, and holds no mail.
     fn clear(&self, guid: MailboxGuid) -> Result<()> {
-        let listed = self.list.look(&self.layout, |nodes| nodes.guids().any(|listed| listed == guid))?;
-        let found = directories::except(&self.layout, |other| other != guid)?;
-        if listed == Some(true) || found.iter().any(|found| found.holds_mail && !found.deleted) {
+        let listed = self.list.look(&self.layout, |nodes| nodes.has(guid))?;
+        let found = directories::one(&self.layout, guid);
+        if listed == Some(true) || found.as_ref().is_some_and(|found| found.holds_mail && !found.deleted) {
             let path = self.layout.places_of(guid).mail;
             return Err(StorageError::Impossible(format!("{}: is there already", path.display())));
         }
-        if found.is_empty() { Ok(()) } else { self.remove_directories(guid) }
+        if found.is_none() { Ok(()) } else { self.remove_directories(guid) }
     }
 
     fn remove_directories(&self, guid: MailboxGuid) -> Result<()> {

@@ -78,6 +78,8 @@ pub struct Nodes {
     below: BTreeMap<u32, BTreeMap<String, u32>>,
     /// Nodes whose name cannot be told, or is that of another node.
     broken: BTreeMap<u32, MailboxGuid>,
+    /// How many nodes have each GUID, broken ones among them.
+    guids: BTreeMap<MailboxGuid, usize>,
     /// Number that was given last to a part.
     last_number: u32,
     /// Where the parts end in the header.
@@ -103,14 +105,14 @@ impl Nodes {
             let record = list.map_or(&[][..], |list| list.row(row));
             match Node::from_bytes(record, state.flags[row], &parts) {
                 Some(node) if !nodes.siblings(node.above).contains_key(&node.part) => nodes.put(uid, node),
-                _ => drop(nodes.broken.insert(uid, guid_in(record))),
+                _ => nodes.set_broken(uid, guid_in(record)),
             }
         }
         let reached: BTreeSet<u32> = nodes.all().map(|(uid, ..)| uid).collect();
         let lost: Vec<u32> = nodes.nodes.keys().filter(|uid| !reached.contains(uid)).copied().collect();
         for uid in lost {
             let guid = nodes.take(uid).map_or(NO_GUID, |node| node.guid);
-            nodes.broken.insert(uid, guid);
+            nodes.set_broken(uid, guid);
         }
         nodes
     }
@@ -142,7 +144,28 @@ impl Nodes {
 
     /// GUIDs of all mailboxes, also of those whose names cannot be told.
     pub fn guids(&self) -> impl Iterator<Item = MailboxGuid> {
-        self.nodes.values().filter_map(Node::mailbox).chain(self.broken.values().copied())
+        self.guids.keys().copied()
+    }
+
+    /// Says whether a mailbox has this GUID.
+    pub fn has(&self, guid: MailboxGuid) -> bool {
+        self.guids.contains_key(&guid)
+    }
+
+    fn set_broken(&mut self, uid: u32, guid: MailboxGuid) {
+        self.count(guid, true);
+        self.broken.insert(uid, guid);
+    }
+
+    fn count(&mut self, guid: MailboxGuid, more: bool) {
+        if guid == NO_GUID {
+            return;
+        }
+        let nodes = self.guids.entry(guid).or_default();
+        *nodes = if more { *nodes + 1 } else { nodes.saturating_sub(1) };
+        if *nodes == 0 {
+            self.guids.remove(&guid);
+        }
     }
 
     /// The UID that the next node gets.
@@ -160,12 +183,14 @@ impl Nodes {
     }
 
     fn put(&mut self, uid: u32, node: Node) {
+        self.count(node.guid, true);
         self.below.entry(node.above).or_default().insert(node.part.clone(), uid);
         self.nodes.insert(uid, node);
     }
 
     fn take(&mut self, uid: u32) -> Option<Node> {
         let node = self.nodes.remove(&uid)?;
+        self.count(node.guid, false);
         if let Some(siblings) = self.below.get_mut(&node.above) {
             siblings.remove(&node.part);
             if siblings.is_empty() {
@@ -205,7 +230,11 @@ impl Nodes {
 
     fn change(&mut self, uid: u32, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes.get_mut(&uid) {
+            let before = node.guid;
             change(node);
+            let after = node.guid;
+            self.count(before, false);
+            self.count(after, true);
             self.touched.insert(uid);
         }
     }
@@ -276,7 +305,7 @@ impl Nodes {
         let touched = std::mem::take(&mut self.touched);
         let named = std::mem::take(&mut self.named);
         let bid = bid && list.is_some_and(|list| list.header.first().is_none_or(|flag| *flag == 0));
-        let mut introduced = list.unwrap_or(&fresh).clone();
+        let mut introduced = sizes(list.unwrap_or(&fresh));
         introduced.record_bytes = introduced.record_bytes.max(RECORD_BYTES);
         let id = state.extension_id(LIST);
         if bid || !named.is_empty() {
@@ -362,6 +391,12 @@ impl Nodes {
 
 fn guid_in(record: &[u8]) -> MailboxGuid {
     record.get(8..24).and_then(|guid| guid.try_into().ok()).map_or(NO_GUID, MailboxGuid)
+}
+
+/// The extension without its data, which grow with the number of names.
+fn sizes(extension: &Extension) -> Extension {
+    let Extension { header_bytes, record_bytes, align, reset_id, .. } = *extension;
+    Extension { reset_id, ..Extension::new(&extension.name, header_bytes, record_bytes, align) }
 }
 
 /// The parts in a header: behind one byte, a number, which ascend, and a text that ends with NUL, each. With where they end.
