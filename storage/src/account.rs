@@ -17,9 +17,10 @@ use rand::RngExt;
 
 use crate::attributes::{Attributes, Place};
 use crate::layout::Layout;
+use crate::list_index::ListIndex;
 use crate::lock::{FileLock, patience, set_patience};
 use crate::mailbox_log::{self, Change};
-use crate::{Fsync, Result, StorageError, StoreLock, disk, list_index, subscriptions};
+use crate::{Fsync, Result, StorageError, StoreLock, disk, subscriptions};
 
 /// Begins the names of the files that only dsync knows.
 const NOTE_PREFIX: &str = ".dsync-";
@@ -33,12 +34,13 @@ const RACES_MAX: u32 = 20;
 pub struct Account {
     pub layout: Layout,
     pub fsync: Fsync,
+    pub(crate) list: ListIndex,
 }
 
 impl Account {
     /// Opens an account; directories that are missing are made.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Account> {
-        let account = Account { layout, fsync };
+        let account = Account { layout, fsync, list: ListIndex::default() };
         account.make_directories()?;
         Ok(account)
     }
@@ -173,7 +175,7 @@ impl Account {
 
     /// Tells running Dovecots that what they know of these names is not true any more. The change itself is made already, and stays.
     pub fn names_changed(&self, names: &[&MailboxName]) {
-        if let Err(error) = list_index::forget(&self.layout, names, self.fsync) {
+        if let Err(error) = self.list.forget(&self.layout, names, self.fsync) {
             tracing::warn!("{error}: Dovecot may list mailboxes as they were");
         }
     }

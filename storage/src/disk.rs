@@ -176,6 +176,27 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(StorageError::io(to))
 }
 
+/// Makes a link to `target`, which must not be there yet.
+pub fn symlink(target: &Path, path: &Path) -> Result<()> {
+    if !step(path)? {
+        return Ok(());
+    }
+    std::os::unix::fs::symlink(target, path).map_err(StorageError::io(path))
+}
+
+/// Gives a directory and a link to it each other's name, in one step where the file system can. Else the link goes first.
+pub fn exchange(directory: &Path, link: &Path) -> Result<()> {
+    if !step(link)? {
+        return Ok(());
+    }
+    match rustix::fs::renameat_with(CWD, directory, CWD, link, RenameFlags::EXCHANGE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            fs::remove_file(link).and_then(|()| fs::rename(directory, link)).map_err(StorageError::io(link))
+        }
+        other => other.map_err(|error| StorageError::io(link)(error.into())),
+    }
+}
+
 /// Removes a file; one that is gone already is fine.
 pub fn remove(path: &Path) -> Result<()> {
     if !step(path)? {

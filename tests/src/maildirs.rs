@@ -28,9 +28,10 @@ impl Account {
         Account::of("maildir", root)
     }
 
-    /// An account of another format.
+    /// An account of another format, with options as in `sdbox:LAYOUT=index`.
     pub fn of(format: &'static str, root: impl Into<PathBuf>) -> Account {
-        Account { format, root: root.into(), options: String::new() }
+        let (format, options) = format.split_at(format.find(':').unwrap_or(format.len()));
+        Account { format, root: root.into(), options: options.to_owned() }
     }
 
     /// Where it is, as users write it.
@@ -113,7 +114,7 @@ impl Account {
             for entry in fs::read_dir(path).expect("readable").flatten() {
                 let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
                 let in_tmp = path.parent().is_some_and(|parent| parent.ends_with("tmp"));
-                if path.is_dir() {
+                if fs::symlink_metadata(&path).expect("is there").is_dir() {
                     walk(&path, found);
                 } else if in_tmp || name.ends_with(".lock") || name.ends_with(".tmp") {
                     found.push(path);

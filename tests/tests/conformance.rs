@@ -26,6 +26,8 @@ fn maildir_in_every_layout() {
         ":LAYOUT=fs:DIRNAME=m:MAILBOXDIR=boxes:INDEX=%/index:CONTROL=%/control",
         ":LAYOUT=fs:FULLDIRNAME=m:INDEX=%/index:INDEXCACHE=%/cache",
         ":INDEX=MEMORY:SUBSCRIPTIONS=subs",
+        ":LAYOUT=index",
+        ":LAYOUT=index:CONTROL=%/control:INDEX=%/index:MAILBOXDIR=boxes:LISTINDEX=li",
     ] {
         let dir = tempfile::tempdir().expect("made");
         let mut account = Account::new(dir.path().join("mail"));
@@ -65,6 +67,18 @@ fn mdbox() {
     conformance::check(&mut || {
         Box::new(Mdbox::open(layout.clone(), Fsync::Never, None).expect("opens")) as Box<dyn Storage>
     });
+}
+
+#[test]
+fn names_in_the_list_index_alone() {
+    for format in ["sdbox", "mdbox"] {
+        for options in [":LAYOUT=index", ":LAYOUT=index:CONTROL=%/control:INDEX=%/index:ALT=%/alt"] {
+            let dir = tempfile::tempdir().expect("made");
+            let mut account = Account::of(format, dir.path().join("mail"));
+            account.options = options.replace('%', &dir.path().display().to_string());
+            conformance::check(&mut || account.open());
+        }
+    }
 }
 
 #[test]

@@ -277,6 +277,50 @@ fn sdbox_mailboxes_come_and_go() {
         .run(Look::Always);
 }
 
+const BY_INDEX: [&str; 3] = ["maildir:LAYOUT=index", "sdbox:LAYOUT=index", "mdbox:LAYOUT=index"];
+
+/// Where INBOX is not in the list, Dovecot looks for lost mailboxes, finds that which was being made, and says so.
+#[test]
+fn list_index_first_sync() {
+    let formats = [BY_INDEX[1], BY_INDEX[0]];
+    Scenario { formats, users: first_sync, direction: Direction::TwoWay, steps_min: 40 }.run(Look::Finished);
+}
+
+#[test]
+fn list_index_of_maildir_mailboxes_come_and_go() {
+    mailboxes_come_and_go_in_list_indexes(["sdbox", BY_INDEX[0]]);
+}
+
+#[test]
+fn list_index_of_sdbox_mailboxes_come_and_go() {
+    mailboxes_come_and_go_in_list_indexes([BY_INDEX[1], BY_INDEX[0]]);
+}
+
+#[test]
+fn list_index_of_mdbox_mailboxes_come_and_go() {
+    mailboxes_come_and_go_in_list_indexes([BY_INDEX[2], "sdbox"]);
+}
+
+/// Mailboxes that hold mail get the GUIDs of the source, and with them other directories.
+#[test]
+fn list_index_mailboxes_get_other_guids() {
+    let users = |a: &Account, b: &Account| {
+        some_mail(a);
+        let mut two = User::of(b.open());
+        two.save("INBOX", "foreign", seen(""));
+        two.save("INBOX", "INBOX 1", FlagSet::default());
+    };
+    for format in [BY_INDEX[0], BY_INDEX[2]] {
+        let formats = ["sdbox", format];
+        Scenario { formats, users, direction: BACKUP, steps_min: 15 }.run(Look::Never);
+    }
+}
+
+fn mailboxes_come_and_go_in_list_indexes(formats: [&'static str; 2]) {
+    Scenario { formats, users: mailboxes_at_both, direction: Direction::TwoWay, steps_min: 15 }
+        .run(Look::Always);
+}
+
 #[test]
 fn mbox_first_sync() {
     Scenario { formats: ["maildir", "mbox"], users: first_sync, direction: Direction::TwoWay, steps_min: 40 }

@@ -214,7 +214,10 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
     if !installed() {
         return;
     }
-    for format in ["maildir", "sdbox", "mdbox", "mbox"] {
+    let by_index = ["maildir", "mdbox"].map(|format| (format, ":LAYOUT=index"));
+    for (format, layout) in
+        ["maildir", "sdbox", "mdbox", "mbox"].map(|format| (format, "")).into_iter().chain(by_index)
+    {
         let world = World::new();
         let roots = ["a", "b"].map(|name| world.dir.path().join(name));
         for root in &roots {
@@ -222,7 +225,8 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
             world.dovecot.own(root);
         }
         let (one, two) =
-            (format!("maildir:{}", roots[0].display()), format!("{format}:{}", roots[1].display()));
+            (format!("maildir:{}", roots[0].display()), format!("{format}:{}{layout}", roots[1].display()));
+        let format = format!("{format}{layout}");
         let create = |location: &str, names: &[&str]| {
             for name in names {
                 world.dovecot.doveadm(location, &["mailbox", "create", name]);
@@ -242,6 +246,10 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
         for location in [&one, &two] {
             world.dovecot.save(location, "INBOX", "Subject: inbox\n\nBody.\n");
         }
+        // Dovecot 2.3.19 complains once of the UIDVALIDITY of the INBOX that it just made itself in a Maildir of LAYOUT=index.
+        let mut first = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+        first.arg("-c").arg(world.dovecot.conf()).arg("-o").arg(format!("mail_location={two}"));
+        first.args(["mailbox", "status", "messages", "INBOX"]).output().expect("runs");
         assert_ne!(statuses(&one), statuses(&two), "{format}");
         let conf = world.dir.path().join("session.conf");
         let text = fs::read_to_string(world.dovecot.conf()).expect("read");
@@ -294,6 +302,79 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
         let log = fs::read_to_string(&log).expect("a log");
         assert!(log.contains("Logged out"), "{log}");
         assert!(!log.contains("Error:") && !log.contains("Warning:") && !log.contains("Panic:"), "{log}");
+    }
+}
+
+/// What a run would have to read for a mailbox that it looks into, and must not for one whose files stayed as they are: it cannot.
+fn hide(world: &World, root: &Path) -> Vec<(PathBuf, u32)> {
+    let hidden = world.dovecot.as_user(Path::new("find")).arg(root).output().expect("find runs");
+    let paths = String::from_utf8(hidden.stdout).expect("text");
+    let mut changed = Vec::new();
+    for path in paths.lines().map(PathBuf::from) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mode = match &*name {
+            "cur" | "new" | "dovecot-uidlist" | "dovecot.index" | "dovecot.index.log" => 0,
+            "dovecot.map.index" | "dovecot.map.index.log" => 0,
+            // The log in it may be asked for its times.
+            "dbox-Mails" | "storage" => 0o100,
+            // Directories of LAYOUT=index.
+            _ if name.len() == 32 && path.is_dir() => 0o100,
+            _ => continue,
+        };
+        changed.push((path.clone(), fs::metadata(&path).expect("is there").permissions().mode()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+    }
+    changed
+}
+
+#[test]
+fn an_idle_run_reads_no_mailbox_again() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let pairs = [("maildir", "", "sdbox", ""), ("mdbox", "", "maildir", ":LAYOUT=fs")];
+    let by_index = [("sdbox", ":LAYOUT=index", "maildir", ":LAYOUT=index")];
+    let pairs: Vec<(String, String, [PathBuf; 2])> = pairs
+        .into_iter()
+        .chain(by_index)
+        .enumerate()
+        .map(|(i, (one, options, two, others))| {
+            let roots = ["a", "b"].map(|end| world.dir.path().join(format!("{end}{i}")));
+            for root in &roots {
+                fs::create_dir(root).expect("made");
+                world.dovecot.own(root);
+            }
+            let at =
+                |format: &str, root: &Path, options: &str| format!("{format}:{}{options}", root.display());
+            (at(one, &roots[0], options), at(two, &roots[1], others), roots)
+        })
+        .collect();
+    for (one, two, _) in &pairs {
+        world.dovecot.doveadm(one, &["mailbox", "create", "Work/2024"]);
+        for mailbox in ["INBOX", "Work/2024"] {
+            world.dovecot.save(one, mailbox, "Subject: one\n\nBody.\n");
+        }
+        world.sync(&["sync", "--source", one, two]);
+    }
+    // What changed within two seconds may change again in the same tick of its clock.
+    let settle = || std::thread::sleep(std::time::Duration::from_secs(3));
+    settle();
+    pairs.iter().for_each(|(one, two, _)| world.sync(&["sync", "--source", one, two]));
+    let hidden: Vec<(PathBuf, u32)> =
+        pairs.iter().flat_map(|(.., roots)| roots).flat_map(|root| hide(&world, root)).collect();
+    assert!(hidden.len() > 25, "{hidden:?}");
+    settle();
+    pairs.iter().for_each(|(one, two, _)| world.sync(&["sync", "--source", one, two]));
+    // Were one of them another, it would be read, and cannot be.
+    let (one, two, roots) = &pairs[0];
+    let touched = world.dovecot.as_user(Path::new("touch")).arg(roots[0].join("cur")).status();
+    assert!(touched.expect("touch runs").success());
+    let again = ["-c", "/dev/null", "sync", "--source", one, two];
+    let again = world.dovecot.as_user(&world.dsync).args(again).output().expect("runs");
+    assert!(!again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    for (path, mode) in hidden {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
     }
 }
 

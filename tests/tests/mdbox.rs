@@ -561,31 +561,6 @@ fn messages_of_a_lost_mailbox_come_back_to_it() {
 }
 
 #[test]
-fn names_in_the_list_index_alone_are_not_changed() {
-    let _alone = alone();
-    let fixture = Fixture::unpack("mdbox-layoutindex");
-    let mut storage = open(&fixture, |layout| layout.kind = Kind::Index);
-    let (tree, _) = storage.tree().expect("lists");
-    let create = TreeChange::Create {
-        name: name("New"),
-        guid: BOX,
-        uid_validity: UidValidity::new(77).expect("not 0"),
-        uid_next: Uid::MIN,
-    };
-    let error = storage.change_tree(&create).expect_err("refused");
-    assert!(error.to_string().contains("LAYOUT=index"), "{error}");
-    assert_eq!(storage.tree().expect("lists").0.len(), tree.len());
-    // Messages may come and go.
-    let guid = tree[&name("Work")].mailbox.as_ref().expect("a mailbox").guid;
-    let mut mailbox = storage.open(guid).expect("opens");
-    mailbox.changes(Since::All).expect("lists");
-    save(&mut *mailbox, 50, "new", FlagSet::default(), 10);
-    assert_eq!(commit(&mut *mailbox).not_kept, []);
-    let (tree, _) = open(&fixture, |layout| layout.kind = Kind::Index).tree().expect("lists");
-    assert_eq!(tree[&name("Work")].mailbox.as_ref().expect("a mailbox").messages, 3);
-}
-
-#[test]
 fn a_mailbox_of_another_map_is_refused() {
     let account = two_mailboxes();
     let other = Fixture::unpack("mdbox-layoutindex");

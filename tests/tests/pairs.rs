@@ -16,6 +16,8 @@ const SOURCES: [(&str, &str); 4] = [
     ("maildir-fs", "maildir:%/Maildir:LAYOUT=fs"),
     ("mdbox", "mdbox:%/mdbox"),
 ];
+/// Names in the list index alone.
+const BY_INDEX: [&str; 3] = ["sdbox:%:LAYOUT=index", "mdbox:%:LAYOUT=index", "maildir:%:LAYOUT=index"];
 const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
 const MBOX: (&str, &str) = ("mbox", "mbox:%/mail:INBOX=%/mbox-inbox");
 const INTO_MBOX: &str = "mbox:%";
@@ -27,6 +29,17 @@ fn at(location: &str, path: &Path) -> String {
 #[test]
 fn dovecot_sees_in_our_copy_what_it_sees_in_its_own() {
     check(&SOURCES, &TARGETS);
+}
+
+#[test]
+fn names_go_into_list_indexes_as_dovecot_writes_them() {
+    check(&SOURCES[..1], &BY_INDEX);
+}
+
+#[test]
+fn names_come_out_of_list_indexes() {
+    let source = ("mdbox-layoutindex", "mdbox:%/mdbox:LAYOUT=index");
+    check(&[source], &[TARGETS[0], TARGETS[3], BY_INDEX[0]]);
 }
 
 #[test]

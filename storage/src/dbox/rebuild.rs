@@ -166,7 +166,7 @@ pub(super) fn make_mailbox(
             }
         };
         let home = homes.home(found.mailbox.as_deref());
-        if shared.places(&home)?.mail == places.mail {
+        if shared.account.places(&home)?.mail == places.mail {
             ours.push((uid, found.guid));
         } else if present.contains(&home) {
             theirs.entry(home).or_default().push((uid, found.guid));
@@ -223,7 +223,7 @@ impl Homes<'_> {
     /// Gives every mailbox an index.
     fn make_missing(&mut self) -> Result<()> {
         for name in self.names.difference(&self.present) {
-            let places = self.shared.places(name)?;
+            let places = self.shared.account.places(name)?;
             let guid = self.shared.new_guid(&places);
             let validity = self.shared.account.new_uid_validity()?;
             let first = self.shared.identity_with(guid, self.map_validity);
@@ -237,7 +237,7 @@ impl Homes<'_> {
 
 /// Adds orphans to a mailbox that has an index.
 fn append(shared: &Shared, name: &MailboxName, orphans: &[(u32, [u8; 16])]) -> Result<()> {
-    let paths = Shared::paths(&shared.places(name)?);
+    let paths = Shared::paths(&shared.account.places(name)?);
     let index = Index::open(paths)?;
     let mut index = index.ok_or_else(|| StorageError::NoMailbox(name.to_string()))?;
     let mut writer = index.lock(patience())?;

@@ -17,8 +17,7 @@ use crate::account::Account;
 use crate::index::edit::{HeaderData, pop3_uidl};
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
-use crate::layout::{Kind, Places};
-use crate::list_index;
+use crate::layout::Places;
 use crate::lock::patience;
 use crate::{MailboxProblem, Result, StorageError, disk};
 
@@ -88,28 +87,6 @@ impl Shared {
         ours.into_iter().chain(pop3_uidl(state, last)).collect()
     }
 
-    /// Where a mailbox lies.
-    pub fn places(&self, name: &MailboxName) -> Result<Places> {
-        let layout = &self.account.layout;
-        if layout.kind != Kind::Index {
-            return layout.places(name);
-        }
-        let guid = list_index::names(layout)?.mailboxes.get(name).copied();
-        guid.map(|guid| layout.places_of(guid)).ok_or_else(|| StorageError::NoMailbox(name.to_string()))
-    }
-
-    /// Refuses what would have to be written into the list index.
-    fn needs_names_on_disk(&self) -> Result<()> {
-        if self.account.layout.kind != Kind::Index {
-            return Ok(());
-        }
-        let what = format!(
-            "{}: with LAYOUT=index, mailboxes are made, renamed and deleted by Dovecot alone",
-            self.account.location()
-        );
-        Err(StorageError::Impossible(what))
-    }
-
     /// Takes the map's lock. If somebody died between the map and a mailbox, references are counted anew first.
     pub fn lock_map<'a>(&self, map: &'a mut Map) -> Result<MapWriter<'a>> {
         let mut writer = map.lock()?;
@@ -149,23 +126,24 @@ impl Shared {
 
     /// The names of all mailboxes, and those that are none of ours.
     pub fn names(&self) -> Result<(Vec<MailboxName>, Vec<MailboxProblem>)> {
-        let layout = &self.account.layout;
-        if layout.kind == Kind::Index {
-            return Ok((list_index::names(layout)?.mailboxes.into_keys().collect(), Vec::new()));
+        let account = &self.account;
+        let inbox = (!account.lists_by_index() || account.listed(&MailboxName::inbox())?.is_some())
+            .then(MailboxName::inbox);
+        if !account.lists_by_index() && !account.layout.mailboxes().is_dir() {
+            return Ok((inbox.into_iter().collect(), Vec::new()));
         }
-        if !layout.mailboxes().is_dir() {
-            return Ok((vec![MailboxName::inbox()], Vec::new()));
-        }
-        let (found, problems) = layout.list()?;
+        let (found, problems) = account.found()?;
         let names = found.into_iter().filter(|found| found.mailbox).map(|found| found.name);
-        Ok((names.chain([MailboxName::inbox()]).collect(), problems))
+        Ok((names.chain(inbox).collect(), problems))
     }
 
     /// Shows the index of every mailbox that has one; tells which could not be read.
     pub fn each_index(&self, mut show: impl FnMut(&MailboxName, &State)) -> Result<Vec<MailboxProblem>> {
+        // What is in no list uses its messages all the same.
+        self.account.find_lost()?;
         let (names, mut problems) = self.names()?;
         for name in names {
-            let index = self.places(&name).and_then(|places| Index::open(Shared::paths(&places)));
+            let index = self.account.places(&name).and_then(|places| Index::open(Shared::paths(&places)));
             match index {
                 Ok(Some(index)) if !index.state().deleted => show(&name, index.state()),
                 Ok(_) => {}
@@ -201,8 +179,7 @@ impl Shared {
 
     /// The GUID of a mailbox that has lost its own.
     pub fn new_guid(&self, places: &Places) -> MailboxGuid {
-        let named = places.mail.file_name().and_then(|name| MailboxGuid::parse(name.to_str()?));
-        match named.filter(|_| self.account.layout.kind == Kind::Index) {
+        match self.account.guid_of_directory(places) {
             Some(guid) => guid,
             None => MailboxGuid(rand::rng().random()),
         }
@@ -266,20 +243,21 @@ impl Shared {
         validity: UidValidity,
         next: Uid,
     ) -> Result<()> {
-        self.needs_names_on_disk()?;
-        let places = self.account.layout.places(name)?;
+        let places = self.account.new_places(name, guid)?;
         let paths = Shared::paths(&places);
         if paths.log().exists() {
             return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
         }
         disk::make_directory(&places.mail)?;
-        Index::create(paths, validity.get(), next.get(), self.identity(guid)?)?;
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)
+        let mut first = self.identity(guid)?;
+        first.extend(self.account.own_name(None, name));
+        Index::create(paths, validity.get(), next.get(), first)?;
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
+        self.account.list_mailbox(name, guid, validity)
     }
 
     pub fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
-        self.needs_names_on_disk()?;
-        let places = self.account.layout.places(name)?;
+        let places = self.account.places(name)?;
         let mut map = self.store.as_ref().map(Store::open_map).transpose()?;
         let map = map.as_mut().map(|map| self.lock_map(map)).transpose()?;
         let Some(mut index) = Index::open(Shared::paths(&places))? else { return Ok(true) };
@@ -295,9 +273,14 @@ impl Shared {
         deleted.deleted();
         let policy = self.account.fsync;
         let trash = self.account.new_trash();
-        let directory = self.account.layout.directory(name)?;
+        // With LAYOUT=index, a mailbox is all there is of it.
+        let directory = match self.account.lists_by_index() {
+            true => places.mail.clone(),
+            false => self.account.layout.directory(name)?,
+        };
         let remove = |writer: &mut crate::index::Writer<'_>| {
             writer.append(deleted.clone(), policy)?;
+            self.account.unlist_mailbox(name, guid)?;
             disk::rename(
                 if is_only_in(&directory, &places.mail) { &directory } else { &places.mail },
                 &trash,
@@ -331,7 +314,6 @@ impl Shared {
     }
 
     pub fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        self.needs_names_on_disk()?;
         let layout = &self.account.layout;
         let (old, new) = (layout.places(from)?, layout.places(to)?);
         let (directory, target) = (layout.directory(from)?, layout.directory(to)?);

@@ -16,8 +16,7 @@ use super::shared::Shared;
 use super::store::Store;
 use crate::account::Account;
 use crate::index::Index;
-use crate::layout::{Format, Found, Kind, Layout};
-use crate::list_index;
+use crate::layout::{Format, Layout};
 use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
@@ -79,9 +78,9 @@ impl Dbox {
     ) -> Result<Dbox> {
         let multi = layout.format == Format::Mdbox;
         let in_memory = layout.index == crate::layout::Index::Memory;
-        if in_memory || (layout.kind == Kind::Index && !multi) {
+        if in_memory {
             let what = format!(
-                "{}:{}: the index is the mailbox, and must lie on disk under the mailbox's name",
+                "{}:{}: the index is the mailbox, and must lie on disk",
                 layout.format,
                 layout.root.display()
             );
@@ -103,14 +102,8 @@ impl Dbox {
         Ok(())
     }
 
-    /// Mailboxes and names without mail, INBOX left out.
-    fn found(&self) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
-        let layout = &self.shared.account.layout;
-        if layout.kind == Kind::Index { list_index::list(layout) } else { layout.list() }
-    }
-
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
-        let places = self.shared.places(name)?;
+        let places = self.shared.account.places(name)?;
         let log = Shared::paths(&places).log();
         let changed = status_cache::last_change([log.as_path()]);
         let before = Fingerprint::of([log.as_path()]);
@@ -130,6 +123,11 @@ impl Dbox {
         {
             let what = "mailbox refers to another map than the one that is there; doveadm force-resync helps";
             return Err(StorageError::Corrupt { path: index.paths().log(), line: 0, what });
+        }
+        if let Some((listed, validity)) = self.shared.account.listed_otherwise(name, guid)? {
+            tracing::warn!("{name}: has another GUID than its directory, and gets that");
+            guid = listed;
+            self.shared.identify(&mut index, guid, validity)?;
         }
         if self.names.contains_key(&guid) {
             // A copied directory: two mailboxes must not share a GUID.
@@ -183,11 +181,19 @@ impl Storage for Dbox {
             self.map = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
             self.make_missing_map()?;
         }
-        if account.layout.kind != Kind::Index {
+        account.find_lost()?;
+        if !account.lists_by_index() {
             disk::make_directory(&account.layout.places(&inbox)?.mail)?;
+        } else if account.listed(&inbox)?.is_none() {
+            shared.create(
+                &inbox,
+                MailboxGuid(rand::rng().random()),
+                account.new_uid_validity()?,
+                Uid::MIN,
+            )?;
         }
         let subscribed = account.subscribed()?;
-        let (found, mut problems) = self.found()?;
+        let (found, mut problems) = account.found()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
@@ -223,17 +229,25 @@ impl Storage for Dbox {
                 shared.create(name, *guid, *uid_validity, *uid_next)?;
                 self.names.insert(*guid, name.clone());
             }
+            TreeChange::CreateDirectory { .. } if account.lists_by_index() => account.change_list(change)?,
             TreeChange::CreateDirectory { name } => disk::make_directory(&account.layout.directory(name)?)?,
             TreeChange::Rename { guid, from, to } => {
                 if self.names.get(guid) != Some(from) {
                     return Err(StorageError::NoMailbox(from.to_string()));
                 }
-                shared.rename(from, to)?;
+                if account.lists_by_index() {
+                    account.change_list(change)?;
+                } else {
+                    shared.rename(from, to)?;
+                }
+                account.log_renamed(to);
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                let (_, mut index) = shared.index(&shared.places(name)?)?;
+                let places = account.lead_places(name, *guid, *uid_validity)?;
+                let (_, mut index) = shared.index(&places)?;
                 shared.identify(&mut index, *guid, Some(*uid_validity))?;
+                account.settle_places(&places)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
@@ -241,8 +255,21 @@ impl Storage for Dbox {
                 if !shared.delete(name, *guid, *uid_next)? {
                     return Ok(false);
                 }
+                account.log_deleted(name, *guid);
             }
-            TreeChange::DeleteDirectory { name } => disk::remove_empty(&account.layout.directory(name)?)?,
+            TreeChange::DeleteDirectory { name } => {
+                let gone = if account.lists_by_index() {
+                    account.change_list(change)?;
+                    !account.is_listed(name)?
+                } else {
+                    let directory = account.layout.directory(name)?;
+                    disk::remove_empty(&directory)?;
+                    !directory.exists()
+                };
+                if gone {
+                    account.log_directory_deleted(name);
+                }
+            }
             TreeChange::Subscribe { names } => account.subscribe(names)?,
             TreeChange::Unsubscribe { names } => account.unsubscribe(names)?,
         }
@@ -252,7 +279,7 @@ impl Storage for Dbox {
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
         let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let places = self.shared.places(name)?;
+        let places = self.shared.account.places(name)?;
         let index = Index::open(Shared::paths(&places))?;
         let index = index.filter(|index| self.shared.guid_of(index.state()) == Some(mailbox));
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
@@ -285,7 +312,7 @@ impl Storage for Dbox {
 
     fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
         let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let places = self.shared.places(name)?;
+        let places = self.shared.account.places(name)?;
         let index = Index::open(Shared::paths(&places))?;
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
         let mut open = self.shared.mailbox(name, places, mailbox, index, self.map.take());

@@ -30,6 +30,12 @@ impl Transaction {
         self.records == 0
     }
 
+    /// Puts the records of another transaction behind these.
+    pub fn extend(&mut self, other: Transaction) {
+        self.bytes.extend_from_slice(&other.bytes);
+        self.records += other.records;
+    }
+
     /// Messages with these UIDs and flags, ascending.
     pub fn append(&mut self, mails: &[(u32, u8)]) {
         let entries = mails.iter().map(|(uid, flags)| {
@@ -106,6 +112,18 @@ impl Transaction {
     /// Header data of the introduced extension, written over at this offset.
     pub fn ext_header(&mut self, at: u16, data: &[u8]) {
         self.record(kind::EXT_HDR_UPDATE, &update(at, data));
+    }
+
+    /// The same for a header of any size.
+    pub fn ext_header32(&mut self, at: u32, data: &[u8]) {
+        let (Ok(small), Ok(_)) = (u16::try_from(at), u16::try_from(data.len())) else {
+            let mut payload = at.to_le_bytes().to_vec();
+            payload.extend_from_slice(&(data.len() as u32).to_le_bytes());
+            payload.extend_from_slice(data);
+            payload.resize(payload.len().next_multiple_of(4), 0);
+            return self.record(kind::EXT_HDR_UPDATE32, &payload);
+        };
+        self.ext_header(small, data);
     }
 
     /// Data of messages, each as many bytes as the intro told.

@@ -53,11 +53,6 @@ pub struct Maildir {
 impl Maildir {
     /// Opens an account; its root is made if it is missing.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Maildir> {
-        if layout.kind == Kind::Index {
-            let what =
-                format!("maildir:{}: LAYOUT=index is not supported for Maildir", layout.root.display());
-            return Err(StorageError::Location(what));
-        }
         let shared = Arc::new(Shared { account: Account::open(layout, fsync)? });
         Ok(Maildir { shared, names: BTreeMap::new(), log: TreeLog::default(), scans: BTreeMap::new() })
     }
@@ -67,7 +62,7 @@ impl Maildir {
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
-        let places = self.shared.account.layout.places(name)?;
+        let places = self.shared.account.places(name)?;
         self.shared.sweep(&places)?;
         let changed = status_cache::last_change([&*places.mail.join("cur"), &*places.mail.join("new")]);
         let before = scan::fingerprint(&places);
@@ -79,11 +74,16 @@ impl Maildir {
         let (mut scan, mut index) = self.shared.read(&places)?;
         let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
         let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
-        if self.names.contains_key(&status.guid) {
-            // A copied directory: two mailboxes must not share a GUID.
-            let guid = MailboxGuid(rand::rng().random());
-            tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
-            let uid_validity = status.uid_validity;
+        // A copied directory: two mailboxes must not share a GUID.
+        let identity = match self.shared.account.listed_otherwise(name, status.guid)? {
+            Some((guid, validity)) => Some((guid, validity.unwrap_or(status.uid_validity), "its directory")),
+            None if self.names.contains_key(&status.guid) => {
+                Some((MailboxGuid(rand::rng().random()), status.uid_validity, "other mailboxes"))
+            }
+            None => None,
+        };
+        if let Some((guid, uid_validity, what)) = identity {
+            tracing::warn!("{name}: its GUID does not go with {what}, and it gets another one");
             self.shared.identify(&places, guid, uid_validity)?;
             self.shared.account.names_changed(&[name]);
             (scan, index) = self.shared.read(&places)?;
@@ -109,7 +109,9 @@ impl Shared {
                 Some(known) => known,
                 None => (self.account.new_uid_validity()?, Uid::MIN),
             };
-            Ok(Fresh { guid: MailboxGuid(rand::rng().random()), uid_validity, uid_next })
+            let guid = self.account.guid_of_directory(places);
+            let guid = guid.unwrap_or_else(|| MailboxGuid(rand::rng().random()));
+            Ok(Fresh { guid, uid_validity, uid_next })
         })
     }
 
@@ -128,6 +130,36 @@ impl Shared {
         let marker = places.mail.join("maildirfolder");
         if self.account.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
             drop(disk::create(&marker, disk::file_mode(&places.mail))?);
+        }
+        Ok(())
+    }
+
+    /// Makes an empty mailbox.
+    fn create(
+        &self,
+        name: &MailboxName,
+        guid: MailboxGuid,
+        uid_validity: UidValidity,
+        uid_next: Uid,
+    ) -> Result<()> {
+        let places = self.account.new_places(name, guid)?;
+        if places.mail.join("cur").exists() {
+            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+        }
+        // The uidlist first: with `cur` it becomes a mailbox, and nobody gives it another identity.
+        disk::make_directory(&places.mail)?;
+        disk::make_directory(&places.control)?;
+        self.identify(&places, guid, uid_validity)?;
+        let mut list = UidList::read(&places.control)?;
+        list.raise_next(uid_next);
+        list.write(&places.control, 0, self.account.fsync)?;
+        self.make_mailbox(name, &places)?;
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
+        if self.account.lists_by_index() {
+            // Its index has its name.
+            self.read(&places)?;
+            self.account.name_itself(&places, name)?;
+            self.account.list_mailbox(name, guid, uid_validity)?;
         }
         Ok(())
     }
@@ -187,6 +219,7 @@ impl Shared {
         }
         let root = &self.account.layout.root;
         let trash = self.account.new_trash();
+        self.account.unlist_mailbox(name, guid)?;
         if self.is_whole(&places.mail) {
             disk::rename(&places.mail, &trash)?;
         } else {
@@ -216,7 +249,7 @@ impl Shared {
     /// Says whether a directory holds nothing but one mailbox; else those of its children may be in it.
     fn is_whole(&self, directory: &Path) -> bool {
         let dirname = self.account.layout.dirname.as_deref().filter(|_| self.account.layout.kind == Kind::Fs);
-        self.account.layout.kind == Kind::MaildirPlusPlus
+        self.account.layout.kind != Kind::Fs
             || dirname.is_some_and(|name| directory.file_name() == Some(name.as_ref()))
     }
 
@@ -234,7 +267,7 @@ impl Shared {
     }
 
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let (old, new) = (self.account.layout.places(from)?, self.account.layout.places(to)?);
+        let (old, new) = (self.account.places(from)?, self.account.places(to)?);
         if new.mail.join("cur").exists() {
             return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
         }
@@ -276,7 +309,7 @@ impl Storage for Maildir {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let directories = self.shared.account.layout.kind == Kind::Fs;
+        let directories = self.shared.account.layout.kind != Kind::MaildirPlusPlus;
         let message_guid = Support::Kept;
         if self.shared.account.layout.index == IndexPlace::Memory {
             return Capabilities {
@@ -302,10 +335,16 @@ impl Storage for Maildir {
         self.names.clear();
         self.scans.clear();
         let inbox = MailboxName::inbox();
-        let places = self.shared.account.layout.places(&inbox)?;
-        self.shared.make_mailbox(&inbox, &places)?;
-        self.shared.account.empty_trash()?;
-        let (found, mut problems) = self.shared.account.layout.list()?;
+        let account = &self.shared.account;
+        account.find_lost()?;
+        if account.lists_by_index() && account.listed(&inbox)?.is_none() {
+            let validity = account.new_uid_validity()?;
+            self.shared.create(&inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
+        } else {
+            self.shared.make_mailbox(&inbox, &account.places(&inbox)?)?;
+        }
+        account.empty_trash()?;
+        let (found, mut problems) = account.found()?;
         let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
         tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
@@ -337,20 +376,11 @@ impl Storage for Maildir {
         let shared = self.shared.clone();
         match change {
             TreeChange::Create { name, guid, uid_validity, uid_next } => {
-                let places = shared.account.layout.places(name)?;
-                if places.mail.join("cur").exists() {
-                    return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
-                }
-                // The uidlist first: with `cur` it becomes a mailbox, and nobody gives it another identity.
-                disk::make_directory(&places.mail)?;
-                disk::make_directory(&places.control)?;
-                shared.identify(&places, *guid, *uid_validity)?;
-                let mut list = UidList::read(&places.control)?;
-                list.raise_next(*uid_next);
-                list.write(&places.control, 0, shared.account.fsync)?;
-                shared.make_mailbox(name, &places)?;
-                disk::sync_directory(&shared.account.layout.root, shared.account.fsync)?;
+                shared.create(name, *guid, *uid_validity, *uid_next)?;
                 self.names.insert(*guid, name.clone());
+            }
+            TreeChange::CreateDirectory { .. } if shared.account.lists_by_index() => {
+                shared.account.change_list(change)?;
             }
             TreeChange::CreateDirectory { name } => {
                 if shared.account.layout.kind == Kind::Fs {
@@ -361,18 +391,24 @@ impl Storage for Maildir {
                 if self.names.get(guid) != Some(from) {
                     return Err(StorageError::NoMailbox(from.to_string()));
                 }
-                shared.rename(from, to)?;
+                if shared.account.lists_by_index() {
+                    shared.account.change_list(change)?;
+                } else {
+                    shared.rename(from, to)?;
+                }
                 shared.account.log_renamed(to);
                 self.scans.remove(guid);
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                shared.identify(&shared.account.layout.places(name)?, *guid, *uid_validity)?;
+                let places = shared.account.lead_places(name, *guid, *uid_validity)?;
+                shared.identify(&places, *guid, *uid_validity)?;
+                shared.account.settle_places(&places)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::Delete { name, guid, uid_next } => {
-                let places = shared.account.layout.places(name)?;
+                let places = shared.account.places(name)?;
                 if !places.mail.join("cur").exists() {
                     return Ok(true);
                 }
@@ -380,6 +416,12 @@ impl Storage for Maildir {
                     return Ok(false);
                 }
                 shared.account.log_deleted(name, *guid);
+            }
+            TreeChange::DeleteDirectory { name } if shared.account.lists_by_index() => {
+                shared.account.change_list(change)?;
+                if !shared.account.is_listed(name)? {
+                    shared.account.log_directory_deleted(name);
+                }
             }
             TreeChange::DeleteDirectory { name } => {
                 if shared.account.layout.kind == Kind::Fs {
@@ -402,7 +444,7 @@ impl Storage for Maildir {
     }
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
+        let places = self.shared.account.places(self.name_of(mailbox)?)?;
         let known = self.scans.remove(&mailbox);
         let known = known.filter(|scan| disk::pretends() || scan.is_current(&places));
         let (scan, index) = match known {
@@ -419,7 +461,7 @@ impl Storage for Maildir {
     }
 
     fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
-        let places = self.shared.account.layout.places(self.name_of(mailbox)?)?;
+        let places = self.shared.account.places(self.name_of(mailbox)?)?;
         let known = self.scans.get(&mailbox).filter(|scan| scan.is_current(&places));
         let taken = if known.is_none() { Some(self.shared.scan(&places)?) } else { None };
         let Some(scan) = known.or(taken.as_ref()) else { return Ok(true) };
