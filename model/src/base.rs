@@ -185,13 +185,12 @@ impl Base {
         if head[..8] != MAGIC[..] || head[8..] != checksum(body).to_le_bytes() {
             return Err(BaseError::Damaged);
         }
-        let limited: Configuration<LittleEndian, Varint, Limit<{ 8 * BASE_BYTES_MAX }>> =
-            bincode::config::standard().with_limit();
-        let (wire, used): (Wire, usize) =
-            bincode::decode_from_slice(body, limited).map_err(|_| BaseError::Damaged)?;
-        if used != body.len() {
-            return Err(BaseError::Damaged);
-        }
+        // A small file that claims to hold much must not take the memory that a large one may.
+        const SMALL: usize = 1 << 20;
+        let wire = match body.len() {
+            0..=SMALL => decode::<{ 8 * SMALL }>(body)?,
+            _ => decode::<{ 8 * BASE_BYTES_MAX }>(body)?,
+        };
         let mailboxes = wire.mailboxes.into_iter().map(|(guid, mailbox)| Ok((guid, from_wire(mailbox)?)));
         Ok(Base {
             generation: wire.generation,
@@ -217,6 +216,16 @@ impl Base {
     }
 }
 
+/// Decodes all of these bytes; takes at most `MEMORY_MAX` bytes of memory.
+fn decode<const MEMORY_MAX: usize>(body: &[u8]) -> Result<Wire, BaseError> {
+    let limited: Configuration<LittleEndian, Varint, Limit<MEMORY_MAX>> =
+        bincode::config::standard().with_limit();
+    match bincode::decode_from_slice(body, limited) {
+        Ok((wire, used)) if used == body.len() => Ok(wire),
+        _ => Err(BaseError::Damaged),
+    }
+}
+
 fn checksum(bytes: &[u8]) -> u128 {
     xxh3_128_with_seed(bytes, Digest::SEED)
 }
@@ -238,7 +247,7 @@ fn to_wire(mailbox: &MailboxBase) -> MailboxWire {
 fn from_wire(wire: MailboxWire) -> Result<MailboxBase, BaseError> {
     let system = wire.system.iter().map(|(bit, bytes)| {
         let known = Flags::NAMES.iter().any(|(flag, _)| flag.bits() == *bit);
-        if known { Ok((*bit, set(bytes)?)) } else { Err(BaseError::Damaged) }
+        if known { Ok((*bit, set_of_some(bytes)?)) } else { Err(BaseError::Damaged) }
     });
     Ok(MailboxBase {
         uid_validity: wire.uid_validity,
@@ -249,7 +258,7 @@ fn from_wire(wire: MailboxWire) -> Result<MailboxBase, BaseError> {
         keywords: wire
             .keywords
             .into_iter()
-            .map(|(k, bytes)| Ok((k, set(&bytes)?)))
+            .map(|(k, bytes)| Ok((k, set_of_some(&bytes)?)))
             .collect::<Result<_, _>>()?,
         out_of_scope: set(&wire.out_of_scope)?,
     })
@@ -264,8 +273,15 @@ fn set_bytes(mut set: UidSet) -> Vec<u8> {
     bytes
 }
 
+/// Other bytes than [`set_bytes`] makes are not ours, though they may be a set.
 fn set(bytes: &[u8]) -> Result<UidSet, BaseError> {
-    UidSet::deserialize_from(bytes).map_err(|_| BaseError::Damaged)
+    let set = UidSet::deserialize_from(bytes).ok().filter(|set| set_bytes(set.clone()) == bytes);
+    set.ok_or(BaseError::Damaged)
+}
+
+/// The set of a flag: one that no message has is left out.
+fn set_of_some(bytes: &[u8]) -> Result<UidSet, BaseError> {
+    set(bytes).and_then(|set| if set.is_empty() { Err(BaseError::Damaged) } else { Ok(set) })
 }
 
 #[cfg(test)]
@@ -297,6 +313,26 @@ mod tests {
         let mailbox = &back.mailboxes[&MailboxGuid([9; 16])];
         assert!(mailbox.has_flags(Uid::new(2).unwrap(), &mailbox.flags_of(Uid::new(2).unwrap())));
         assert!(!mailbox.uids.contains(4) && mailbox.flags_of(Uid::new(4).unwrap()).is_empty());
+    }
+
+    fn with_checksum(body: &[u8]) -> Vec<u8> {
+        [MAGIC, &checksum(body).to_le_bytes()[..], body].concat()
+    }
+
+    #[test]
+    fn what_no_base_would_hold_is_damage() {
+        let body = &sample().to_bytes()[24..];
+        let at = body.windows(7).position(|window| window == b"$Label1").unwrap();
+        let (before, set) = body.split_at(at + 7);
+        let (length, set) = set.split_first().unwrap();
+        let rest = &set[usize::from(*length)..];
+        let empty = [&[8, 0x3a, 0x30, 0, 0, 0, 0, 0, 0], rest].concat();
+        let bytes = with_checksum(&[before, &empty].concat());
+        assert_eq!(Base::from_bytes(&bytes), Err(BaseError::Damaged), "a keyword that no message has");
+        // Found by an hour of mutations: a set that is said to take 2 GB took them.
+        let long = [before, &[0xfc], &2_000_000_000_u32.to_le_bytes(), set].concat();
+        assert_eq!(Base::from_bytes(&with_checksum(&long)), Err(BaseError::Damaged));
+        assert_eq!(decode::<{ 8 << 20 }>(&long).err(), Some(BaseError::Damaged));
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Mailbox for DryMailbox {
         if self.bodies {
             return Ok(body);
         }
-        Ok(body.map(|body| Body { path: None, reader: Box::new(io::empty()), ..body }))
+        Ok(body.map(|body| Body { path: None, map_uid: None, reader: Box::new(io::empty()), ..body }))
     }
 
     fn save(&mut self, message: NewMessage, _body: Body) -> Result<()> {

@@ -38,8 +38,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction,
-    MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet,
-    UidValidity,
+    MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid,
+    UidSet, UidValidity,
 };
 
 pub use by_header::ByHeader;
@@ -161,6 +161,17 @@ pub trait Mailbox: Send {
     /// The digest, as of now, of those messages whose UID is in `uids`.
     fn digest_of(&mut self, uids: &UidSet) -> Result<dsync_model::Digest>;
 
+    /// The messages by their GUIDs' 128 bits. Where those are only in the messages' files, the last `files_max` messages alone.
+    fn guids(&mut self, files_max: usize) -> Result<Vec<(Uid, [u8; 16])>> {
+        let _ = files_max;
+        let list = self.changes(Since::All)?.list.into_iter();
+        let known = list.filter_map(|change| match change {
+            MessageChange::Save { uid, guid, .. } => Some((uid, guid.bits())),
+            MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
+        });
+        Ok(known.collect())
+    }
+
     /// Opens the message with this UID and, if given, GUID; if the UID is gone or is another message's, any with
     /// the GUID. `None`: expunged meanwhile.
     fn body(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<Body>>;
@@ -223,6 +234,8 @@ pub struct Body {
     pub size: Option<u64>,
     /// The file that holds exactly this content, if one does: for cloning.
     pub path: Option<Box<Path>>,
+    /// Where mdbox has the message: another mailbox of the same account refers to it there instead of writing it again.
+    pub map_uid: Option<dbox::MapUid>,
     pub reader: Box<dyn io::Read + Send>,
 }
 

@@ -336,6 +336,7 @@ impl Mailbox for MemoryMailbox {
                 pop3_order: None,
                 size: Some(found.body.len() as u64),
                 path: None,
+                map_uid: None,
                 reader: Box::new(io::Cursor::new(found.body.to_vec())),
             })
         })

@@ -26,18 +26,21 @@ const LIMITS: [&[u8]; 6] = [
 /// Feeds `parse` with each sample and with `count` mutations of it, or as many times more as `DSYNC_MUTATIONS` says. It must neither panic nor take much memory: more
 /// than 2 GiB ends the whole process, so this belongs in a test binary of its own.
 ///
+/// Seeds go up from 0. To go on where another run ended, `DSYNC_MUTATIONS_AFTER` says how many times `count` it did.
+///
 /// A panic is reported with the seed that [`mutation`] makes the same bytes from.
 pub fn feed(what: &str, samples: &[Vec<u8>], count: u64, mut parse: impl FnMut(&[u8])) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_AS).expect("a limit is known");
     setrlimit(Resource::RLIMIT_AS, MEMORY_BYTES_MAX.min(most), most).expect("a limit can be lowered");
-    let times = std::env::var("DSYNC_MUTATIONS").map_or(1, |times| times.parse().expect("a number"));
+    let number = |name, unset| std::env::var(name).map_or(unset, |text| text.parse().expect("a number"));
+    let (after, times): (u64, u64) = (number("DSYNC_MUTATIONS_AFTER", 0), number("DSYNC_MUTATIONS", 1));
     for (number, sample) in samples.iter().enumerate() {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(sample))) {
             eprintln!("{what}: sample {number}: {:?}", String::from_utf8_lossy(sample));
             resume_unwind(panic);
         }
-        for seed in 0..count * times {
+        for seed in count * after..count * (after + times) {
             let mutated = mutation(seed, sample);
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| parse(&mutated))) {
                 eprintln!("{what}: sample {number}, seed {seed}: {:?}", String::from_utf8_lossy(&mutated));

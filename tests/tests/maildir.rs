@@ -296,6 +296,50 @@ fn moved_messages_are_not_transferred_again() {
     }
 }
 
+/// A copy of what both ends have in a mailbox that did not change is made at the other end; where the GUID says that the message is
+/// younger than that, nobody looks there.
+#[test]
+fn copies_of_what_did_not_change_are_not_transferred() {
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let (dir, a, _) = pair();
+        let b = Account::of(format, dir.path().join("other"));
+        let name = |n: u32| format!("17000{n:05}.M{n}P1.host:2,S");
+        for n in 0..20 {
+            a.deliver("", &name(n), format!("Subject: {n}\n\n{}", "x".repeat(200)).as_bytes());
+        }
+        let young = "2000000000.M1P1.host:2,";
+        a.deliver("", young, b"Subject: of another time\n\n");
+        a.deliver("Work", "1700000000.M1P1.host:2,", b"Subject: there before\n\n");
+        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        let stored = || -> u64 {
+            let files = fs::read_dir(b.root.join("storage")).into_iter().flatten().flatten();
+            let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("m."));
+            files.map(|file| file.metadata().expect("is there").len()).sum()
+        };
+        let before = stored();
+        for (names, wanted) in [((0..10).map(name).collect(), (0, 10)), (vec![young.to_owned()], (1, 0))] {
+            for name in names {
+                let (from, to) = (a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name));
+                fs::hard_link(from, to).expect("copied");
+            }
+            let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+            assert_eq!((here.status(), there.status()), (0, 0), "{format}: {here:?} {there:?}");
+            let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
+            let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
+            assert_eq!((sent, copied), wanted, "{format}");
+            assert_eq!(a.view(), b.view(), "{format}");
+            // mdbox refers to what it has.
+            assert!(sent == 1 || stored() == before, "{format}: {} bytes", stored() - before);
+        }
+        // The old ones may go: their copies stay.
+        (0..10).for_each(|n| fs::remove_file(a.root.join("cur").join(name(n))).expect("removed"));
+        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
+        assert_eq!(report.status(), 0, "{report:?}");
+        assert_eq!((a.view(), b.view()["INBOX"].len()), (b.view(), 12), "{format}");
+    }
+}
+
 /// How many messages each mailbox of an account holds.
 fn counts(account: &Account) -> Vec<(String, usize)> {
     let view = account.view().into_iter();

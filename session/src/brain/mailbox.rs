@@ -31,8 +31,6 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
-    /// Was looked through for messages that the other end moved away.
-    pub searched: bool,
     /// Nothing had changed at either end since the base.
     pub quiet: bool,
     pub mailbox: Option<Box<dyn Mailbox>>,
@@ -72,7 +70,6 @@ impl Open {
             base,
             active: true,
             skipped: false,
-            searched: false,
             quiet: false,
             mailbox: None,
             mine: None,
@@ -157,6 +154,7 @@ impl Brain {
             return Ok(true);
         }
         if self.saves_ended.iter().all(|ended| *ended > self.round) {
+            self.donors.close();
             self.stage = Stage::Expunges;
             return Ok(true);
         }

@@ -177,7 +177,7 @@ impl Brain {
             plan: TreePlan::default(),
             round: 0,
             open: Vec::new(),
-            donors: Donors::new(),
+            donors: Donors::default(),
             saves_ended: [0; 2],
             committed: [None; 2],
             next_base: None,

@@ -1,22 +1,48 @@
 //! Where the bodies of a mailbox's messages are: the one difference between sdbox and mdbox.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dsync_model::{MailboxGuid, MessageGuid, NewMessage, Timestamp};
 
 use super::map::{Map, MapWriter};
+use super::mdbox::MapUid;
 use super::saving::{Saved, Saving};
 use super::{AttachmentDir, DboxFile, StoredMail, mdbox, sdbox};
 use crate::index::{Edit, Extension, State};
 use crate::layout::Places;
-use crate::{Fsync, Result};
+use crate::{Body, Fsync, Result};
 
-/// A message that is written, and that no index knows yet.
-pub(super) struct Pending {
-    pub saved: Saved,
-    /// The file that it was written to.
-    pub path: PathBuf,
+/// A message that no index knows yet.
+pub(super) enum Pending {
+    /// It is written, to the file of this path.
+    Written { saved: Saved, path: PathBuf },
+    /// The map has it already, as another mailbox refers to it.
+    Shared { message: NewMessage, map_uid: MapUid },
+}
+
+impl Pending {
+    pub fn message(&self) -> &NewMessage {
+        match self {
+            Pending::Written { saved, .. } => &saved.message,
+            Pending::Shared { message, .. } => message,
+        }
+    }
+
+    /// Bytes of the body that were written.
+    pub fn body_bytes(&self) -> u64 {
+        match self {
+            Pending::Written { saved, .. } => saved.body_bytes,
+            Pending::Shared { .. } => 0,
+        }
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Pending::Written { path, .. } => Some(path),
+            Pending::Shared { .. } => None,
+        }
+    }
 }
 
 /// A message that was found.
@@ -25,6 +51,7 @@ pub(super) struct Mail {
     pub stored: StoredMail,
     pub attachments: Option<AttachmentDir>,
     pub saved: Option<Timestamp>,
+    pub map_uid: Option<MapUid>,
 }
 
 /// The bodies of one mailbox.
@@ -94,7 +121,7 @@ impl Bodies {
             Bodies::Own(files) => {
                 let found = files.open(uid)?;
                 let attachments = files.attachments(uid);
-                Ok(found.map(|(file, stored)| Mail { file, stored, attachments, saved: None }))
+                Ok(found.map(|(file, stored)| Mail { file, stored, attachments, saved: None, map_uid: None }))
             }
             Bodies::Shared(files) => files.open(state, uid),
         }
@@ -104,6 +131,14 @@ impl Bodies {
         match self {
             Bodies::Own(files) => files.begin(message),
             Bodies::Shared(files) => files.begin(message),
+        }
+    }
+
+    /// A message that needs not be written, as the map has it; `None`: it is to be.
+    pub fn share(&mut self, message: &NewMessage, body: &Body) -> Result<Option<Pending>> {
+        match self {
+            Bodies::Own(_) => Ok(None),
+            Bodies::Shared(files) => files.share(message, body),
         }
     }
 
@@ -124,7 +159,9 @@ impl Bodies {
     /// Takes back all that was saved and not placed.
     pub fn discard(&mut self, pending: Vec<Pending>) {
         match self {
-            Bodies::Own(files) => pending.iter().for_each(|pending| files.forget(&pending.path)),
+            Bodies::Own(files) => {
+                pending.iter().filter_map(Pending::path).for_each(|path| files.forget(path))
+            }
             Bodies::Shared(files) => files.discard(),
         }
     }

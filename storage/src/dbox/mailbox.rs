@@ -10,6 +10,7 @@ use dsync_model::{
 
 use super::bodies::{Bodies, Mail, Moves, Pending};
 use super::map::{Map, MapWriter};
+use super::mdbox::MapUid;
 use super::saving::Saving;
 use super::shared::Shared;
 use crate::compressed::Opened;
@@ -152,11 +153,11 @@ impl DboxMailbox {
         let free = |uid: u32, burned: &UidSet, taken: &BTreeSet<u32>| {
             uid < u32::MAX && state.row(uid).is_none() && !burned.contains(uid) && !taken.contains(&uid)
         };
-        self.pending.sort_by_key(|pending| pending.saved.message.uid);
-        let wished = self.pending.iter().map(|pending| pending.saved.message.uid.get());
+        self.pending.sort_by_key(|pending| pending.message().uid);
+        let wished = self.pending.iter().map(|pending| pending.message().uid.get());
         let mut last = wished.clone().chain([state.header.next_uid - 1]).max().unwrap_or(0);
         for pending in &self.pending {
-            let message = &pending.saved.message;
+            let message = pending.message();
             let mut uid = message.uid.get();
             if !free(uid, &self.burned, &taken) {
                 committed.not_kept.push(message.uid);
@@ -227,12 +228,27 @@ impl DboxMailbox {
                 }
             }
         }
-        let saved = uids.iter().zip(self.pending.iter().map(|pending| &pending.saved.message));
+        let saved = uids.iter().zip(self.pending.iter().map(Pending::message));
         edit.headers = self.shared.pop3_headers(state, saved);
         edit.appended.sort_by_key(|mail| mail.uid);
         edit.expunged.sort_unstable();
         let saved = uids.into_iter().zip(std::mem::take(&mut self.pending)).collect();
         Ok((edit, Moves { saved, renumbered }))
+    }
+
+    /// Leaves out what was to be shared and was expunged everywhere else meanwhile, or has all the references that it may have.
+    fn leave_out_lost(&mut self, map: &State, committed: &mut Committed) {
+        let mut more: BTreeMap<MapUid, u16> = BTreeMap::new();
+        self.pending.retain(|pending| {
+            let Pending::Shared { message, map_uid } = pending else { return true };
+            let more = more.entry(map_uid.clone()).or_default();
+            let stays = map_uid.can_be_shared(map, *more);
+            *more = more.saturating_add(1);
+            if !stays {
+                committed.not_kept.push(message.uid);
+            }
+            stays
+        });
     }
 
     fn discard(&mut self) {
@@ -269,12 +285,15 @@ impl DboxMailbox {
         if let Some(expected) = self.expected_next {
             self.burned.insert_range(expected.get()..state.header.next_uid);
         }
+        if let Some(map) = &map {
+            self.leave_out_lost(map.state(), &mut committed);
+        }
         let (mut edit, moves) = self.edit(&state, &mut committed)?;
         self.bodies.place(map.as_mut(), &state, &mut edit, &moves, policy)?;
-        for (uid, Pending { saved, .. }) in &moves.saved {
-            self.guids.insert(*uid, saved.message.guid.clone());
+        for (uid, pending) in &moves.saved {
+            self.guids.insert(*uid, pending.message().guid.clone());
             committed.saved += 1;
-            committed.bytes += saved.body_bytes;
+            committed.bytes += pending.body_bytes();
         }
         for (from, to) in &moves.renumbered {
             if let Some(guid) = self.guids.get(from).cloned() {
@@ -353,11 +372,27 @@ impl Mailbox for DboxMailbox {
         Ok(Digest::of(list.iter().filter(|message| uids.contains(message.uid.get()))))
     }
 
+    fn guids(&mut self, files_max: usize) -> Result<Vec<(Uid, [u8; 16])>> {
+        self.index.refresh()?;
+        let DboxMailbox { index, bodies, guids, .. } = self;
+        let (state, mut opened) = (index.state(), 0);
+        let mut found = Vec::new();
+        for uid in state.uids.iter().rev().copied() {
+            let mut bits = bodies.guid_bits(state, uid);
+            if bits.is_none() && opened < files_max {
+                opened += 1;
+                bits = self::bits(guids, bodies, state, uid)?;
+            }
+            found.extend(Uid::new(uid).zip(bits));
+        }
+        Ok(found)
+    }
+
     fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
         self.index.refresh()?;
         let Some(uid) = self.find(uid, wanted)? else { return Ok(None) };
         let Some(mail) = self.bodies.open(self.index.state(), uid)? else { return Ok(None) };
-        let Mail { file, stored, attachments, saved } = mail;
+        let Mail { file, stored, attachments, saved, map_uid } = mail;
         let Opened { reader, .. } = super::open_mail(&file, &stored, attachments.as_ref())?;
         let Some(guid) = stored.metadata.guid.clone() else { return Ok(None) };
         Ok(Some(Body {
@@ -368,11 +403,16 @@ impl Mailbox for DboxMailbox {
             pop3_order: stored.metadata.pop3_order,
             size: Some(stored.physical_size()),
             path: None,
+            map_uid,
             reader,
         }))
     }
 
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
+        if let Some(pending) = self.bodies.share(&message, &body)? {
+            self.pending.push(pending);
+            return Ok(());
+        }
         self.begin_save(message)?;
         let mut chunk = vec![0; CHUNK_BYTES.min(body.size.unwrap_or(u64::MAX).max(4096) as usize)];
         loop {

@@ -1,7 +1,7 @@
 //! mdbox: messages of all mailboxes in files `m.N`, found through the map (storage formats reference, 10).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dsync_model::{MailboxGuid, MessageGuid, NewMessage, Timestamp};
 
@@ -14,7 +14,7 @@ use super::{AttachmentDir, DboxFile, StoredMail};
 use crate::index::format::u32_at;
 use crate::index::{Edit, Extension, State};
 use crate::layout::Places;
-use crate::{Fsync, Result, StorageError, disk};
+use crate::{Body, Fsync, Result, StorageError, disk};
 
 /// The extensions of a mailbox's index: map UID and save date; GUID.
 const MDBOX: &str = "mdbox";
@@ -50,6 +50,28 @@ pub(super) fn guid_bits(state: &State, row: usize) -> Option<[u8; 16]> {
     let bits = *state.extension(GUID)?.row(row).first_chunk::<16>()?;
     (bits != [0; 16]).then_some(bits)
 }
+
+/// Where the map of an account has a message.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct MapUid {
+    /// The map's directory.
+    directory: Box<Path>,
+    uid_validity: u32,
+    uid: u32,
+}
+
+impl MapUid {
+    /// Says whether another mailbox may refer to the message, with so many new references that come before. Without any reference it
+    /// is as good as gone: a purge may be copying what it keeps.
+    pub(super) fn can_be_shared(&self, map: &State, more: u16) -> bool {
+        let references = map.references(self.uid);
+        let room = references > 0 && references.saturating_add(more) < REFERENCES_MAX;
+        room && map.header.uid_validity == self.uid_validity
+    }
+}
+
+/// Most references to a message: Dovecot makes no more.
+const REFERENCES_MAX: u16 = 1 << 15;
 
 /// A file's number and its size before us, if it was there before.
 type Known = Option<(u32, u64)>;
@@ -143,7 +165,7 @@ impl Files {
     /// Opens a message that the index has.
     pub fn open(&mut self, state: &State, uid: u32) -> Result<Option<Mail>> {
         let Some(row) = state.row(uid) else { return Ok(None) };
-        let saved = map_uid(state, row).map(|(_, saved)| saved);
+        let ids = map_uid(state, row);
         let attachments = self.attachments.clone().map(AttachmentDir::mdbox);
         let found = self.find(state, uid)?;
         if let Some((file, stored)) = &found
@@ -153,7 +175,13 @@ impl Files {
             let what = "another message is where the map says that this one is".into();
             return Err(StorageError::Damaged { path: file.path().to_owned(), offset: stored.offset, what });
         }
-        Ok(found.map(|(file, stored)| Mail { file, stored, attachments, saved }))
+        let map_uid = ids.zip(self.map.as_ref()).map(|((uid, _), map)| MapUid {
+            directory: self.store.map.as_path().into(),
+            uid_validity: map.uid_validity(),
+            uid,
+        });
+        let saved = ids.map(|(_, saved)| saved);
+        Ok(found.map(|(file, stored)| Mail { file, stored, attachments, saved, map_uid }))
     }
 
     /// Looks again where map or file are gone: a purge may have moved the message meanwhile.
@@ -229,6 +257,21 @@ impl Files {
         flushed.inspect_err(|_| self.broken = true)
     }
 
+    /// A message of which the map has all that its file is to say. Whether it still does shows when the map is locked.
+    pub fn share(&mut self, message: &NewMessage, body: &Body) -> Result<Option<Pending>> {
+        let same = (&message.guid, message.received, &message.pop3_uidl, message.pop3_order)
+            == (&body.guid, body.received, &body.pop3_uidl, body.pop3_order);
+        let there = body.map_uid.clone().filter(|there| same && *there.directory == *self.store.map);
+        let Some(map_uid) = there else { return Ok(None) };
+        let mut map = self.take_map()?;
+        if !map_uid.can_be_shared(map.state(), 0) {
+            map.refresh()?;
+        }
+        let can_be_shared = map_uid.can_be_shared(map.state(), 0);
+        self.map = Some(map);
+        Ok(can_be_shared.then(|| Pending::Shared { message: message.clone(), map_uid }))
+    }
+
     pub fn end(&mut self, saving: Saving) -> Result<Pending> {
         let path = saving.path().to_owned();
         let ended = saving.end(Some(&self.stored_name));
@@ -242,7 +285,7 @@ impl Files {
             ));
         }
         self.output = Some(output);
-        Ok(Pending { saved, path })
+        Ok(Pending::Written { saved, path })
     }
 
     pub fn abandon(&mut self, saving: Saving) {
@@ -323,12 +366,21 @@ impl Files {
         }
         let mut map_uid = map.state().header.next_uid;
         let mut given: BTreeMap<u32, Ids> = BTreeMap::new();
-        for (uid, Pending { saved, path }) in &moves.saved {
+        for (uid, pending) in &moves.saved {
+            let message = pending.message();
+            let date = message.saved.unwrap_or_else(now);
+            let (saved, path) = match pending {
+                Pending::Written { saved, path } => (saved, path),
+                Pending::Shared { map_uid: there, .. } => {
+                    *change.references.entry(there.uid).or_default() += 1;
+                    given.insert(*uid, ids(there.uid, date, &message.guid.bits()));
+                    continue;
+                }
+            };
             let file = numbers.get(path).expect("every message was written to a file that sync set aside");
             let place = Place { file: *file, offset: saved.offset as u32, size: saved.size as u32 };
             change.appended.push((map_uid, place));
-            let date = saved.message.saved.unwrap_or_else(now);
-            given.insert(*uid, ids(map_uid, date, &saved.message.guid.bits()));
+            given.insert(*uid, ids(map_uid, date, &message.guid.bits()));
             map_uid = map_uid
                 .checked_add(1)
                 .filter(|next| *next < u32::MAX)

@@ -26,6 +26,7 @@ use crate::{Result, StorageError, disk};
 
 pub use attachment::{Attachment, AttachmentDir};
 pub use file::{DboxFile, FileHeader, StoredMail};
+pub use mdbox::MapUid;
 pub use metadata::Metadata;
 pub use storage::{Dbox, Mdbox, Rotation, Sdbox};
 

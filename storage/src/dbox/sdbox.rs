@@ -57,12 +57,12 @@ impl Files {
     pub fn end(&self, saving: Saving) -> Result<Pending> {
         let (saved, mut output) = saving.end(None)?;
         output.flush()?;
-        Ok(Pending { saved, path: output.path().to_owned() })
+        Ok(Pending::Written { saved, path: output.path().to_owned() })
     }
 
     /// Makes what was saved durable, as a group.
     pub fn sync(&self, pending: &[Pending], policy: Fsync) -> Result<()> {
-        let paths: Vec<PathBuf> = pending.iter().map(|pending| pending.path.clone()).collect();
+        let paths: Vec<PathBuf> = pending.iter().filter_map(Pending::path).map(Path::to_owned).collect();
         disk::sync_files(&paths, policy)
     }
 
@@ -78,19 +78,22 @@ impl Files {
 
     /// Gives a message its name. The index lock is held, and the index has no such UID.
     fn place(&self, pending: &Pending, uid: u32) -> Result<()> {
+        let Pending::Written { saved, path: written } = pending else {
+            unreachable!("only mdbox has a map in which messages are shared")
+        };
         let path = self.path(uid);
-        match disk::rename_new(&pending.path, &path) {
+        match disk::rename_new(written, &path) {
             Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {}
             other => return other,
         }
         // A file that the index does not know: ours, of a run that died before it could tell the index, or a stranger's.
-        let same = self.guid(uid).is_ok_and(|guid| guid.as_ref() == Some(&pending.saved.message.guid));
+        let same = self.guid(uid).is_ok_and(|guid| guid.as_ref() == Some(&saved.message.guid));
         if !same {
             let aside = self.places.mail.join(format!(".orphan.u.{uid}.{}", super::serial()));
             tracing::warn!("{}: is in no index; kept as {}", path.display(), aside.display());
             disk::rename(&path, &aside)?;
         }
-        disk::rename(&pending.path, &path)
+        disk::rename(written, &path)
     }
 
     /// Gives the message of one UID a second name, which replaces a leftover of an earlier run.

@@ -408,6 +408,7 @@ impl Mailbox for MaildirMailbox {
             pop3_order: text(b'O').and_then(|order| order.parse().ok()),
             size,
             path: compression.is_none().then(|| path.into()),
+            map_uid: None,
             reader,
         }))
     }

@@ -243,8 +243,10 @@ fn old_record(line: &[u8]) -> Option<(Record, &[u8])> {
     base(&line[space + 1..]).map(|base| (Record { uid, fields: Vec::new(), base: base.into() }, base))
 }
 
+/// No message has the last UID that there is: UIDNEXT would have no value.
 fn uid(digits: &[u8]) -> Option<Uid> {
-    std::str::from_utf8(digits).ok()?.parse().ok().and_then(Uid::new)
+    let uid = std::str::from_utf8(digits).ok()?.parse().ok().and_then(Uid::new);
+    uid.filter(|uid| uid.next().is_some())
 }
 
 /// Older versions stored flags too: what begins with `:` does not count.
@@ -277,7 +279,7 @@ mod tests {
             ("1 77 5\n3 x\n4 y:2,S\n", vec![3, 4], 5),
             ("", vec![], 1),
             ("nonsense\n1 :a\n", vec![1], 2),
-            ("3 V0 N0\n4294967295 :a\n", vec![u32::MAX], 1),
+            ("3 V0 N0\n4294967294 :a\n4294967295 :b\n", vec![u32::MAX - 1], u32::MAX),
         ] {
             let list = UidList::parse(text.as_bytes());
             assert_eq!(list.records.iter().map(|r| r.uid.get()).collect::<Vec<_>>(), uids, "{text}");

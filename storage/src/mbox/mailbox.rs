@@ -143,6 +143,7 @@ impl MboxMailbox {
             pop3_order: None,
             size: Some(entry.size_physical),
             path: None,
+            map_uid: None,
             reader: self.copy_out(lock, entry)?,
         }))
     }
