@@ -73,6 +73,11 @@ impl ListIndex {
         if writer.index().position() != *at {
             *nodes = Nodes::of(writer.state());
         }
+        if nodes.is_full() {
+            let what =
+                "has numbers at their limits; if it is moved away, names come from the mailboxes themselves";
+            return Err(StorageError::Corrupt { path: writer.index().paths().log(), line: 0, what });
+        }
         let done = make(nodes).and_then(|()| {
             let transaction = nodes.transaction(writer.state(), bid);
             writer.append(transaction, policy)?;

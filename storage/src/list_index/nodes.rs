@@ -22,6 +22,8 @@ const NONEXISTENT: u8 = 0x04;
 const NOSELECT: u8 = 0x10;
 /// More levels than any name has: a loop.
 const DEPTH_MAX: usize = 1001;
+/// More names than one change makes.
+const NAMES_ROOM: u32 = 1 << 24;
 /// Longest part that is read, in bytes: no name is longer.
 const PART_BYTES_MAX: usize = dsync_model::NAME_BYTES_MAX;
 /// The UID of what is above the names at the top.
@@ -171,6 +173,11 @@ impl Nodes {
     /// The UID that the next node gets.
     pub fn next_uid(&self) -> u32 {
         self.next_uid
+    }
+
+    /// Says whether numbers are about to run out, which only a damaged index shows.
+    pub fn is_full(&self) -> bool {
+        self.next_uid.max(self.last_number) > u32::MAX - NAMES_ROOM
     }
 
     fn find(&self, parts: &[String]) -> Option<u32> {

@@ -250,3 +250,19 @@ fn a_list_of_other_layouts_is_not_made_and_one_that_is_broken_is_put_aside() {
     assert_eq!(again.look(&disk.layout, shown).unwrap().unwrap(), Vec::<String>::new());
     assert_eq!(std::fs::read(log.with_file_name("dovecot.list.index.log.broken")).unwrap(), b"no log");
 }
+
+#[test]
+fn numbers_at_their_limits_are_damage() {
+    let disk = OnDisk::new(Kind::Index);
+    disk.change(|nodes| nodes.set_mailbox(&parts("A"), A, 7));
+    let mut limits = Transaction::new();
+    limits.header(28, &u32::MAX.to_le_bytes());
+    let mut index = disk.state();
+    index.lock(patience()).unwrap().append(limits, Fsync::Never).unwrap();
+    let made = disk.list.change(&disk.layout, Fsync::Never, false, |nodes| {
+        nodes.set_mailbox(&parts("B"), B, 7);
+        Ok(())
+    });
+    assert!(matches!(made, Err(StorageError::Corrupt { .. })));
+    assert_eq!(disk.read(), ["A aa 7"]);
+}
