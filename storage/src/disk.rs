@@ -120,7 +120,7 @@ pub fn create_readable(path: &Path, mode: u32) -> Result<File> {
     file.map_err(StorageError::io(path))
 }
 
-/// Makes a directory and those above it; an existing one is fine.
+/// Makes a directory and those above it, all of one mode: that of what is there already, and never open to others. An existing one is fine.
 pub fn make_directory(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -128,9 +128,11 @@ pub fn make_directory(path: &Path) -> Result<()> {
     if !step(path)? {
         return Ok(());
     }
-    let above = path.parent().and_then(|parent| fs::metadata(parent).ok());
-    let mode = above.map_or(0o700, |meta| (meta.mode() & 0o777) | 0o700);
-    let mode = if path.parent().is_some_and(Path::is_dir) { mode & 0o770 | 0o700 } else { 0o700 };
+    // Of a place that all may look into, only what lies in it directly is like it, without the others.
+    let direct = path.parent().is_some_and(Path::is_dir);
+    let above = path.ancestors().skip(1).find_map(|above| fs::metadata(above).ok());
+    let above = above.filter(|meta| direct || meta.mode() & 0o007 == 0);
+    let mode = above.map_or(0o700, |meta| meta.mode() & 0o770 | 0o700);
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(StorageError::io(path))
 }
 

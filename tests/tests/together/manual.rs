@@ -137,4 +137,9 @@ fn a_logged_in_user_converts_the_own_maildir() {
     world.type_line("dsync sync maildir:~/Maildir");
     world.assert_same(&old, &world.location("local/home/mdbox", "mdbox"));
     assert_equal(&world.dovecot.view(&old), &before, "the Maildir was changed");
+    // Directories have one mode, or Dovecot refuses to move a mailbox below another.
+    world.dovecot.doveadm(
+        &world.location("local/home/mdbox", "mdbox"),
+        &["mailbox", "rename", "Archive", "Old/Archive"],
+    );
 }
