@@ -236,6 +236,7 @@ async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> R
             let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
             Ok(dial::tls(&host, port, &trust, provider).await?)
         }
+        Destination::Socket(path) => Ok(dial::unix(&path).await?),
         Destination::Command { mut words, user_line } => {
             words.extend(
                 session.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),

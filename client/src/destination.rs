@@ -1,5 +1,7 @@
 //! What the DESTINATION words stand for.
 
+use std::path::PathBuf;
+
 use dsync_accounts::{CommandVars, Settings, command};
 
 use crate::Failed;
@@ -14,6 +16,8 @@ pub enum Destination {
         port: u16,
         tls: bool,
     },
+    /// The socket of a server on this machine, by its path.
+    Socket(PathBuf),
     /// A program that speaks on its stdin and stdout.
     Command {
         words: Vec<String>,
@@ -56,6 +60,7 @@ impl Destination {
     fn parse(word: &str, settings: &Settings, user: &str) -> Result<Destination, Failed> {
         let (kind, rest) = word.split_once(':').unwrap_or(("", word));
         match kind {
+            "tcp" if rest.starts_with('/') => Ok(Destination::Socket(rest.into())),
             "tcp" | "tcps" => {
                 let (host, port) = host_and_port(rest)?;
                 let port = match port {
@@ -156,6 +161,10 @@ mod tests {
         assert_eq!(
             parse("maildir:~/M:LAYOUT=fs").unwrap(),
             Destination::Local("maildir:~/M:LAYOUT=fs".into())
+        );
+        assert_eq!(
+            parse("tcp:/run/doveadm-server").unwrap(),
+            Destination::Socket("/run/doveadm-server".into())
         );
         let of = |words: &str, user_line| Destination::Command {
             words: words.split(' ').map(str::to_owned).collect(),

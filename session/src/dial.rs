@@ -1,6 +1,7 @@
-//! Reaches the other end: TCP, TLS, or a program's stdin and stdout.
+//! Reaches the other end: TCP, TLS, a Unix socket, or a program's stdin and stdout.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -118,6 +119,17 @@ async fn connect(host: &str, port: u16) -> Result<(TcpStream, SocketAddr), Sessi
 
 fn no_answer(host: &str, port: u16) -> SessionError {
     SessionError::Link { status: 75, text: format!("{host} port {port}: does not answer") }
+}
+
+/// Connects to the Unix socket of a server on this machine. Who may connect is a matter of the file's mode.
+pub async fn unix(path: &Path) -> Result<Way, SessionError> {
+    let failed =
+        |what: String| SessionError::Link { status: 75, text: format!("{}: {what}", path.display()) };
+    let stream = match timeout(CONNECT_WAIT, UnixStream::connect(path)).await {
+        Ok(connected) => connected.map_err(|error| failed(format!("cannot connect: {error}")))?,
+        Err(_) => return Err(failed("does not answer".into())),
+    };
+    Ok(Way { stream: Box::new(stream), private: true, local: true, child: None, native: None })
 }
 
 /// Starts a program and speaks with it over its stdin and stdout. No shell sees the words.

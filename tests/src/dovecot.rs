@@ -228,9 +228,19 @@ impl Service {
         self.dir.join("run")
     }
 
+    /// The destination on this machine: the socket of its doveadm service, which asks for no password.
+    pub fn socket(&self) -> String {
+        format!("tcp:{}/run/doveadm-server", self.dir.display())
+    }
+
     /// The CA of its certificate, for everybody to read.
     pub fn ca(&self) -> PathBuf {
         self.dir.join("ca.pem")
+    }
+
+    /// Its configuration, for a doveadm that is to ask it who a user is.
+    pub fn conf(&self) -> PathBuf {
+        self.dir.join("dovecot.conf")
     }
 
     /// What it has logged so far.
@@ -289,7 +299,8 @@ pub fn unprivileged(program: &Path) -> Command {
     }
 }
 
-fn is_root() -> bool {
+/// Whether this is root, so that what is started takes another user.
+pub fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output().expect("id runs");
     output.stdout.trim_ascii() == b"0"
 }

@@ -81,14 +81,8 @@ impl Place {
     /// Starts the server and waits until it listens.
     pub fn serve(&self) -> Server {
         let mut command = Command::new(programs().join("dsync-server"));
-        command.arg("-c").arg(self.path("server.conf")).stderr(Stdio::piped()).stdin(Stdio::null());
-        let mut child = command.spawn().expect("starts");
-        let (send, lines) = mpsc::channel();
-        let log = BufReader::new(child.stderr.take().expect("piped"));
-        std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        let server = Server { child, lines };
-        server.wait_for("listening on");
-        server
+        command.arg("-c").arg(self.path("server.conf"));
+        Server::start(command)
     }
 
     /// `dsync` with the client's configuration, not run yet.
@@ -116,6 +110,18 @@ impl Place {
 }
 
 impl Server {
+    /// Starts one and waits until it listens.
+    pub fn start(mut command: Command) -> Server {
+        command.stderr(Stdio::piped()).stdin(Stdio::null());
+        let mut child = command.spawn().expect("starts");
+        let (send, lines) = mpsc::channel();
+        let log = BufReader::new(child.stderr.take().expect("piped"));
+        std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        let server = Server { child, lines };
+        server.wait_for("listening on");
+        server
+    }
+
     /// Waits for a line of the log that holds `text`.
     pub fn wait_for(&self, text: &str) -> String {
         let mut seen = Vec::new();

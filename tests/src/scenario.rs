@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::dovecot::Dovecot;
 use crate::imap::{Imap, quoted};
+use crate::peers::{Ends, Meeting, Setup, Transport};
 
 /// The first message's date, and the first delivered file's name.
 const FIRST_DATE: u64 = 1_704_067_200;
@@ -110,8 +111,12 @@ struct World {
     dovecot: Dovecot,
     scenario: Scenario,
     programs: PathBuf,
+    setup: Setup,
+    meeting: Option<Meeting>,
     sessions: [Option<Imap>; 2],
     messages: u64,
+    /// What runs complained of, and statuses that say that something failed.
+    complaints: Vec<String>,
     /// What the last run with `-s` printed.
     state: String,
     statuses: Vec<i32>,
@@ -123,34 +128,60 @@ pub struct Seen {
     pub text: String,
     /// With what each run ended.
     pub statuses: Vec<i32>,
+    /// What was complained of.
+    pub complaints: Vec<String>,
+}
+
+/// Runs a scenario with both ends ours and tells what is there after each run.
+pub fn run(file: &Path, programs: &Path) -> Seen {
+    run_as(file, programs, Setup::OURS)
+}
+
+/// Whether a scenario can be run so: some are of one format's files, or of settings that need a pipe.
+pub fn suits(file: &Path, setup: Setup) -> bool {
+    let scenario = read(file);
+    let steps = scenario.steps.iter().flat_map(|step| step.a.iter().chain(&step.b));
+    let of_files =
+        steps.filter(|op| matches!(op.op.as_str(), "unlink" | "fileflags" | "rmindex")).count() > 0;
+    let settings =
+        scenario.separator_b.is_some() || !scenario.namespace_conf.is_empty() || !scenario.layout.is_empty();
+    let made_of_maildir = of_files || scenario.format_b.is_some() || !scenario.suffix_a.is_empty();
+    (setup.format == "maildir" || !made_of_maildir) && (setup.transport == Transport::Pipe || !settings)
 }
 
 /// Runs a scenario and tells what is there after each run.
-pub fn run(file: &Path, programs: &Path) -> Seen {
+pub fn run_as(file: &Path, programs: &Path, setup: Setup) -> Seen {
     for _ in 0..6 {
-        let text = fs::read_to_string(file).expect("read");
-        let scenario = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        if let Ok(seen) = World::new(scenario, programs).run() {
-            return seen;
+        let mut world = World::new(read(file), programs, setup);
+        if let Ok(text) = world.run() {
+            return Seen { text, statuses: world.statuses, complaints: world.complaints };
         }
     }
     panic!("{}: no two changes within one second", file.display());
 }
 
+fn read(file: &Path) -> Scenario {
+    let text = fs::read_to_string(file).expect("read");
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
 impl World {
-    fn new(scenario: Scenario, programs: &Path) -> World {
+    fn new(scenario: Scenario, programs: &Path, setup: Setup) -> World {
         let dir = tempfile::Builder::new().prefix("dsync-oracle-").tempdir().expect("made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
         let dovecot = Dovecot::new(dir.path());
         dovecot.own(&dir.path().join("home"));
         let programs = programs.to_owned();
-        let world = World {
+        let mut world = World {
             dir,
             dovecot,
             scenario,
             programs,
+            setup,
+            meeting: None,
             sessions: [None, None],
             messages: 0,
+            complaints: Vec::new(),
             state: String::new(),
             statuses: Vec::new(),
         };
@@ -169,6 +200,13 @@ impl World {
                 fs::write(world.conf(side, list_index), text).expect("written");
             }
         }
+        if world.setup.ends != Ends::Ours {
+            let (confs, locations) =
+                ([0, 1].map(|side| world.conf(side, "yes")), [0, 1].map(|side| world.location(side)));
+            let meeting =
+                Meeting::new(setup, &world.dovecot, world.dir.path(), &world.programs, confs, locations);
+            world.meeting = Some(meeting);
+        }
         world
     }
 
@@ -185,8 +223,8 @@ impl World {
         let root = root.display();
         match (&self.scenario.format_b, side) {
             (Some(format), 1) => format!("{format}:{root}:INBOX={root}/inbox"),
-            (_, 0) => format!("maildir:{root}{}{}", self.scenario.suffix_a, self.layout()),
-            _ => format!("maildir:{root}{}", self.layout()),
+            (_, 0) => format!("{}:{root}{}{}", self.setup.format, self.scenario.suffix_a, self.layout()),
+            _ => format!("{}:{root}{}", self.setup.format, self.layout()),
         }
     }
 
@@ -194,7 +232,7 @@ impl World {
         if self.scenario.layout == "fs" { ":LAYOUT=fs" } else { "" }
     }
 
-    fn run(mut self) -> Result<Seen, Late> {
+    fn run(&mut self) -> Result<String, Late> {
         let (a, b) = (self.scenario.initial_a.clone(), self.scenario.initial_b.clone());
         let both = self.scenario.inbox.as_deref() == Some("same");
         self.identify(0, "INBOX", INBOX[0].0, INBOX[0].1);
@@ -239,36 +277,53 @@ impl World {
                 format!("round {i}:\n{round}")
             });
         }
-        Ok(Seen { text, statuses: self.statuses })
+        Ok(text)
     }
 
-    /// Runs dsync, and tells what is there then.
-    fn round(&mut self, step: &Step) -> String {
-        let mode = step.sync.as_deref().expect("a run");
+    /// The command of a run with both ends ours.
+    fn ours(&self, mode: &str, arguments: &[String], state: Option<&str>, spawned: bool) -> Command {
         let mut command = self.dovecot.as_user(&self.programs.join("dsync"));
-        command.arg("-c").arg(self.conf(0, "yes")).arg(mode).args(&step.args);
-        if let Some(state) = &step.state {
-            let state = match state.as_str() {
-                "new" => "",
-                "prev" => &self.state,
-                other => other,
-            };
-            command.args(["-s", state]);
-        }
+        command.arg("-c").arg(self.conf(0, "yes")).arg(mode).args(arguments);
+        command.args(state.into_iter().flat_map(|state| ["-s", state]));
         command.arg("--source").arg(self.location(0));
-        if step.transport.as_deref() == Some("command") {
+        if spawned {
             command.arg(self.programs.join("dsync-server")).arg("-c").arg(self.conf(1, "yes"));
             command.args(["--stdio", "-u", "alice"]);
         } else {
             command.arg(self.location(1));
         }
+        command
+    }
+
+    /// Runs a sync, and tells what is there then.
+    fn round(&mut self, step: &Step) -> String {
+        let mode = step.sync.as_deref().expect("a run");
+        let state = step.state.as_deref().map(|state| match state {
+            "new" => "",
+            "prev" => &self.state,
+            other => other,
+        });
+        let mut command = match &self.meeting {
+            Some(meeting) => meeting.command(&self.dovecot, mode, &step.args, state),
+            None => self.ours(mode, &step.args, state, step.transport.as_deref() == Some("command")),
+        };
         let output = command.output().expect("dsync runs");
         let Output { status, stdout, stderr } = &output;
-        // It may refuse, but it never breaks.
-        let code = status.code().filter(|code| *code < 100);
         let text = String::from_utf8_lossy(stderr);
-        let code = code.unwrap_or_else(|| panic!("{}: {status:?} {text}", self.scenario.title));
+        // We may refuse, but never break; a Dovecot may.
+        let code = status.code().filter(|code| *code < 100 || self.setup.ends != Ends::Ours);
+        assert!(
+            code.is_some() || self.setup.ends != Ends::Ours,
+            "{}: {status:?} {text}",
+            self.scenario.title
+        );
+        let code = code.unwrap_or(-1);
         self.statuses.push(code);
+        if code != 0 {
+            self.complaints.push(status.to_string());
+        }
+        self.complaints
+            .extend(text.lines().filter(|line| !line.contains("Raw backtrace")).map(str::to_owned));
         if step.state.is_some() {
             self.state = String::from_utf8_lossy(stdout).trim().to_owned();
         }
@@ -285,7 +340,7 @@ impl World {
         };
         let whole = mode == "sync" && step.state.is_none() && step.args.iter().all(|arg| arg == "-f");
         assert!(
-            code != 0 || !whole || folded(&a) == folded(&b),
+            code != 0 || !whole || self.setup.ends != Ends::Ours || folded(&a) == folded(&b),
             "{}: status 0, but they differ:\n{a:#?}\n{b:#?}",
             self.scenario.title
         );
@@ -420,7 +475,18 @@ impl World {
             let date = format!("01-Jan-2024 00:{:02}:00 +0000", (date - FIRST_DATE) / 60);
             return self.imap(side).append(&op.mailbox, &op.flags.join(" "), &date, &text);
         }
-        let folder = self.path(side, &op.mailbox);
+        // Other formats take it from a Maildir: Dovecot keeps the GUID then.
+        let imported = (self.setup.format != "maildir").then(|| self.dir.path().join("imported"));
+        let folder = match &imported {
+            Some(root) => {
+                let folder = self.maildir(root, side, &op.mailbox);
+                for path in ["cur", "new", "tmp"].map(|sub| folder.join(sub)) {
+                    fs::create_dir_all(path).expect("made");
+                }
+                folder
+            }
+            None => self.path(side, &op.mailbox),
+        };
         if !folder.join("cur").is_dir() {
             self.imap(side).command(&format!("STATUS {} (UIDNEXT)", quoted(&op.mailbox)));
         }
@@ -447,6 +513,14 @@ impl World {
         self.dovecot.own(&tmp);
         assert!(!to.exists(), "{} is there already", to.display());
         fs::rename(&tmp, &to).expect("delivered");
+        if let Some(root) = imported {
+            self.dovecot.own(&root);
+            let source = format!("maildir:{}", root.display());
+            let output =
+                self.doveadm(side, "yes").args(["import", &source, "", "all"]).output().expect("runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            fs::remove_dir_all(root).expect("removed");
+        }
         // Looking gives it its UID.
         let imap = self.imap(side);
         imap.unselect();
@@ -474,12 +548,20 @@ impl World {
         op.nth.map_or(uids.clone(), |nth| vec![uids[nth]])
     }
 
+    /// Where a mailbox lies in a Maildir++.
+    fn maildir(&self, root: &Path, side: usize, mailbox: &str) -> PathBuf {
+        let separator = [&self.scenario.separator_a, &self.scenario.separator_b][side].as_deref();
+        let name = mutf7::encode(&mailbox.replace(separator.unwrap_or("/"), "."));
+        if mailbox == "INBOX" { root.to_owned() } else { root.join(format!(".{name}")) }
+    }
+
     fn path(&self, side: usize, mailbox: &str) -> PathBuf {
         let root = self.root(side);
-        if self.layout().is_empty() && (side == 1 || self.scenario.suffix_a.is_empty()) {
-            let separator = [&self.scenario.separator_a, &self.scenario.separator_b][side].as_deref();
-            let name = mutf7::encode(&mailbox.replace(separator.unwrap_or("/"), "."));
-            return if mailbox == "INBOX" { root } else { root.join(format!(".{name}")) };
+        if self.setup.format == "maildir"
+            && self.layout().is_empty()
+            && (side == 1 || self.scenario.suffix_a.is_empty())
+        {
+            return self.maildir(&root, side, mailbox);
         }
         let output = self.doveadm(side, "yes").args(["mailbox", "path", mailbox]).output().expect("runs");
         PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dsync_tests::dovecot::{Dovecot, Service, assert_equal, installed};
 use dsync_tests::programs::{PASSWORD, Place, certificates, programs};
+use dsync_tests::sshd::Sshd;
 
 const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
 
@@ -474,4 +475,96 @@ fn dovecot_calls_our_server_by_tcp_and_tls() {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).expect("read");
     assert_eq!(reply, "-\n+\n\n-NOPERM\n");
+}
+
+#[test]
+fn by_ssh_in_both_roles() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("sdbox", "b"));
+    let Some(sshd) = Sshd::start(&world.dovecot, world.dir.path()) else { return };
+    let namespace = "namespace inbox {\n  inbox = yes\n  separator = /\n}\n";
+    let conf = |name: &str, text: String| {
+        let path = world.path(name);
+        fs::write(&path, text + namespace).expect("written");
+        path.display().to_string()
+    };
+    // What a login shell finds there: the programs, with their configuration.
+    let home = world.path("home");
+    let userdb =
+        format!("mail_location = {b}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n", home.display());
+    let server = conf("server.conf", userdb);
+    // doveadm -u asks an auth service who that is.
+    let service = Service::start(&world.dovecot, world.dir.path(), &b, PASSWORD);
+    sshd.program("dsync-server", &world.path("dsync-server"), &["-c", &server]);
+    sshd.program("doveadm", Path::new("/usr/bin/doveadm"), &["-c", &service.conf().display().to_string()]);
+    let ssh = format!("ssh -F {} there", sshd.client_conf().display());
+    let client = conf(
+        "client.conf",
+        format!(
+            "dsync_remote_cmd = ssh -F {} %{{host}} dsync-server --stdio -u%u\n",
+            sshd.client_conf().display()
+        ),
+    );
+    let run = |program: &Path, conf: &str, words: &str| {
+        let mut command = world.dovecot.as_user(program);
+        command.arg("-c").arg(conf).args(words.split(' '));
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&stderr);
+        assert!(status.success() && text.is_empty(), "{words}: {status} {text}");
+    };
+    let dsync = |mode: &str, words: &str| {
+        run(&world.path("dsync"), &client, &format!("{mode} -u alice --source {a} {words}"))
+    };
+    let caller = world.dovecot.conf().display().to_string();
+    let doveadm = |words: &str| {
+        run(Path::new("/usr/bin/doveadm"), &caller, &format!("-o mail_location={a} sync {words}"))
+    };
+    world.fill(&a);
+    let same = |what: &str| assert_equal(&world.content(&b), &world.content(&a), what);
+    dsync("backup", &format!("{ssh} dsync-server --stdio -u alice"));
+    same("we call ours");
+    for (what, sync) in [
+        ("remote:", &(|| dsync("sync", "remote:there")) as &dyn Fn()),
+        ("we call Dovecot", &|| dsync("sync", &format!("{ssh} doveadm dsync-server -u alice"))),
+        ("Dovecot calls us with --stdio", &|| doveadm(&format!("{ssh} dsync-server --stdio -u alice"))),
+        ("Dovecot calls us as it calls its own", &|| doveadm(&format!("{ssh} dsync-server -u alice"))),
+    ] {
+        world.dovecot.save(&a, "INBOX", &format!("Subject: a {what}\n\nx\n"));
+        world.dovecot.save(&b, "Old", &format!("Subject: b {what}\n\nx\n"));
+        sync();
+        assert!(world.content(&a).contains(&format!("b {what}")), "{what}");
+        same(what);
+    }
+    let fresh = world.location("mdbox", "fresh");
+    run(
+        &world.path("dsync"),
+        &client,
+        &format!("backup -R -u alice --source {fresh} {ssh} doveadm dsync-server -u alice"),
+    );
+    assert_equal(&world.view(&fresh), &world.view(&b), "backup -R");
+}
+
+#[test]
+fn by_a_unix_socket_without_a_password() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("mdbox", "b"));
+    world.fill(&a);
+    let service = Service::start(&world.dovecot, world.dir.path(), &b, PASSWORD);
+    let client = world.path("client.conf");
+    fs::write(&client, "namespace inbox {\n  inbox = yes\n  separator = /\n}\n").expect("written");
+    let mut command = world.dovecot.as_user(&world.path("dsync"));
+    command.arg("-c").arg(&client).args(["sync", "-u", "alice", "--source", &a, &service.socket()]);
+    let Output { status, stderr, .. } = command.output().expect("runs");
+    let text = String::from_utf8_lossy(&stderr);
+    assert!(status.success() && text.is_empty(), "{status} {text}");
+    assert_eq!(world.content(&b), world.content(&a));
+    let bad = ["Error:", "Warning:", "Panic:", "Fatal:"];
+    let log = service.log();
+    assert!(!bad.iter().any(|bad| log.contains(bad)), "{log}");
 }

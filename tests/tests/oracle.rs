@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dsync_tests::dovecot::installed;
+use dsync_tests::peers::{Ends, Setup, Transport};
 use dsync_tests::programs::programs;
 use dsync_tests::scenario;
 
@@ -71,22 +72,12 @@ fn scenarios_end_as_dovecot_ends_them_or_better() {
         return;
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
-    let mut names: Vec<String> = fs::read_dir(&fixtures)
-        .expect("readable")
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
-        .collect();
+    let mut names = names(&fixtures);
     names.retain(|name| NOT_YET.iter().all(|(unready, _)| unready != name));
-    names.sort();
     let asked = std::env::var("DSYNC_ORACLE_ONLY").ok();
     names.retain(|name| asked.as_ref().is_none_or(|asked| name.contains(asked)));
     let write = std::env::var_os("DSYNC_ORACLE").is_some_and(|what| what == "write");
-    // The build may lie where the mail user cannot reach.
-    let copies = tempfile::tempdir().expect("made");
-    let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-    fs::set_permissions(copies.path(), open).expect("set");
-    for program in ["dsync", "dsync-server"] {
-        fs::copy(programs().join(program), copies.path().join(program)).expect("copied");
-    }
+    let copies = copies();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -153,6 +144,27 @@ fn unexpected_status(statuses: &[i32]) -> Option<String> {
     statuses.iter().any(|status| *status != 0).then(|| format!("statuses {statuses:?}"))
 }
 
+/// The scenarios, in order.
+fn names(fixtures: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(fixtures)
+        .expect("readable")
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".json")?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// The programs, copied: the build may lie where the mail user cannot reach.
+fn copies() -> tempfile::TempDir {
+    let copies = tempfile::tempdir().expect("made");
+    let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs::set_permissions(copies.path(), open).expect("set");
+    for program in ["dsync", "dsync-server"] {
+        fs::copy(programs().join(program), copies.path().join(program)).expect("copied");
+    }
+    copies
+}
+
 /// The rounds in which they differ, as expected and as seen.
 fn difference(expected: &str, seen: &str) -> Option<String> {
     if expected == seen {
@@ -163,4 +175,112 @@ fn difference(expected: &str, seen: &str) -> Option<String> {
         text.lines().filter(|line| !known.contains(line)).map(|line| format!("\n  {mark} {line}")).collect()
     };
     Some(format!("{}{}", lines(expected, seen, '-'), lines(seen, expected, '+')))
+}
+
+/// Scenarios that every run of the tests tries with a Dovecot at one end; docs/dovecot-protocol.md tells of all of them.
+const WITH_DOVECOT: &[&str] = &[
+    "algo-stateful",
+    "backup-basic",
+    "backup-tree",
+    "delete-loses-renamed",
+    "identical-modseq-flags",
+    "msg-content-fidelity",
+    "msg-duplicate-guid",
+    "msg-expunge-both",
+    "msg-expunge-vs-flags",
+    "msg-keywords-merge",
+    "msg-many",
+    "msg-move-both",
+    "msg-new-both-sides",
+    "msg-uidvalidity-more-messages",
+    "oneway-conflict",
+    "oneway-reverse",
+    "opt-mailbox-exclude",
+    "tree-create-both",
+    "tree-delete-one-side",
+    "tree-odd-names",
+    "tree-rename-one-side",
+    "tree-subscriptions",
+    "tree-swap",
+];
+const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
+const TRANSPORTS: [Transport; 3] = [Transport::Pipe, Transport::Tcp, Transport::Tls];
+
+/// A scenario, format and way.
+type Case = (String, &'static str, Transport);
+
+/// With `DSYNC_PEERS=sdbox-Tcp,…` all scenarios are run so, beside two Dovecots, and what differs is printed, whether it is meant so or not.
+#[test]
+fn scenarios_with_one_dovecot_end_as_with_two() {
+    if !installed() {
+        return;
+    }
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
+    let copies = copies();
+    let asked = std::env::var("DSYNC_PEERS").ok();
+    let cases = match &asked {
+        Some(words) => asked_for(words, &names(&fixtures)),
+        None => {
+            let ways = TRANSPORTS.iter().cycle();
+            WITH_DOVECOT.iter().zip(ways).map(|(name, way)| ((*name).to_owned(), FORMATS[0], *way)).collect()
+        }
+    };
+    let (next, told) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 * AT_ONCE {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let lines = with_one_dovecot(&fixtures, copies.path(), case, asked.is_some());
+                    if !lines.is_empty() {
+                        let text = format!("{} {} {:?}\n{}", case.0, case.1, case.2, lines.join("\n"));
+                        told.lock().expect("no panic").push(text);
+                    }
+                }
+            });
+        }
+    });
+    let mut told = told.into_inner().expect("no panic");
+    told.sort();
+    assert!(told.is_empty(), "{} of {}:\n{}", told.len(), cases.len(), told.join("\n"));
+}
+
+fn asked_for(words: &str, names: &[String]) -> Vec<Case> {
+    let every = FORMATS.iter().flat_map(|format| TRANSPORTS.map(|way| (*format, way)));
+    let wanted = every.filter(|(format, way)| words.split(',').any(|w| w == format!("{format}-{way:?}")));
+    let only = std::env::var("DSYNC_ORACLE_ONLY").unwrap_or_default();
+    let names = names.iter().filter(|name| only.split(',').any(|part| name.contains(part)));
+    let names: Vec<&String> = names.collect();
+    wanted.flat_map(|(format, way)| names.iter().map(move |name| ((*name).clone(), format, way))).collect()
+}
+
+/// What differs from two Dovecots in either role, and what was complained of. `live`: from two that are run now, not from what was recorded.
+fn with_one_dovecot(fixtures: &Path, programs: &Path, case: &Case, live: bool) -> Vec<String> {
+    let (name, format, way) = case;
+    let file = fixtures.join(format!("{name}.json"));
+    let setup = |ends, transport| Setup { ends, transport, format };
+    if !scenario::suits(&file, setup(Ends::WeCall, *way)) {
+        assert!(live, "{name} cannot be run so");
+        return Vec::new();
+    }
+    let run = |ends, way| {
+        std::panic::catch_unwind(|| scenario::run_as(&file, programs, setup(ends, way))).map_err(drop)
+    };
+    let mut lines = Vec::new();
+    let expected = if live {
+        run(Ends::Dovecots, Transport::Pipe).map(|seen| {
+            lines.extend(seen.complaints.iter().map(|line| format!("  two Dovecots: {line}")));
+            seen.text
+        })
+    } else {
+        fs::read_to_string(fixtures.join(format!("{name}.dovecot"))).map_err(drop)
+    };
+    for ends in [Ends::WeCall, Ends::DovecotCalls] {
+        let (Ok(seen), Ok(expected)) = (run(ends, *way), &expected) else {
+            lines.push(format!("  {ends:?}: could not be run"));
+            continue;
+        };
+        lines.extend(seen.complaints.iter().map(|line| format!("  {ends:?}: {line}")));
+        lines.extend(difference(expected, &seen.text).map(|what| format!("  {ends:?}: {what}")));
+    }
+    lines
 }

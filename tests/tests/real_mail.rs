@@ -1,5 +1,7 @@
-//! 6,046 real messages over TLS and back, and through every pair of formats: same bytes, flags, dates, GUIDs, UIDs. `tests/run` fetches them.
+//! 6,046 real messages over TLS and back, through every pair of formats, and from a Dovecot through us to others: same bytes, flags, dates, GUIDs,
+//! UIDs. `tests/run` fetches them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -82,6 +84,93 @@ fn real_mail_goes_through_every_pair_of_formats() {
         assert_equal(&told(&dovecot, &to), &first, &format!("{from} to {to}"));
         from = to;
     }
+}
+
+/// From a Dovecot's mdbox into our sdbox, and on into another Dovecot's mdbox by both ways: we push, and it pulls.
+#[test]
+fn real_mail_goes_from_dovecot_through_us_to_another_dovecot() {
+    let Some(files) = corpus().filter(|_| installed()) else { return };
+    let place = tempfile::tempdir().expect("made");
+    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o777)).expect("set");
+    let dovecot = Dovecot::new(place.path());
+    dovecot.own(&place.path().join("home"));
+    for program in ["dsync", "dsync-server"] {
+        std::fs::copy(programs().join(program), place.path().join(program)).expect("copied");
+    }
+    let location = |text: &str| text.replace(':', &format!(":{}/", place.path().display()));
+    let mail = Account::new(place.path().join("mail"));
+    deliver(&mail, &files);
+    dovecot.own(&mail.root);
+    let (first, ours) = (location("mdbox:first"), location("sdbox:ours"));
+    let (pushed, pulled) = (location("mdbox:pushed"), location("mdbox:pulled"));
+    dovecot.doveadm(&mail.location(), &["backup", &first]);
+    // Not date.saved: Dovecot takes that of an sdbox from the file's ctime.
+    let fields = "uid guid size.physical size.virtual flags date.received text";
+    let told = |location: &str| dovecot.view_of(location, "uidvalidity uidnext messages unseen guid", fields);
+    let source = told(&first);
+    // Each save into dbox takes one CR from CR CR LF. Of mails that have such lines, all but the CRs and the sizes is compared.
+    let guid = |line: &str| {
+        line.split("\"guid\":\"").nth(1).and_then(|rest| rest.split('"').next()).map(str::to_owned)
+    };
+    let odd: BTreeSet<String> = source.lines().filter(|line| line.contains("\\r")).filter_map(guid).collect();
+    assert!((1..200).contains(&odd.len()), "{} mails have CRs", odd.len());
+    let plain = |view: &str| {
+        let line = |line: &str| match (
+            guid(line).filter(|guid| odd.contains(guid)),
+            line.find("\"size.p"),
+            line.find("\"flags"),
+        ) {
+            (Some(_), Some(sizes), Some(flags)) => {
+                format!("{}{}", &line[..sizes], &line[flags..]).replace("\\r", "")
+            }
+            _ => line.to_owned(),
+        };
+        view.lines().map(line).collect::<Vec<_>>().join("\n")
+    };
+    let view = |location: &str| plain(&told(location));
+    let (expected, stored) = (plain(&source), files_of(&place.path().join("first/storage")));
+    assert!(expected.lines().count() >= 6046);
+    let run = |command: &mut std::process::Command| {
+        let std::process::Output { status, stderr, .. } = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&stderr);
+        assert!(status.success() && text.is_empty(), "{command:?}: {status} {text}");
+    };
+    let conf = place.path().join("dovecot.conf");
+    let we_call = |mode: &[&str], peer: &str| {
+        let mut command = dovecot.as_user(&place.path().join("dsync"));
+        command.args(["-c", "/dev/null", "backup"]).args(mode).args(["--source", &ours]);
+        command.args(["/usr/bin/doveadm", "-c"]).arg(&conf).arg("-o").arg(format!("mail_location={peer}"));
+        run(command.arg("dsync-server"));
+    };
+    we_call(&["-R"], &first);
+    assert_equal(&view(&ours), &expected, "from Dovecot");
+    we_call(&[], &pushed);
+    assert_equal(&view(&pushed), &expected, "pushed to another Dovecot");
+    let server = place.path().join("server.conf");
+    let home = place.path().join("home");
+    let text = format!(
+        "mail_location = {ours}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
+        home.display()
+    );
+    std::fs::write(&server, text).expect("written");
+    let mut command = dovecot.as_user(Path::new("/usr/bin/doveadm"));
+    command.arg("-c").arg(&conf).arg("-o").arg(format!("mail_location={pulled}")).args(["backup", "-R"]);
+    command.arg(place.path().join("dsync-server")).arg("-c").arg(&server);
+    run(command.args(["--stdio", "-u", "alice"]));
+    assert_equal(&view(&pulled), &expected, "pulled by another Dovecot");
+    // doveadm's JSON of 8-bit text depends on how it was read: the second time, the files themselves must do.
+    assert_eq!(files_of(&place.path().join("first/storage")), stored, "the source was changed");
+}
+
+/// The files of messages of an mdbox, by name, with their sizes and times.
+fn files_of(storage: &Path) -> BTreeMap<PathBuf, (u64, std::time::SystemTime)> {
+    let entries = std::fs::read_dir(storage).expect("readable").map(|entry| entry.expect("readable"));
+    let mails = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("m."));
+    let of = |entry: std::fs::DirEntry| {
+        let about = entry.metadata().expect("there");
+        (entry.path(), (about.len(), about.modified().expect("known")))
+    };
+    mails.map(of).collect()
 }
 
 #[test]

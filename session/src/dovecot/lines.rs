@@ -167,14 +167,15 @@ pub(super) fn deletes(
     }
 }
 
-/// Counters as Dovecot tells them. Where a storage keeps no `\Recent`, every message might have it.
+/// Counters as Dovecot tells them. Where a storage keeps no `\Recent`, every message might have it. `first_recent` is at most UIDNEXT:
+/// Dovecot 2.3.19 ends in an assertion when it is told one beyond.
 pub(super) fn counters(status: &MailboxStatus, first_recent: u32, saves_guids: bool) -> items::Mailbox {
     items::Mailbox {
         mailbox_guid: status.guid,
         uid_validity: status.uid_validity.get(),
         uid_next: status.uid_next.get(),
         messages_count: status.messages,
-        first_recent_uid: first_recent,
+        first_recent_uid: first_recent.min(status.uid_next.get()),
         highest_modseq: status.highest_modseq.get().max(1),
         highest_pvt_modseq: 0,
         cache_fields: Some(Vec::new()),
@@ -346,6 +347,21 @@ mod tests {
         for text in ["00", "x 1", "00000000000000000000000000000000 -1"] {
             assert!(logged(&items::Deletes { unsubscribes: Some(text.into()), ..line.clone() }).is_err());
         }
+    }
+
+    /// Dovecot raises the peer's first recent UID and UIDNEXT in one step, and asserts that the one is not beyond the other.
+    #[test]
+    fn no_message_is_recent_beyond_uid_next() {
+        let status = MailboxStatus {
+            guid: MailboxGuid([1; 16]),
+            uid_validity: UID_VALIDITY_UNKNOWN,
+            uid_next: Uid::new(3).unwrap(),
+            messages: 2,
+            highest_modseq: ModSeq::NONE,
+            digest: dsync_model::Digest::default(),
+        };
+        let told = [1, 3, 9].map(|first| counters(&status, first, true).first_recent_uid);
+        assert_eq!(told, [1, 3, 3]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The first stages: who is there and what for, the state, and the trees.
 
+use std::collections::BTreeMap;
+
 use dsync_merge::{Both, Direction, End};
 use dsync_model::{
     LastCommon, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Mask, Timestamp, TreeChange, TreeLog,
@@ -280,6 +282,7 @@ impl Brain {
                 Item::End if !self.peer_tree_done => {
                     self.peer_tree_done = true;
                     if self.end == End::Initiator {
+                        self.show_inbox();
                         // As the peer's separator is not known yet, names are told and not their hashes.
                         self.recall_unsubscribed();
                         self.tell_tree();
@@ -314,6 +317,8 @@ impl Brain {
             self.forget_deleted()?;
         }
         self.adopt_inbox()?;
+        inherit_times(&mut self.tree);
+        inherit_times(&mut self.peer_tree);
         let mut trees = [&self.tree, &self.peer_tree];
         if me == End::Responder {
             trees.swap(0, 1);
@@ -350,6 +355,17 @@ impl Brain {
         }
         self.stage = Stage::Mailboxes;
         Ok(())
+    }
+
+    /// An INBOX of ours that never held a message is told after all if the peer has none: it makes one with the GUID of ours.
+    fn show_inbox(&mut self) {
+        let name = MailboxName::inbox();
+        if self.peer_tree.get(&name).is_some_and(|node| node.mailbox.is_some()) {
+            return;
+        }
+        if let (Some(status), Some(node)) = (self.pristine.take(), self.tree.get_mut(&name)) {
+            node.mailbox = Some(status);
+        }
     }
 
     /// Gives our INBOX, if it never held a message, the GUID of the peer's.
@@ -472,11 +488,42 @@ fn is_pristine(status: &MailboxStatus) -> bool {
     status.messages == 0 && status.uid_next == Uid::MIN
 }
 
+/// What is below a renamed mailbox was renamed with it, though a log names only the one: a time is at least that of the names above.
+fn inherit_times(tree: &mut MailboxTree) {
+    let mut renamed: BTreeMap<MailboxName, Option<Timestamp>> = BTreeMap::new();
+    // In the order of a tree, what is above comes first.
+    for (name, node) in tree {
+        let mut above = name.parent();
+        while let Some(unknown) = above.take_if(|above| !renamed.contains_key(above)) {
+            above = unknown.parent();
+        }
+        node.renamed = node.renamed.max(above.and_then(|above| renamed.get(&above).copied().flatten()));
+        renamed.insert(name.clone(), node.renamed);
+    }
+}
+
 fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
     let mut seen = std::collections::BTreeSet::new();
     let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
     match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
         Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_a_renamed_mailbox_was_renamed_with_it() {
+        let name = |text: &str| MailboxName::parse(text, '/').unwrap();
+        let node =
+            |renamed: Option<i64>| MailboxNode { renamed: renamed.map(Timestamp), ..MailboxNode::default() };
+        let times = [("A", None), ("A/B", Some(7)), ("A/B/C/D", None), ("A/B/E", Some(9)), ("Q", None)];
+        let mut tree: MailboxTree = times.map(|(text, time)| (name(text), node(time))).into();
+        inherit_times(&mut tree);
+        let found: Vec<_> = tree.values().map(|node| node.renamed.map(|time| time.0)).collect();
+        assert_eq!(found, [None, Some(7), Some(7), Some(9), None]);
     }
 }
