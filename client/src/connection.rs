@@ -19,6 +19,7 @@ use crate::args::{Compress, Protocol};
 use crate::destination::Destination;
 use crate::jobs::Session;
 use crate::progress::Display;
+use crate::select;
 
 /// How long a program may take to end once all is said.
 const CHILD_WAIT: Duration = Duration::from_secs(30);
@@ -191,11 +192,13 @@ async fn with_dovecot(
         silence: Duration::from_secs(session.common.timeout.into()),
         compress: false,
         stop: session.stop.clone(),
-        rawlog: session.rawlog()?,
+        rawlog: None,
     };
-    let mut brain = dovecot::Brain::master(storage, session.job(), session.state.clone(), &hostname());
+    let names = select::names(session.common, session.settings)?;
+    let brain = dovecot::Brain::master(storage, session.job(), session.state.clone(), &hostname());
+    let (mut brain, rawlog) = (brain.with_names(names), session.rawlog()?);
     let watch = &mut |brain: &dovecot::Brain| display.look(brain.progress());
-    match dovecot::link::run(&mut brain, &mut *way.stream, early, &options, watch).await {
+    match dovecot::link::run(&mut brain, &mut *way.stream, early, &options, rawlog, watch).await {
         Ok(report) => {
             dovecot_ended(&mut way).await;
             Ok(report)

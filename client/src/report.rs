@@ -1,7 +1,7 @@
 //! The report, for people and for programs.
 
-use dsync_session::MailboxReport;
 use dsync_session::proto::Counters;
+use dsync_session::{Compared, MailboxReport};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -13,6 +13,12 @@ struct Document<'a> {
     status: u8,
     seconds: f64,
     mailboxes_shown_equal: u64,
+    /// With a Dovecot, which cannot show that mailboxes are equal: how many were compared by their lists and merged, and how many by
+    /// their counters alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mailboxes_merged: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mailboxes_with_equal_counters: Option<u64>,
     local: Counts,
     remote: Counts,
     dry_run: bool,
@@ -103,6 +109,8 @@ fn document(done: &Done) -> Document<'_> {
         status: report.status(),
         seconds: done.elapsed.as_secs_f64(),
         mailboxes_shown_equal: report.shown_equal,
+        mailboxes_merged: report.compared.map(|compared| compared.merged),
+        mailboxes_with_equal_counters: report.compared.map(|compared| compared.equal),
         local: report.local.into(),
         remote: report.remote.into(),
         dry_run: done.dry_run,
@@ -178,10 +186,16 @@ pub fn lines(done: &Done) -> Vec<String> {
     }
     lines.extend(report.notes.iter().cloned());
     let (ours, theirs) = (&report.local, &report.remote);
+    let shown = match report.compared {
+        None => format!("{} of {} mailboxes shown equal", report.shown_equal, ours.mailboxes),
+        // Dovecot has no digests.
+        Some(Compared { equal, merged }) => format!(
+            "{merged} of {} mailboxes compared message by message and merged, {equal} by their counters alone; none shown equal, as with a Dovecot",
+            ours.mailboxes
+        ),
+    };
     lines.push(format!(
-        "{} of {} mailboxes shown equal; {} messages received, {} sent ({}); {:.2} s",
-        report.shown_equal,
-        ours.mailboxes,
+        "{shown}; {} messages received, {} sent ({}); {:.2} s",
         ours.saved,
         theirs.saved,
         HumanBytes(ours.bytes + theirs.bytes),

@@ -1,6 +1,7 @@
 //! Which mailboxes and messages a session is about: `-m`, `-g`, `-x`, `-n`, `-t` and their kin become the session's options.
 
 use dsync_accounts::Settings;
+use dsync_session::dovecot::Names;
 use dsync_session::model::Filter;
 use dsync_session::proto::{Options, Purpose};
 
@@ -73,6 +74,24 @@ fn special_uses<'a>(
     Ok(masks)
 }
 
+/// What a Dovecot at the other end is told of names.
+pub fn names(common: &Common, settings: &Settings) -> Result<Names, Failed> {
+    let prefixes = settings.namespace_prefixes();
+    let chosen = chosen(common, &prefixes)?.into_iter().map(str::to_owned).collect();
+    Ok(Names { chosen, all: common.all_namespaces, prefixes, special_uses: Vec::new() })
+}
+
+/// The prefixes of the namespaces that `-n` names.
+fn chosen<'a>(common: &Common, known: &'a [String]) -> Result<Vec<&'a str>, Failed> {
+    let find = |prefix: &String| {
+        let found = known.iter().find(|known| *known == prefix);
+        let found = found.or_else(|| known.iter().find(|known| known.is_empty()));
+        let missing = || Failed::new(68, anyhow::Error::msg(format!("-n {prefix:?}: no such namespace")));
+        found.map(String::as_str).ok_or_else(missing)
+    };
+    common.namespace.iter().map(find).collect()
+}
+
 /// Leaves the namespaces that `-n` does not name. As in Dovecot, an unknown prefix stands for the namespace without one.
 fn namespaces(
     common: &Common,
@@ -83,19 +102,7 @@ fn namespaces(
     if common.namespace.is_empty() || common.all_namespaces {
         return Ok(());
     }
-    let mut chosen = Vec::new();
-    for prefix in &common.namespace {
-        match known
-            .iter()
-            .find(|known| *known == prefix)
-            .or_else(|| known.iter().find(|known| known.is_empty()))
-        {
-            Some(prefix) => chosen.push(prefix.as_str()),
-            None => {
-                return Err(Failed::new(68, anyhow::Error::msg(format!("-n {prefix:?}: no such namespace"))));
-            }
-        }
-    }
+    let chosen = chosen(common, known)?;
     let root = |prefix: &str| prefix.trim_end_matches(['/', '.']).to_owned();
     let others = known.iter().filter(|prefix| !prefix.is_empty() && !chosen.contains(&prefix.as_str()));
     exclude.extend(others.flat_map(|prefix| [root(prefix), format!("{prefix}*")]));

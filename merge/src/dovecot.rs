@@ -4,15 +4,17 @@
 //! 7.6). So these rules are followed to the letter, also where [`messages`](crate::messages()) would be kinder, and each end plans
 //! only its own half. One-way sessions need none of this: there only the receiver decides, by our own rules.
 
+pub mod attributes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_model::{FlagDelta, FlagSet, MessageAction, MessageChange, MessageGuid, ModSeq, Uid};
+use dsync_model::{FlagDelta, FlagSet, MessageAction, MessageChange, MessageGuid, ModSeq, Uid, UidSet};
 
 use crate::{Desync, End};
 
 /// What both ends know of a mailbox before its lists are looked at.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct Terms<'a> {
     /// Which end we are.
     pub end: End,
     /// UIDNEXT as each end said it.
@@ -22,6 +24,8 @@ pub struct Terms {
     pub peer_modseq: ModSeq,
     /// The last common UID of a saved state; `None`: the lists are complete.
     pub last_common: Option<u32>,
+    /// UIDs of messages of the peer's that a filter keeps from being saved here.
+    pub kept_back: Option<&'a UidSet>,
 }
 
 /// What this end does.
@@ -81,7 +85,7 @@ struct Entry<'a> {
 }
 
 /// Plans this end's half. `own` names every message as `Save`, and what the log shows to be expunged; `peer` is what its list says.
-pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms) -> Result<Plan, Desync> {
+pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms<'_>) -> Result<Plan, Desync> {
     for pair in peer.windows(2) {
         if pair[0].uid() >= pair[1].uid() {
             return Err(Desync::Order(pair[1].uid()));
@@ -100,7 +104,9 @@ pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms) ->
         None => common(&own, peer, terms, &mut plan)?,
     };
     let ours: Vec<Mail> = own.mails.iter().filter(|mail| mail.uid.get() > common).copied().collect();
-    let theirs: Vec<Mail> = peer.iter().filter_map(mail).filter(|mail| mail.uid.get() > common).collect();
+    let passes = |mail: &Mail| terms.kept_back.is_none_or(|kept_back| !kept_back.contains(mail.uid.get()));
+    let theirs = peer.iter().filter_map(mail).filter(|mail| mail.uid.get() > common && passes(mail));
+    let theirs: Vec<Mail> = theirs.collect();
     let mut entries = interleave(&ours, &theirs, terms);
     plan.last_common = number(&mut entries, terms)?;
     realise(&entries, terms, &mut plan)?;
@@ -129,7 +135,12 @@ fn lists(changes: &[MessageChange]) -> Lists<'_> {
 }
 
 /// Without a state: walks both lists until they contradict each other, and gives the last UID before that.
-fn common(own: &Lists<'_>, peer: &[MessageChange], terms: &Terms, plan: &mut Plan) -> Result<u32, Desync> {
+fn common(
+    own: &Lists<'_>,
+    peer: &[MessageChange],
+    terms: &Terms<'_>,
+    plan: &mut Plan,
+) -> Result<u32, Desync> {
     let mut last = 0;
     let mut maybe_expunged: Vec<Mail> = Vec::new();
     let mut rest = own.mails.iter().copied().peekable();
@@ -184,7 +195,7 @@ fn common(own: &Lists<'_>, peer: &[MessageChange], terms: &Terms, plan: &mut Pla
 }
 
 /// With a state: does what the peer's list says of messages that both ends knew.
-fn since(common: u32, own: &Lists<'_>, peer: &[MessageChange], terms: &Terms, plan: &mut Plan) {
+fn since(common: u32, own: &Lists<'_>, peer: &[MessageChange], terms: &Terms<'_>, plan: &mut Plan) {
     let here = |uid: &Uid| {
         let found = own.mails.binary_search_by_key(uid, |mail| mail.uid).ok();
         found.map(|at| own.mails[at])
@@ -211,7 +222,7 @@ fn expunge(mail: &Mail<'_>) -> MessageAction {
 }
 
 /// One sequence of the new messages of both ends, the same at both.
-fn interleave<'a>(ours: &[Mail<'a>], theirs: &[Mail<'a>], terms: &Terms) -> Vec<Entry<'a>> {
+fn interleave<'a>(ours: &[Mail<'a>], theirs: &[Mail<'a>], terms: &Terms<'_>) -> Vec<Entry<'a>> {
     let (mut ours, mut theirs) = (ours.iter().copied().peekable(), theirs.iter().copied().peekable());
     let mut entries: Vec<Entry<'a>> = Vec::new();
     let mut known: BTreeMap<&MessageGuid, Vec<usize>> = BTreeMap::new();
@@ -260,7 +271,7 @@ fn interleave<'a>(ours: &[Mail<'a>], theirs: &[Mail<'a>], terms: &Terms) -> Vec<
 }
 
 /// Settles the UIDs, and gives the last one.
-fn number(entries: &mut [Entry<'_>], terms: &Terms) -> Result<u32, Desync> {
+fn number(entries: &mut [Entry<'_>], terms: &Terms<'_>) -> Result<u32, Desync> {
     let mut next = terms.uid_next.max(terms.peer_uid_next).get();
     for index in 0..entries.len() {
         if entries[index].skipped {
@@ -285,7 +296,7 @@ fn number(entries: &mut [Entry<'_>], terms: &Terms) -> Result<u32, Desync> {
 }
 
 /// Makes actions and saves of the numbered entries, GUID by GUID.
-fn realise(entries: &[Entry<'_>], terms: &Terms, plan: &mut Plan) -> Result<(), Desync> {
+fn realise(entries: &[Entry<'_>], terms: &Terms<'_>, plan: &mut Plan) -> Result<(), Desync> {
     let mut groups: BTreeMap<&MessageGuid, Vec<&Entry>> = BTreeMap::new();
     for entry in entries {
         let guid = entry.local.or(entry.remote).map(|mail| mail.guid);
@@ -343,7 +354,7 @@ fn realise(entries: &[Entry<'_>], terms: &Terms, plan: &mut Plan) -> Result<(), 
     Ok(())
 }
 
-fn flag_action(uid: Uid, local: &Mail<'_>, remote: &Mail<'_>, terms: &Terms) -> Option<MessageAction> {
+fn flag_action(uid: Uid, local: &Mail<'_>, remote: &Mail<'_>, terms: &Terms<'_>) -> Option<MessageAction> {
     let want = merge_flags(local, remote, terms.end);
     let raised = ModSeq::new(terms.peer_modseq.get() + 1).unwrap_or(terms.peer_modseq);
     let modseq = if want == remote.flags.current { remote.modseq } else { raised.max(remote.modseq) };
@@ -412,13 +423,14 @@ mod tests {
         text.split_whitespace().map(change).collect()
     }
 
-    fn terms(end: End, next: u32, peer_next: u32) -> Terms {
+    fn terms(end: End, next: u32, peer_next: u32) -> Terms<'static> {
         Terms {
             end,
             uid_next: uid(next),
             peer_uid_next: uid(peer_next),
             peer_modseq: ModSeq::new(10).unwrap(),
             last_common: None,
+            kept_back: None,
         }
     }
 

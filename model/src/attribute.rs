@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bincode::{Decode, Encode};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use crate::{Digest, MailboxGuid};
+use crate::{Digest, MailboxGuid, ModSeq};
 
 /// Longest value that is synchronised, in bytes.
 pub const ATTRIBUTE_BYTES_MAX: usize = 512 << 10;
@@ -40,6 +40,15 @@ pub type AttributeList = BTreeMap<AttributeKey, AttributeValue>;
 
 /// Attributes to set, or with `None` to remove.
 pub type AttributeChanges = BTreeMap<AttributeKey, Option<Vec<u8>>>;
+
+/// The last change of an attribute that the log of its mailbox tells of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AttributeChange {
+    pub scope: AttributeScope,
+    pub key: String,
+    pub removed: bool,
+    pub modseq: ModSeq,
+}
 
 impl AttributeKey {
     /// The key that sorts before all of a mailbox.

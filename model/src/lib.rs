@@ -25,8 +25,8 @@ mod state;
 mod tree;
 
 pub use attribute::{
-    ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChanges, AttributeKey, AttributeList,
-    AttributeScope, AttributeValue,
+    ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChange, AttributeChanges, AttributeKey,
+    AttributeList, AttributeScope, AttributeValue,
 };
 pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, UidSet};
 pub use changes::{Changes, Since, changes_since};

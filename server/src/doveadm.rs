@@ -2,9 +2,9 @@
 
 use bytes::BytesMut;
 use dsync_accounts::check_user;
-use dsync_session::dovecot::Brain;
 use dsync_session::dovecot::greet::{more, send};
 use dsync_session::dovecot::link::{self, Early};
+use dsync_session::dovecot::{Brain, Names};
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
 use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
@@ -15,6 +15,10 @@ use tokio::time::timeout;
 
 use crate::limits::Permit;
 use crate::serve::{LOCK_WAIT, Peer, Service};
+
+/// What a mailbox may be for (RFC 6154, 8457).
+const SPECIAL_USES: [&str; 8] =
+    ["\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash", "\\Important"];
 
 /// What became of a connection that began as doveadm's.
 pub enum Doveadm {
@@ -122,8 +126,17 @@ impl Service<'_> {
         early: Early,
     ) -> Result<Report, SessionError> {
         let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let mut brain = Brain::slave(storage, LOCK_WAIT, hostname.trim());
-        link::run(&mut brain, stream, early, &self.link_options(false), &mut |_| {}).await
+        let uses = SPECIAL_USES.into_iter().flat_map(|flag| {
+            let names = self.settings.special_use(flag).into_iter();
+            names.map(move |name| (flag.to_owned(), name))
+        });
+        let names = Names {
+            prefixes: self.settings.namespace_prefixes(),
+            special_uses: uses.collect(),
+            ..Names::default()
+        };
+        let mut brain = Brain::slave(storage, LOCK_WAIT, hostname.trim()).with_names(names);
+        link::run(&mut brain, stream, early, &self.link_options(false), None, &mut |_| {}).await
     }
 
     /// Whoever knows doveadm's password may have every user's mail, as with Dovecot.

@@ -23,4 +23,4 @@ pub use dsync_model as model;
 pub use dsync_proto as proto;
 pub use dsync_storage as storage;
 pub use error::SessionError;
-pub use report::{MailboxReport, Progress, Report};
+pub use report::{Compared, MailboxReport, Progress, Report};

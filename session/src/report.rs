@@ -23,8 +23,19 @@ pub struct Report {
     pub problem_status: u8,
     /// Mailboxes whose digests were compared and found equal.
     pub shown_equal: u64,
+    /// With a Dovecot, which has no digests: what was compared in their place.
+    pub compared: Option<Compared>,
     /// The state to begin from next time, if one was asked for; `None`: the given one was ahead of the mail, begin anew.
     pub state: Option<SyncState>,
+}
+
+/// What was compared with a Dovecot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Mailboxes of which only the counters were compared, and were equal.
+    pub equal: u64,
+    /// Mailboxes of which the lists of messages were compared and merged.
+    pub merged: u64,
 }
 
 /// What happened to one mailbox, at this end.

@@ -1,6 +1,6 @@
 //! `dovecot-attributes`: annotations of mailboxes, in Dovecot's file dict (storage formats reference, 5.3).
 //!
-//! Only the file: the times of changes, which Dovecot logs in the index of the mailbox, are neither read nor written.
+//! Only the file: of changes, which Dovecot logs in the index of the mailbox, see [`Mailbox::attribute_log`](crate::Mailbox::attribute_log).
 
 use std::collections::BTreeMap;
 use std::fs::File;

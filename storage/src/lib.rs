@@ -37,8 +37,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree, MessageAction,
-    MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid,
+    AttributeChange, AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree,
+    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid,
     UidSet, UidValidity,
 };
 
@@ -201,6 +201,18 @@ pub trait Mailbox: Send {
     ///
     /// On an error before anything became visible, nothing has happened; later, a prefix has.
     fn commit(&mut self, goal: Goal) -> Result<Committed>;
+
+    /// Last changes of attributes, as far back as the log of the mailbox reaches; none where no log is kept.
+    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+        Ok(Vec::new())
+    }
+
+    /// Notes in the log which attributes of this mailbox [`Storage::change_attributes`] changed, which raises HIGHESTMODSEQ;
+    /// does nothing where no log is kept.
+    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        let _ = changes;
+        Ok(())
+    }
 }
 
 /// Where a commit is to bring the counters of a mailbox.

@@ -42,11 +42,23 @@ pub struct Decoder {
     tables: BTreeMap<u8, Vec<Option<usize>>>,
     /// Bytes of the current line that are known to hold no end.
     searched: usize,
+    /// The lines that were read, if they are to be recorded.
+    recorded: Option<Vec<u8>>,
 }
 
 impl Decoder {
     pub fn new() -> Decoder {
-        Decoder { phase: Phase::Version, minor: 0, tables: BTreeMap::new(), searched: 0 }
+        Decoder { phase: Phase::Version, minor: 0, tables: BTreeMap::new(), searched: 0, recorded: None }
+    }
+
+    /// From now on keeps the lines that are read, until they are [taken](Self::recorded).
+    pub fn record(&mut self) {
+        self.recorded = Some(Vec::new());
+    }
+
+    /// Takes the lines that were read since the last time, each with its end.
+    pub fn recorded(&mut self) -> Vec<u8> {
+        self.recorded.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Says whether a body is under way: nothing but a body's end may be said then, and nothing is heard.
@@ -87,6 +99,10 @@ impl Decoder {
         self.searched = 0;
         let line = input.split_to(length);
         input.advance(1);
+        if let Some(recorded) = &mut self.recorded {
+            recorded.extend_from_slice(&line);
+            recorded.push(b'\n');
+        }
         Ok(Some(line))
     }
 

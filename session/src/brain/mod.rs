@@ -30,6 +30,8 @@ use dsync_proto::{
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock};
 
+pub(crate) use scope::Scope;
+
 use crate::{Progress, Report, SessionError};
 use donors::Donors;
 use mailbox::Open;

@@ -10,7 +10,7 @@ use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask};
 use dsync_proto::Options;
 
 /// The names that a session may touch.
-pub(super) struct Scope<'a> {
+pub(crate) struct Scope<'a> {
     wanted: Vec<Mask>,
     guids: BTreeSet<MailboxGuid>,
     excluded: Vec<Mask>,
@@ -22,7 +22,7 @@ pub(super) struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         trees: Both<&MailboxTree>,
         base: Option<&Base>,
         options: &Options,
@@ -72,7 +72,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Says whether the session is about what has this name.
-    pub(super) fn has(&self, name: &MailboxName) -> bool {
+    pub(crate) fn has(&self, name: &MailboxName) -> bool {
         if let Some(known) = self.known.get(name) {
             return *known;
         }
@@ -84,7 +84,7 @@ impl<'a> Scope<'a> {
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
-    pub(super) fn missing(&self) -> Option<&str> {
+    pub(crate) fn missing(&self) -> Option<&str> {
         self.missing.as_deref()
     }
 }

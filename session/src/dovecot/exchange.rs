@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dsync_merge::dovecot::{self, From, Save};
 use dsync_merge::{Both, Direction, End, MailboxView};
 use dsync_model::{
-    Changes, LastCommon, MailboxGuid, MailboxStatus, MessageAction, MessageChange, MessageGuid, ModSeq,
-    NewMessage, Since, Timestamp, Uid, UidValidity,
+    AttributeChanges, AttributeList, Changes, Filter, LastCommon, MailboxGuid, MailboxStatus, MessageAction,
+    MessageChange, MessageGuid, ModSeq, NewMessage, Since, Timestamp, Uid, UidSet, UidValidity,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::{Goal, Mailbox};
 
-use super::{Output, at, lines, unexpected};
+use super::attributes::Attributes;
+use super::{Output, at, filtering, lines, unexpected};
 use crate::{MailboxReport, Progress, SessionError, commits};
 
 /// Lines of a list that are sent at once.
@@ -23,7 +24,7 @@ const BATCH: usize = 500;
 const ENTRIES_MAX: usize = 20_000_000;
 
 /// What is known before the exchange begins.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Terms {
     pub end: End,
     pub direction: Direction,
@@ -33,6 +34,8 @@ pub(super) struct Terms {
     pub attributes: bool,
     /// What the state says; `None`: the lists are complete.
     pub known: Option<LastCommon>,
+    /// What a message must be to be saved where it is missing.
+    pub filter: Filter,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,6 +103,7 @@ pub(super) struct Outcome {
     pub common: LastCommon,
     pub disturbed: bool,
     pub problems: Vec<(String, u8)>,
+    pub notes: Vec<String>,
     pub report: MailboxReport,
     pub bytes: u64,
 }
@@ -113,12 +117,15 @@ pub(super) struct Exchange {
     terms: Terms,
     part: Part,
     status: MailboxStatus,
+    attributes: Attributes,
     /// What we say, without what came since we told our counters.
     own: Vec<MessageChange>,
     told: usize,
     reading: VecDeque<List>,
     writing: VecDeque<List>,
     peer: Vec<MessageChange>,
+    /// Of the peer's messages those that the filter keeps back.
+    kept_back: UidSet,
     /// GUIDs that are no text as we have it, as the peer spells them.
     spelled: BTreeMap<Uid, Vec<u8>>,
     uid_validity: Option<UidValidity>,
@@ -153,6 +160,7 @@ impl Exchange {
         ours: items::Mailbox,
         theirs: items::Mailbox,
         terms: Terms,
+        attributes: Option<&AttributeList>,
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
         check_guids(&name, &ours, &theirs, part)?;
@@ -165,7 +173,16 @@ impl Exchange {
         });
         let peer_part = Part::of(terms.end.other(), terms.direction);
         let uid_validity = uid_validity(&ours, &theirs, part);
+        let attributes = match attributes {
+            None => Attributes::default(),
+            Some(all) => {
+                let log = mailbox.attribute_log().map_err(at(name.clone()))?;
+                let last_common = terms.known.map(|known| known.modseq);
+                Attributes::new(ours.mailbox_guid, all, log, last_common)
+            }
+        };
         Ok(Exchange {
+            attributes,
             listed: listed.collect(),
             report: MailboxReport { name: name.clone(), ..MailboxReport::default() },
             name,
@@ -180,6 +197,7 @@ impl Exchange {
             own: list,
             told: 0,
             peer: Vec::new(),
+            kept_back: UidSet::new(),
             spelled: BTreeMap::new(),
             uid_validity,
             plan: None,
@@ -200,6 +218,26 @@ impl Exchange {
         })
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is to be changed here, once the peer has told all its attributes; told once.
+    pub fn attribute_changes(&mut self) -> AttributeChanges {
+        let told = !self.reading.contains(&List::Attributes);
+        if told { self.attributes.changes() } else { AttributeChanges::new() }
+    }
+
+    /// Notes in the mailbox's log that its attributes were changed.
+    pub fn log_attributes(&mut self, changes: &AttributeChanges) -> dsync_storage::Result<()> {
+        self.mailbox.log_attributes(changes)
+    }
+
+    /// Whether the peer was told attributes, which it may not be able to keep.
+    pub fn told_attributes(&self) -> bool {
+        self.attributes.were_told()
+    }
+
     pub fn has_read_all(&self) -> bool {
         self.reading.is_empty()
     }
@@ -217,8 +255,9 @@ impl Exchange {
             Event::Version(_) => return Err(SessionError::Peer("names its version twice".into())),
         };
         match (self.reading.front(), item) {
-            // Attributes are not kept yet.
-            (Some(List::Attributes), Item::Attribute(_)) => self.incoming = Some(Incoming::Other),
+            (Some(List::Attributes), Item::Attribute(line)) => {
+                self.attributes.take(self.ours.mailbox_guid, *line)?;
+            }
             (Some(List::Changes), Item::Change(line)) => {
                 let change = lines::read_change(&line)?;
                 if self.peer.len() >= ENTRIES_MAX {
@@ -231,6 +270,11 @@ impl Exchange {
                     && guid.as_str().as_bytes() != &spelled[..]
                 {
                     self.spelled.insert(*uid, spelled.clone());
+                }
+                if let MessageChange::Save { uid, flags, .. } = &change
+                    && !filtering::passes(&self.terms.filter, &line, &flags.current)?
+                {
+                    self.kept_back.insert(uid.get());
                 }
                 self.peer.push(change);
             }
@@ -287,6 +331,7 @@ impl Exchange {
                     peer_uid_next: next(&self.theirs),
                     peer_modseq: modseq,
                     last_common: self.terms.known.map(|known| known.uid),
+                    kept_back: Some(&self.kept_back),
                 };
                 let plan = dovecot::messages(&self.own, &self.peer, &terms).map_err(wrong)?;
                 let decided = Plan {
@@ -321,10 +366,9 @@ impl Exchange {
             highest_modseq: modseq,
             digest: dsync_model::Digest::default(),
         };
-        let filtered = &dsync_model::UidSet::new();
         let views = [
-            MailboxView { status: &mine, changes: &self.own, filtered },
-            MailboxView { status: &theirs, changes: &self.peer, filtered },
+            MailboxView { status: &mine, changes: &self.own, filtered: &UidSet::new() },
+            MailboxView { status: &theirs, changes: &self.peer, filtered: &self.kept_back },
         ];
         let views = if self.terms.end == End::Initiator { views } else { [views[1], views[0]] };
         let plan = dsync_merge::messages(Both(views), None, self.terms.direction, self.terms.end)
@@ -464,11 +508,17 @@ impl Exchange {
                 self.mailbox.write(piece).map_err(at(self.name.clone()))
             }
             Some(Incoming::Other) => Ok(()),
-            None => Err(SessionError::Peer("sends a body where none belongs".into())),
+            None => {
+                self.attributes.piece(piece);
+                Ok(())
+            }
         }
     }
 
     fn end_body(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
+        if self.attributes.end_body()? {
+            return Ok(());
+        }
         let Some(Incoming::Wanted(group)) = self.incoming.take() else { return Ok(()) };
         self.mailbox.end_save().map_err(at(self.name.clone()))?;
         progress.received += 1;
@@ -505,15 +555,23 @@ impl Exchange {
         let Some(list) = self.writing.front().copied() else { return Ok(false) };
         let mut say = |item: Item| out.push_back(Output::Item(item));
         match list {
-            List::Attributes => {}
+            List::Attributes => {
+                let batch = self.attributes.tell(BATCH);
+                if !batch.is_empty() {
+                    batch.into_iter().for_each(|line| say(line.into()));
+                    return Ok(true);
+                }
+            }
             List::Changes => {
                 let known = self.terms.known.map(|known| (known.uid, known.modseq));
                 let rest = &self.own[self.told..];
                 let batch = &rest[..rest.len().min(BATCH)];
-                batch
-                    .iter()
-                    .filter_map(|change| lines::change(change, known))
-                    .for_each(|line| say(line.into()));
+                for change in batch {
+                    let Some(mut line) = lines::change(change, known) else { continue };
+                    filtering::complete(&self.terms.filter, &mut *self.mailbox, change, &mut line)
+                        .map_err(at(self.name.clone()))?;
+                    say(line.into());
+                }
                 self.told += batch.len();
                 if self.told < self.own.len() {
                     return Ok(true);
@@ -715,6 +773,7 @@ impl Exchange {
             common,
             disturbed: self.disturbed,
             problems: self.problems,
+            notes: self.attributes.notes,
             report: self.report,
             bytes: self.bytes,
         }

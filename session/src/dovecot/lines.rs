@@ -15,7 +15,7 @@ use crate::SessionError;
 /// Takes the place of characters that a name cannot have here.
 const ALTERNATIVE: char = '_';
 /// A value of `virtual_size` that says nobody asked.
-const SIZE_UNKNOWN: u64 = u64::MAX;
+pub(super) const SIZE_UNKNOWN: u64 = u64::MAX;
 /// What may stand in a field of flags: the five flags, `\Recent`, and two of Dovecot's own that leak.
 const FLAG_BITS: u64 = 0xff;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use dsync_proto::BODY_PIECE_BYTES;
 use dsync_proto::dovecot::body::Writer;
-use dsync_proto::dovecot::codec::{Decoder, Encoder};
+use dsync_proto::dovecot::codec::{Decoder, Encoder, Event};
 use dsync_proto::dovecot::doveadm::{Demux, Level, Logged};
 use dsync_proto::dovecot::items::Item;
 use dsync_storage::Body;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Brain, Output};
 use crate::link::{Options, Stream};
+use crate::rawlog::RawLog;
 use crate::{Report, SessionError};
 
 /// Bytes that may wait to be sent before the brain is asked for more.
@@ -24,6 +25,8 @@ const SEND_BYTES_HIGH: usize = 1 << 20;
 const RECEIVE_BYTES_HIGH: usize = 8 << 20;
 /// Pieces of work between two looks at the stream.
 const WORK_STEPS: u32 = 32;
+/// How long a master waits for a slave that tells nothing of its tree; a Dovecot tells it unasked.
+const TREE_WAIT: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What came before the session on the same stream.
@@ -46,6 +49,9 @@ struct Link {
     output: BytesMut,
     sending: Option<(Body, Writer)>,
     piece: Vec<u8>,
+    rawlog: Option<RawLog>,
+    /// Bytes of the bodies under way, out and in.
+    lengths: [u64; 2],
 }
 
 /// Runs a session over `stream` to its end. `watch` is called now and then.
@@ -54,6 +60,7 @@ pub async fn run(
     stream: &mut dyn Stream,
     early: Early,
     options: &Options,
+    rawlog: Option<RawLog>,
     watch: &mut (dyn FnMut(&Brain) + Send),
 ) -> Result<Report, SessionError> {
     let (raw, demux, input) = match early.demux {
@@ -69,8 +76,14 @@ pub async fn run(
         output: BytesMut::new(),
         sending: None,
         piece: vec![0; BODY_PIECE_BYTES],
+        rawlog,
+        lengths: [0; 2],
     };
     link.encoder.start(&mut link.output);
+    if let Some(log) = &mut link.rawlog {
+        link.decoder.record();
+        log.lines(true, &link.output);
+    }
     if early.named {
         let line = memchr::memchr(b'\n', &link.output).map_or(0, |end| end + 1);
         link.output.advance(line);
@@ -141,6 +154,10 @@ impl Link {
                         stop = tokio::sync::watch::channel(false).1;
                     }
                 }
+                () = sleep_until(heard + TREE_WAIT), if brain.waits_for_tree() => {
+                    brain.go_first();
+                    heard = Instant::now();
+                }
                 () = sleep_until(heard + options.silence) => {
                     let text = format!("the other end said nothing for {} s", options.silence.as_secs());
                     return Err(SessionError::Link { status: 75, text });
@@ -162,6 +179,7 @@ impl Link {
             if brain.is_hungry()
                 && let Some(event) = self.decoder.decode(&mut self.input)?
             {
+                self.record_received(&event);
                 brain.handle(event)?;
                 heard = true;
             }
@@ -176,7 +194,7 @@ impl Link {
                 continue;
             }
             match brain.poll()? {
-                Output::Item(item) => self.encoder.item(&item, &mut self.output),
+                Output::Item(item) => self.say(&item),
                 Output::Body(body) => self.sending = Some((body, Writer::new())),
                 Output::Working => {}
                 Output::Idle if heard => {}
@@ -185,6 +203,24 @@ impl Link {
             }
         }
         Ok(true)
+    }
+
+    fn say(&mut self, item: &Item) {
+        let before = self.output.len();
+        self.encoder.item(item, &mut self.output);
+        if let Some(log) = &mut self.rawlog {
+            log.lines(true, &self.output[before..]);
+        }
+    }
+
+    fn record_received(&mut self, event: &Event) {
+        let Some(log) = &mut self.rawlog else { return };
+        log.lines(false, &self.decoder.recorded());
+        match event {
+            Event::Body(piece) => self.lengths[1] += piece.len() as u64,
+            Event::BodyEnd => log.omitted(false, std::mem::take(&mut self.lengths[1])),
+            Event::Version(_) | Event::Item(_) => {}
+        }
     }
 
     /// Sends the next piece of a body, if one is under way.
@@ -199,8 +235,13 @@ impl Link {
         })?;
         if read > 0 {
             writer.write(&self.piece[..read], &mut self.output);
+            self.lengths[0] += read as u64;
         } else if let Some((_, writer)) = self.sending.take() {
             writer.end(&mut self.output);
+            let length = std::mem::take(&mut self.lengths[0]);
+            if let Some(log) = &mut self.rawlog {
+                log.omitted(true, length);
+            }
         }
         Ok(true)
     }
@@ -208,7 +249,7 @@ impl Link {
     /// After an error: says that we go, unless that would become part of a message; and hears what the peer's log still says.
     async fn part(&mut self, stream: &mut dyn Stream) {
         if self.sending.is_none() {
-            self.encoder.item(&Item::Close, &mut self.output);
+            self.say(&Item::Close);
         }
         let parting = timeout(LAST_WORDS, async {
             stream.write_all(&self.output).await?;

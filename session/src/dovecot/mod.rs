@@ -6,7 +6,10 @@
 //!
 //! `start` has handshake, trees and the state; `exchange` one mailbox; `lines` the conversions.
 
+mod attributes;
+mod choice;
 mod exchange;
+mod filtering;
 #[cfg(feature = "net")]
 pub mod greet;
 mod lines;
@@ -18,13 +21,17 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use dsync_merge::{Direction, End, Pair, TreePlan};
-use dsync_model::{LastCommon, MailboxGuid, MailboxStatus, MailboxTree, SyncState, TreeChange};
+use dsync_model::{
+    AttributeList, Filter, LastCommon, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, SyncState,
+    TreeChange,
+};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
 use dsync_storage::{Body, Storage, StorageError, StoreLock};
 
-use crate::{Job, Progress, Report, SessionError};
+use crate::{Compared, Job, Progress, Report, SessionError};
+pub use choice::Names;
 use exchange::Exchange;
 
 /// What a brain wants.
@@ -73,9 +80,14 @@ pub struct Brain {
     /// The peer's minor version, and what the master's handshake says.
     minor: u32,
     handshake: items::Handshake,
+    names: Names,
+    filter: Box<Filter>,
     tree: MailboxTree,
     peer_tree: MailboxTree,
     peer_tree_done: bool,
+    tree_told: bool,
+    /// Ours; `None`: we keep none.
+    attributes: Option<AttributeList>,
     /// Our INBOX if it never held a message.
     pristine: Option<MailboxStatus>,
     plan: TreePlan,
@@ -90,6 +102,7 @@ pub struct Brain {
     next_state: SyncState,
     full_resync: bool,
     counters: Counters,
+    compared: Compared,
     progress: Progress,
     report: Report,
 }
@@ -138,9 +151,13 @@ impl Brain {
             out: VecDeque::new(),
             minor: 0,
             handshake: items::Handshake::default(),
+            names: Names::default(),
+            filter: Box::default(),
             tree: MailboxTree::new(),
             peer_tree: MailboxTree::new(),
             peer_tree_done: false,
+            tree_told: false,
+            attributes: None,
             pristine: None,
             plan: TreePlan::default(),
             pairs: VecDeque::new(),
@@ -151,6 +168,7 @@ impl Brain {
             next_state: SyncState::default(),
             full_resync: false,
             counters: Counters::default(),
+            compared: Compared::default(),
             progress: Progress::default(),
             report: Report::default(),
         }
@@ -380,7 +398,7 @@ impl Brain {
         if !always && !lines::differ(&ours, &theirs) {
             let blank = LastCommon { uid_validity: ours.uid_validity, ..LastCommon::default() };
             self.next_state.0.insert(pair.guid, blank);
-            self.report.shown_equal += 1;
+            self.compared.equal += 1;
             return Ok(());
         }
         let known = self.state.0.get(&pair.guid).copied().filter(|known| {
@@ -395,8 +413,11 @@ impl Brain {
             requests: self.handshake.send_mail_requests,
             attributes: self.minor >= 1,
             known,
+            filter: (*self.filter).clone(),
         };
-        self.exchange = Some(Box::new(Exchange::begin(pair.name.to_string(), mailbox, ours, theirs, terms)?));
+        let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
+        let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
+        self.exchange = Some(Box::new(exchange));
         self.stage = Stage::Exchange;
         Ok(())
     }
@@ -407,10 +428,16 @@ impl Brain {
             && let Some(event) = self.inbox.pop_front()
         {
             match event {
+                Event::Item(Item::Close) if exchange.told_attributes() => {
+                    let text = "the other end gave up when it was told attributes, or later; its log says why (with \"attributes not enabled\": set \
+                                mail_attribute_dict there, or here, to what only Dovecot knows, so that they stay where they are)";
+                    return Err(SessionError::Link { status: 75, text: text.into() });
+                }
                 Event::Item(Item::Close) => return Err(gave_up()),
                 event => exchange.take(event, &mut self.progress)?,
             }
         }
+        self.change_attributes();
         Ok(())
     }
 
@@ -430,6 +457,8 @@ impl Brain {
 
     fn settle(&mut self, exchange: Exchange) {
         let outcome = exchange.into_outcome();
+        self.compared.merged += 1;
+        self.report.notes.extend(outcome.notes);
         self.next_state.0.insert(outcome.guid, outcome.common);
         if outcome.disturbed {
             self.counters.disturbed += 1;
@@ -476,6 +505,7 @@ impl Brain {
         }
         self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
         self.report.local = self.counters;
+        self.report.compared = Some(self.compared);
         self.report.remote.bytes = self.progress.bytes_sent;
         self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
         if self.wants_state && !self.full_resync {
@@ -512,6 +542,9 @@ impl Brain {
         let place = name.map_or_else(|| "the list of mailboxes".to_owned(), ToString::to_string);
         match self.storage.change_tree(change) {
             Ok(done) => {
+                if let (true, TreeChange::Identify { name, guid, .. }) = (done, change) {
+                    self.identified(name, *guid);
+                }
                 if let (true, Some(name)) = (done, name) {
                     self.report.notes.push(format!("{name}: {what}"));
                 }
@@ -524,6 +557,12 @@ impl Brain {
             }
             Err(error) => Err(at(place)(error)),
         }
+    }
+
+    fn identified(&mut self, name: &MailboxName, guid: MailboxGuid) {
+        let Some(status) = self.tree.get_mut(name).and_then(|node| node.mailbox.as_mut()) else { return };
+        let before = std::mem::replace(&mut status.guid, guid);
+        self.move_attributes(before, guid);
     }
 
     /// Whether our storage keeps the GUIDs of what it saves. An mbox cannot.

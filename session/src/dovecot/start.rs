@@ -1,15 +1,15 @@
 //! The first stages: who is there and what for, the state, and the trees.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{Both, Direction, End};
 use dsync_model::{
-    LastCommon, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Mask, Timestamp, TreeChange, TreeLog,
-    Uid,
+    LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Timestamp, TreeChange,
+    TreeLog, Uid,
 };
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
-use super::{Brain, Stage, at, chain, lines, unexpected};
+use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
 use crate::SessionError;
 
 /// Most names that a peer may list, and most records of its state.
@@ -31,8 +31,9 @@ impl Brain {
                 ..items::Handshake::default()
             },
         };
-        if self.end == End::Initiator {
+        if let (End::Initiator, Some(job)) = (self.end, &self.job) {
             self.handshake = line.clone();
+            self.filter = job.options.filter.clone();
         }
         self.say(line);
         self.stage = Stage::Greeting;
@@ -43,37 +44,20 @@ impl Brain {
     fn master_line(&self) -> Result<items::Handshake, SessionError> {
         let Some(job) = &self.job else { return Ok(items::Handshake::default()) };
         let options = &job.options;
-        let cannot = |what: &str| {
-            Err(SessionError::Refused {
-                status: 64,
-                text: format!("{what} is not possible when the other end is a Dovecot"),
-            })
-        };
-        if options.mailboxes.len() + options.guids.len() > 1 {
-            return cannot("more than one -m or -g");
-        }
-        let sync_box = options.mailboxes.first().filter(|_| !options.tree_only);
-        if sync_box.is_some_and(|name| name.contains(['*', '%', '\\'])) {
-            return cannot("-m with wildcards or special uses");
-        }
-        if !options.filter.is_empty() {
-            return cannot("-t, -e, -I or -O");
-        }
         if options.purpose != dsync_proto::Purpose::Sync {
-            return cannot("a dry run, or verifying");
+            return Err(SessionError::Refused {
+                status: 64,
+                text: "a dry run, or verifying, is not possible when the other end is a Dovecot".into(),
+            });
         }
-        let names = |names: &[String]| Elements(names.iter().map(|name| name.clone().into_bytes()).collect());
         let kind: &[u8] = match (options.full, self.state.0.is_empty()) {
             (true, _) => b"f",
             (false, true) => b"c",
             (false, false) => b"s",
         };
-        Ok(items::Handshake {
+        let mut line = items::Handshake {
             hostname: self.hostname.clone().into_bytes(),
-            sync_box: sync_box.map(|name| name.clone().into_bytes()),
-            sync_box_guid: options.guids.first().copied(),
             sync_type: Some(kind.to_vec()),
-            exclude_mailboxes: (!options.exclude.is_empty()).then(|| names(&options.exclude)),
             send_mail_requests: true,
             backup_send: matches!(
                 self.direction,
@@ -85,12 +69,14 @@ impl Brain {
             ),
             no_backup_overwrite: matches!(self.direction, Direction::OneWay { .. }),
             lock_timeout: Some(options.lock_wait_secs).filter(|secs| *secs > 0),
-            no_mail_sync: options.tree_only,
             purge_remote: options.purge,
             hashed_headers: Some(Elements(HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec())),
             alt_char: Some(b"_".to_vec()),
             ..items::Handshake::default()
-        })
+        };
+        self.choose(&mut line)?;
+        filtering::tell(&options.filter, self.direction, &mut line)?;
+        Ok(line)
     }
 
     /// Hears the peer's handshake, and locks.
@@ -114,6 +100,9 @@ impl Brain {
                 chain(&problem.error)
             );
             return Err(SessionError::Refused { status: problem.error.status(), text });
+        }
+        if !self.handshake.no_mail_sync {
+            self.read_attributes();
         }
         for problem in problems {
             self.problem(format!("{}: {}", problem.mailbox, chain(&problem.error)), problem.error.status());
@@ -148,43 +137,16 @@ impl Brain {
     }
 
     fn take_job(&mut self, line: items::Handshake) -> Result<(), SessionError> {
-        let refused = |text: &str| Err(SessionError::Refused { status: 65, text: text.into() });
-        if line.sync_since_timestamp.is_some()
-            || line.sync_until_timestamp.is_some()
-            || line.sync_max_size.is_some()
-            || line.sync_flags.is_some()
-        {
-            return refused("the other end asks for -t, -e, -I or -O, which we do for our own clients only");
-        }
-        if line.sync_box.as_deref().is_some_and(|name| name.starts_with(b"\\")) {
-            return refused(
-                "the other end asks for a mailbox by its special use, which we do for our own clients only",
-            );
-        }
         if line.sync_type.as_deref().is_none_or(|kind| !matches!(kind, b"f" | b"c" | b"s")) {
             return Err(SessionError::Peer("asks for an unknown type of sync".into()));
         }
         self.direction = lines::direction(&line)?;
+        self.filter = filtering::told(&line, self.direction)?;
         if let Some(secs) = line.lock_timeout {
             self.lock_wait = std::time::Duration::from_secs(secs.into());
         }
         self.handshake = line;
         Ok(())
-    }
-
-    /// Which mailboxes take part, as far as the handshake says.
-    fn scope(&self) -> impl Fn(&MailboxName, Option<dsync_model::MailboxGuid>) -> bool + use<> {
-        let line = &self.handshake;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let only = line.sync_box.as_deref().map(text);
-        let guid = line.sync_box_guid;
-        let excluded = line.exclude_mailboxes.iter().flat_map(|list| &list.0);
-        let excluded: Vec<Mask> = excluded.map(|mask| Mask::wildcards(&text(mask))).collect();
-        move |name, known| {
-            only.as_ref().is_none_or(|only| ['/', '.'].iter().any(|separator| name.join(*separator) == *only))
-                && guid.is_none_or(|guid| known == Some(guid))
-                && !excluded.iter().any(|mask| mask.matches(name))
-        }
     }
 
     /// Tells what the state says of mailboxes where it can be trusted.
@@ -256,8 +218,35 @@ impl Brain {
         self.stage = Stage::Trees;
     }
 
+    fn tell_master_tree(&mut self) {
+        self.tell_tree();
+        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
+        self.tree_told = true;
+    }
+
+    /// Whether we as master wait for the peer to tell its tree first, as a Dovecot does.
+    pub fn waits_for_tree(&self) -> bool {
+        self.end == End::Initiator && self.stage == Stage::Trees && !self.tree_told && !self.peer_tree_done
+    }
+
+    /// The peer waits, too: tells our tree first. Whoever knows a clock calls it.
+    pub fn go_first(&mut self) {
+        if self.waits_for_tree() {
+            self.narrow_own();
+            self.tell_master_tree();
+        }
+    }
+
     fn tell_deletes(&mut self, separator: u8, escape: Option<Vec<u8>>, names: &[(MailboxName, Timestamp)]) {
-        let deletions = self.storage.tree_log().deleted;
+        let mut deletions = self.storage.tree_log().deleted;
+        if self.end == End::Initiator && !self.peer_tree_done {
+            deletions.retain(|_, _| !self.is_narrowed());
+        } else if self.end == End::Initiator {
+            // The others it has not, or they are not to be touched.
+            let theirs = self.peer_tree.values().filter_map(|node| node.mailbox.as_ref());
+            let theirs: BTreeSet<MailboxGuid> = theirs.map(|status| status.guid).collect();
+            deletions.retain(|guid, _| theirs.contains(guid));
+        }
         self.say(lines::deletes(separator, escape, &deletions, names));
     }
 
@@ -282,11 +271,15 @@ impl Brain {
                 Item::End if !self.peer_tree_done => {
                     self.peer_tree_done = true;
                     if self.end == End::Initiator {
-                        self.show_inbox();
-                        // As the peer's separator is not known yet, names are told and not their hashes.
-                        self.recall_unsubscribed();
-                        self.tell_tree();
-                        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
+                        if !self.tree_told {
+                            self.show_inbox();
+                        }
+                        self.narrow()?;
+                        if !self.tree_told {
+                            // As the peer's separator is not known yet, names are told and not their hashes.
+                            self.recall_unsubscribed();
+                            self.tell_master_tree();
+                        }
                     }
                 }
                 Item::Deletes(deletes) if self.peer_tree_done => {
@@ -382,6 +375,7 @@ impl Brain {
             self.storage
                 .change_tree(&TreeChange::Identify { name, guid, uid_validity })
                 .map_err(at("INBOX"))?;
+            self.move_attributes(ours.guid, guid);
         }
         Ok(())
     }
@@ -417,7 +411,7 @@ impl Brain {
     /// Deletes here what the peer says it deleted, whatever came into it since: so does the other end.
     fn follow_deletes<'a>(
         &mut self,
-        guids: impl Iterator<Item = &'a dsync_model::MailboxGuid>,
+        guids: impl Iterator<Item = &'a MailboxGuid>,
     ) -> Result<(), SessionError> {
         for guid in guids {
             let found = self.tree.iter().find_map(|(name, node)| {
@@ -503,7 +497,7 @@ fn inherit_times(tree: &mut MailboxTree) {
 }
 
 fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
     match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
         Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, Changes, Digest, MailboxGuid, MailboxStatus, MailboxTree, Message,
-    MessageAction, MessageChange, MessageGuid, NewMessage, Since, StoreId, TreeChange, TreeLog, Uid, UidSet,
-    changes_since,
+    AttributeChange, AttributeChanges, AttributeList, Changes, Digest, MailboxGuid, MailboxStatus,
+    MailboxTree, Message, MessageAction, MessageChange, MessageGuid, NewMessage, Since, StoreId, TreeChange,
+    TreeLog, Uid, UidSet, changes_since,
 };
 
 use self::digests::Digests;
@@ -307,5 +307,13 @@ impl Mailbox for MailboxByHeader {
 
     fn commit(&mut self, goal: Goal) -> Result<Committed> {
         self.inner.commit(goal)
+    }
+
+    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+        self.inner.attribute_log()
+    }
+
+    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.inner.log_attributes(changes)
     }
 }

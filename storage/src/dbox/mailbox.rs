@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dsync_model::{
-    Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since, Uid,
-    UidSet, UidValidity, changes_since,
+    AttributeChange, AttributeChanges, Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid,
+    ModSeq, NewMessage, Since, Uid, UidSet, UidValidity, changes_since,
 };
 
 use super::bodies::{Bodies, Mail, Moves, Pending};
@@ -470,6 +470,14 @@ impl Mailbox for DboxMailbox {
         let outcome = self.carry_out(goal);
         self.discard();
         outcome
+    }
+
+    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+        self.index.attribute_log()
+    }
+
+    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.index.log_attributes(changes, self.shared.account.fsync)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dsync_model::{FlagDelta, Flags, Keyword, MailboxGuid, MessageChange, MessageGuid, Uid};
 
 use super::format::{LogHeader, Record, Records, kind, u16_at, u32_at};
-use super::{Index, State, read_log};
+use super::{Index, State, attributes, read_log};
 use crate::{Result, StorageError};
 
 /// What the logs tell of changes after a modseq.
@@ -19,6 +19,8 @@ pub struct History {
     asked: BTreeMap<u32, [u8; 16]>,
     /// Flags and keywords that were last added to or removed from messages that are still there.
     pub flags: BTreeMap<u32, FlagHistory>,
+    /// Attributes that were last set or removed: by scope (`p`, `s`) and key, whether removed, and the modseq.
+    pub attributes: BTreeMap<(u8, Vec<u8>), (bool, u64)>,
 }
 
 /// Each flag and keyword is in one of each two sets at most: that of its last change.
@@ -153,6 +155,11 @@ impl History {
                         let uid = state.uids[row];
                         self.flags.entry(uid).or_default().keywords.insert(name.to_owned(), payload[0] == 0);
                     }
+                }
+            }
+            kind::ATTRIBUTE_UPDATE => {
+                if let Some((scope, key, removed)) = attributes::name(payload) {
+                    self.attributes.insert((scope, key.to_vec()), (removed, modseq));
                 }
             }
             _ => {}

@@ -4,6 +4,7 @@
 //! Reading takes no lock; see [`writer`] for changes and [`history`] for what became of messages. What the extensions of a
 //! format mean is not known here.
 
+mod attributes;
 pub mod edit;
 pub mod follow;
 pub mod format;

@@ -1,5 +1,7 @@
 //! Records to be appended to a log as one transaction (storage formats reference, 4.2, 4.3).
 
+use dsync_model::AttributeChanges;
+
 use super::format::{EXTERNAL, RECORD_HEADER_BYTES, encode_size, kind};
 use super::state::Extension;
 
@@ -141,6 +143,16 @@ impl Transaction {
     pub fn increments(&mut self, mails: &[(u32, i32)]) {
         let entries = mails.iter().flat_map(|(uid, by)| pair(*uid, *by as u32));
         self.record(kind::EXT_ATOMIC_INC, &entries.collect::<Vec<u8>>());
+    }
+
+    /// Attributes of the mailbox that were set or removed at `at`, seconds since 1970.
+    pub fn attributes(&mut self, changes: &AttributeChanges, at: u32) {
+        let payload = super::attributes::record(changes, at);
+        if !payload.is_empty() {
+            // As Dovecot writes it: there is nothing to be carried out in either case.
+            push(&mut self.bytes, kind::ATTRIBUTE_UPDATE, &payload);
+            self.records += 1;
+        }
     }
 
     /// The mailbox is deleted.

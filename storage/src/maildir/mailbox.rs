@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dsync_model::{
-    Changes, Digest, FlagSet, MailboxStatus, Message, MessageAction, MessageGuid, NewMessage, Since,
-    Timestamp, Uid, UidSet, changes_since,
+    AttributeChange, AttributeChanges, Changes, Digest, FlagSet, MailboxStatus, Message, MessageAction,
+    MessageGuid, NewMessage, Since, Timestamp, Uid, UidSet, changes_since,
 };
 
 use super::Shared;
@@ -537,6 +537,15 @@ impl Mailbox for MaildirMailbox {
         self.scan.refresh_stamps(&self.places);
         drop(lock);
         Ok(committed)
+    }
+
+    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+        self.index.as_ref().map_or(Ok(Vec::new()), Index::attribute_log)
+    }
+
+    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        let policy = self.shared.account.fsync;
+        self.index.as_mut().map_or(Ok(()), |index| index.log_attributes(changes, policy))
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
-    Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid, NewMessage, Since, Timestamp, Uid,
-    UidSet, UidValidity, changes_since,
+    AttributeChange, AttributeChanges, Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid,
+    NewMessage, Since, Timestamp, Uid, UidSet, UidValidity, changes_since,
 };
 
 use super::arrival::Arrival;
@@ -449,6 +449,14 @@ impl Mailbox for MboxMailbox {
         }
         self.discard();
         outcome
+    }
+
+    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+        self.content.index.attribute_log()
+    }
+
+    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+        self.content.index.log_attributes(changes, self.shared.account.fsync)
     }
 }
 

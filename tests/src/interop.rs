@@ -1,0 +1,215 @@
+//! Pairs of accounts of which one or both are a Dovecot's: sessions between them with the same words whoever calls.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::dovecot::Dovecot;
+use crate::programs::programs;
+
+/// A directory with accounts, a Dovecot, and our programs where the unprivileged user finds them.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub dovecot: Dovecot,
+}
+
+/// Who is who in a session between A and B.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ends {
+    /// Dovecot calls Dovecot.
+    Dovecots,
+    /// We have A and call the Dovecot that has B.
+    WeCall,
+    /// Dovecot has A and calls us, who have B.
+    DovecotCalls,
+}
+
+/// Every way to hold a session.
+pub const ALL: [Ends; 3] = [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls];
+
+impl World {
+    /// Makes it.
+    #[expect(clippy::new_without_default, reason = "it makes files")]
+    pub fn new() -> World {
+        let dir = tempfile::tempdir().expect("made");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        for program in ["dsync", "dsync-server"] {
+            fs::copy(programs().join(program), dir.path().join(program)).expect("copied");
+        }
+        let dovecot = Dovecot::new(dir.path());
+        dovecot.own(&dir.path().join("home"));
+        World { dir, dovecot }
+    }
+
+    /// A file of it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where the account of this name is.
+    pub fn location(&self, format: &str, name: &str) -> String {
+        format!("{format}:{}", self.path(name).display())
+    }
+
+    /// Runs `doveadm mailbox metadata`; its words are divided by bars.
+    pub fn metadata(&self, location: &str, words: &str) -> String {
+        let [option, dict] = attributes(location);
+        let words: Vec<&str> =
+            [&option, &dict, "mailbox", "metadata"].into_iter().chain(words.split('|')).collect();
+        self.dovecot.doveadm(location, &words)
+    }
+
+    /// Runs `doveadm`; its words are divided by bars.
+    pub fn doveadm(&self, location: &str, words: &str) -> String {
+        self.dovecot.doveadm(location, &words.split('|').collect::<Vec<_>>())
+    }
+
+    /// A session that is to have one of these exit statuses, and to complain of nothing if it is 0.
+    pub fn session(&self, ends: Ends, mode: &[&str], a: &str, b: &str, allowed: &[i32]) -> i32 {
+        let (code, text) = self.talk(ends, mode, a, b);
+        assert!(allowed.contains(&code), "{ends:?} {mode:?} {a} {b}: {code} {text}");
+        assert!(code != 0 || text.is_empty(), "{ends:?} {mode:?}: {text}");
+        code
+    }
+
+    /// A session: its exit status, and what was logged at either end.
+    pub fn talk(&self, ends: Ends, mode: &[&str], a: &str, b: &str) -> (i32, String) {
+        let doveadm = Path::new("/usr/bin/doveadm");
+        let conf = self.path("dovecot.conf");
+        let mut command = match ends {
+            Ends::WeCall => {
+                let mut command = self.dovecot.as_user(&self.path("dsync"));
+                // The log of the account spells names with this separator.
+                let client = self.path("client.conf");
+                fs::write(&client, "namespace inbox {\n  inbox = yes\n  separator = /\n}\n")
+                    .expect("written");
+                command.arg("-c").arg(client).args([mode[0], "--source", a]).args(&mode[1..]);
+                command
+            }
+            Ends::Dovecots | Ends::DovecotCalls => {
+                let mut command = self.dovecot.as_user(doveadm);
+                command.arg("-c").arg(&conf).arg("-o").arg(format!("mail_location={a}"));
+                command.args(attributes(a)).args(mode);
+                command
+            }
+        };
+        match ends {
+            Ends::DovecotCalls => {
+                let server = self.path("server.conf");
+                fs::write(
+                    &server,
+                    format!(
+                        "mail_location = {b}\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
+                        self.path("home").display()
+                    ),
+                )
+                .expect("written");
+                command.arg(self.path("dsync-server")).arg("-c").arg(server).args(["--stdio", "-u", "alice"]);
+            }
+            Ends::Dovecots | Ends::WeCall => {
+                command
+                    .arg(doveadm)
+                    .arg("-c")
+                    .arg(&conf)
+                    .arg("-o")
+                    .arg(format!("mail_location={b}"))
+                    .args(attributes(b))
+                    .arg("dsync-server");
+            }
+        }
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
+    }
+
+    /// The account as Dovecot sees it.
+    pub fn view(&self, location: &str) -> String {
+        self.dovecot.view(location)
+    }
+
+    /// Messages with their UIDs.
+    pub fn messages(&self, location: &str) -> String {
+        let mails = self.doveadm(location, "-f|tab|fetch|mailbox uid guid hdr.subject|all");
+        let mut lines: Vec<&str> = mails.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    }
+
+    /// Mailboxes, messages and flags without UIDs.
+    pub fn content(&self, location: &str) -> String {
+        let list = self.doveadm(location, "mailbox|list");
+        let mails = self.doveadm(location, "-f|tab|fetch|mailbox guid flags hdr.subject|all");
+        let mut lines: Vec<String> = mails
+            .lines()
+            .map(|line| {
+                line.split(' ')
+                    .filter(|word| !word.ends_with("\\Recent"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+                    .replace("\\Recent", "")
+            })
+            .collect();
+        lines.extend(list.lines().map(str::to_owned));
+        lines.sort();
+        lines.join("\n")
+    }
+
+    /// Puts mail into four mailboxes.
+    pub fn fill(&self, location: &str) {
+        for number in 1..=4 {
+            let text = format!("From: a@example.org\nSubject: mail {number}\n\nBody {number}\n.dot\n..\n.\n");
+            self.dovecot.save(location, "INBOX", &text);
+        }
+        for mailbox in ["Work/Sub", "Gone", "Old"] {
+            let subscribed = if mailbox == "Old" { "" } else { "-s|" };
+            self.doveadm(location, &format!("mailbox|create|{subscribed}{mailbox}"));
+            self.dovecot.save(location, mailbox, &format!("Subject: in {mailbox}\n\nx\n"));
+        }
+        self.doveadm(location, "flags|add|\\Seen $Label|mailbox|INBOX|uid|2");
+    }
+
+    /// What users do at both ends meanwhile.
+    pub fn change_both(&self, a: &str, b: &str) {
+        self.dovecot.save(a, "INBOX", "Subject: new at a\n\na\n");
+        self.dovecot.save(b, "INBOX", "Subject: new at b\n\nb\n");
+        self.doveadm(a, "flags|add|\\Flagged|mailbox|INBOX|uid|3");
+        self.doveadm(b, "flags|add|\\Answered $Later|mailbox|INBOX|uid|3");
+        self.doveadm(b, "flags|remove|\\Seen $Label|mailbox|INBOX|uid|2");
+        self.doveadm(a, "expunge|mailbox|INBOX|uid|1");
+        self.doveadm(b, "expunge|mailbox|INBOX|uid|4");
+        self.doveadm(a, "mailbox|create|-s|Made/at a");
+        self.doveadm(b, "mailbox|rename|Old|Newer");
+        self.doveadm(a, "mailbox|delete|-s|Gone");
+        self.doveadm(a, "mailbox|unsubscribe|Work/Sub");
+        self.dovecot.save(b, "Work/Sub", "Subject: more at b\n\nb\n");
+    }
+
+    /// Copies an account with all that it has.
+    pub fn copy(&self, from: &str, to: &str) {
+        let copied = Command::new("cp").arg("-a").arg(self.path(from)).arg(self.path(to)).status();
+        assert!(copied.expect("cp runs").success());
+    }
+}
+
+/// The state of a pair after initial backup and changes at both ends, once for each way to go on.
+pub fn pairs(world: &World, format: &str) -> Vec<(Ends, String, String)> {
+    let place = |name: &str| world.location(format, name);
+    world.fill(&place("a"));
+    world.session(Ends::Dovecots, &["backup"], &place("a"), &place("b"), &[0]);
+    // The first sync after a backup may still raise modseqs.
+    world.session(Ends::Dovecots, &["sync"], &place("a"), &place("b"), &[0]);
+    world.change_both(&place("a"), &place("b"));
+    let named = ALL.iter().map(|ends| {
+        let (a, b) = (format!("a-{ends:?}"), format!("b-{ends:?}"));
+        world.copy("a", &a);
+        world.copy("b", &b);
+        (*ends, place(&a), place(&b))
+    });
+    named.collect()
+}
+
+/// The option that tells a Dovecot where the attributes of an account are: where we look for them, too.
+fn attributes(location: &str) -> [String; 2] {
+    let path = location.split_once(':').map_or(location, |(_, path)| path);
+    ["-o".to_owned(), format!("mail_attribute_dict=file:{path}/dovecot-attributes")]
+}

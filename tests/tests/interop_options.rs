@@ -1,0 +1,317 @@
+//! Sessions with a real Dovecot: attributes, choices of mailboxes and messages, records.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use dsync_model::{MailboxGuid, StoreId, UidValidity};
+use dsync_session::dovecot::{Brain, Output};
+use dsync_session::proto::dovecot::codec::Event;
+use dsync_session::proto::dovecot::items::{Handshake, Item};
+use dsync_session::proto::{Direction, Options};
+use dsync_session::{Job, SessionError};
+use dsync_storage::memory::MemoryStorage;
+use dsync_tests::dovecot::{assert_equal, installed};
+use dsync_tests::interop::{ALL, Ends, World};
+use dsync_tests::programs::Place;
+
+/// The attributes of an account, as the file has them.
+fn attributes(location: &str) -> String {
+    let (_, path) = location.split_once(':').expect("a location");
+    let text = fs::read_to_string(Path::new(path).join("dovecot-attributes")).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let mut pairs: Vec<String> = lines.chunks(2).map(|pair| pair.join(" ")).collect();
+    pairs.sort();
+    pairs.join("\n")
+}
+
+#[test]
+fn attributes_are_merged_as_by_dovecot() {
+    if !installed() {
+        return;
+    }
+    for format in ["maildir", "sdbox"] {
+        let world = World::new();
+        let (a, b) = (world.location(format, "a"), world.location(format, "b"));
+        world.fill(&a);
+        world.metadata(&a, "set|INBOX|/private/comment|of A");
+        world.metadata(&a, "set|INBOX|/shared/comment|two\nlines\tand a tab");
+        world.metadata(&a, "set|Work/Sub|/private/vendor/test/key|v1");
+        world.session(Ends::Dovecots, &["backup"], &a, &b, &[0]);
+        let first = attributes(&a);
+        assert!(first.contains("vendor/test/key v1") && first.contains("of A"), "{first}");
+        assert_eq!(attributes(&b), first);
+        world.metadata(&b, "set|INBOX|/private/comment|changed at B");
+        world.metadata(&a, "unset|INBOX|/shared/comment");
+        world.metadata(&a, "set|INBOX|/private/new|at A");
+        world.metadata(&b, "set|Work/Sub|/private/vendor/test/key|v2");
+        let mut expected = None;
+        for ends in ALL {
+            let (left, right) = (format!("a-{ends:?}"), format!("b-{ends:?}"));
+            world.copy("a", &left);
+            world.copy("b", &right);
+            let (left, right) = (world.location(format, &left), world.location(format, &right));
+            let fresh = world.location(format, &format!("c-{ends:?}"));
+            world.session(ends, &["backup"], &left, &fresh, &[0]);
+            assert_eq!(attributes(&fresh), attributes(&left), "{format} {ends:?} backup");
+            world.session(ends, &["sync", "-f"], &left, &right, &[0]);
+            let end = attributes(&left);
+            assert_eq!(attributes(&right), end, "{format} {ends:?}: both ends");
+            assert_eq!(&end, expected.get_or_insert(end.clone()), "{format} {ends:?}: as Dovecot");
+            assert!(end.contains("changed at B") && end.contains("v2"), "{end}");
+            assert!(end.contains("at A") && !end.contains("two"), "{end}");
+            for mode in [&["sync"][..], &["sync", "-f"]] {
+                world.session(ends, mode, &left, &right, &[0]);
+                assert_eq!(attributes(&left), end, "{format} {ends:?} {mode:?} again");
+                assert_eq!(attributes(&right), end, "{format} {ends:?} {mode:?} again");
+            }
+            // What was taken over is in the log of this end: taken away here, it goes there, too.
+            world.metadata(&left, "unset|INBOX|/private/comment");
+            world.metadata(&right, "unset|INBOX|/private/new");
+            world.session(ends, &["sync", "-f"], &left, &right, &[0]);
+            for location in [&left, &right] {
+                let now = attributes(location);
+                assert!(!now.contains("changed at B") && !now.contains("at A"), "{format} {ends:?}: {now}");
+            }
+        }
+    }
+}
+
+/// Subjects of all messages, sorted.
+fn subjects(world: &World, location: &str) -> String {
+    let told = world.doveadm(location, "-f|tab|fetch|hdr.subject|all");
+    let mut lines: Vec<&str> = told.lines().skip(1).collect();
+    lines.sort_unstable();
+    lines.join(" ")
+}
+
+/// Five messages in two mailboxes, one of them large, one old, one read.
+fn filled(world: &World, location: &str) {
+    let save = |mailbox: &str, subject: &str, bytes: usize| {
+        let text = format!("Subject: {subject}\n\n{}\n", "x".repeat(bytes));
+        world.dovecot.save(location, mailbox, &text);
+    };
+    for mailbox in ["M1", "M2", "Other"] {
+        world.doveadm(location, &format!("mailbox|create|{mailbox}"));
+        save(mailbox, mailbox, 1);
+    }
+    save("INBOX", "read", 1);
+    save("INBOX", "large", 5000);
+    save("INBOX", "plain", 1);
+    world.doveadm(location, "flags|add|\\Seen $Kw|mailbox|INBOX|uid|1");
+    let (_, path) = location.split_once(':').expect("a location");
+    let cur = fs::read_dir(Path::new(path).join("cur")).expect("read").flatten();
+    let new = fs::read_dir(Path::new(path).join("new")).expect("read").flatten();
+    let plain = cur
+        .chain(new)
+        .map(|entry| entry.path())
+        .find(|path| fs::read_to_string(path).is_ok_and(|text| text.contains("Subject: plain")));
+    let day = std::time::UNIX_EPOCH + Duration::from_secs(1_577_836_800);
+    let file = fs::File::options().append(true).open(plain.expect("the message")).expect("opened");
+    file.set_modified(day).expect("set");
+}
+
+#[test]
+fn filters_keep_back_what_dovecot_would() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let a = world.location("maildir", "a");
+    filled(&world, &a);
+    for (option, expected) in [
+        (&["-I", "1000"][..], "M1 M2 Other plain read"),
+        (&["-O", "\\Seen"], "read"),
+        (&["-O", "-$Kw"], "M1 M2 Other large plain"),
+        (&["-t", "2021-01-01"], "M1 M2 Other large read"),
+        (&["-e", "2021-01-01"], "plain"),
+    ] {
+        for ends in ALL {
+            // 2.3 sends the value of -t for that of -e, and cannot understand itself.
+            let lost = option[0] == "-e" && ends != Ends::WeCall;
+            for (mode, reverse) in [("backup", false), ("sync", true)] {
+                let b = world.location("maildir", &format!("b{}-{ends:?}-{mode}-{reverse}", option.concat()));
+                let mut words = vec![mode];
+                words.extend((mode == "sync").then_some("-1"));
+                words.extend(reverse.then_some("-R"));
+                words.extend(option);
+                let (left, right) = if reverse { (&b, &a) } else { (&a, &b) };
+                if lost {
+                    let (status, text) = world.talk(ends, &words, left, right);
+                    assert_eq!(status, 75, "{ends:?} {words:?} {text}");
+                    continue;
+                }
+                world.session(ends, &words, left, right, &[0]);
+                assert_eq!(subjects(&world, &b), expected, "{ends:?} {words:?}");
+            }
+        }
+    }
+    let b = world.location("maildir", "two-ways");
+    let (status, text) = world.talk(Ends::WeCall, &["sync", "-I", "1000"], &a, &b);
+    assert!(status == 64 && text.contains("take what was kept back for expunged"), "{status} {text}");
+    let (status, text) = world.talk(Ends::DovecotCalls, &["sync", "-I", "1000"], &a, &b);
+    assert!(status == 75 && text.contains("take what was kept back for expunged"), "{status} {text}");
+    let (status, text) = world.talk(Ends::WeCall, &["backup", "-O", "\\Seen", "-O", "$Kw"], &a, &b);
+    assert!(status == 64 && text.contains("one -O"), "{status} {text}");
+}
+
+#[test]
+fn choices_that_dovecot_cannot_be_told_are_made_here() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let a = world.location("maildir", "a");
+    filled(&world, &a);
+    let run = |name: &str, words: &[&str], reverse: bool| {
+        let b = world.location("maildir", name);
+        let (left, right) = if reverse { (&b, &a) } else { (&a, &b) };
+        world.session(Ends::WeCall, words, left, right, &[0]);
+        subjects(&world, &b)
+    };
+    assert_eq!(run("b1", &["sync", "-m", "M1", "-m", "Oth%"], false), "M1 Other");
+    assert_eq!(run("b2", &["sync", "-1", "-m", "M*"], false), "M1 M2");
+    assert_eq!(run("b3", &["backup", "-R", "-m", "M*"], true), "M1 M2");
+    assert_eq!(run("b4", &["backup", "-x", "M?", "-x", "Oth*"], false), "large plain read");
+    for ends in ALL {
+        let b = world.location("maildir", &format!("n-{ends:?}"));
+        world.session(ends, &["sync", "-n", ""], &a, &b, &[0]);
+        assert_eq!(subjects(&world, &b), subjects(&world, &a), "{ends:?}");
+        world.session(ends, &["sync", "-N"], &a, &b, &[0]);
+        assert_equal(&world.view(&b), &world.view(&a), &format!("{ends:?} -N"));
+    }
+    // The others stay as they are also where they were deleted here.
+    let b = world.location("maildir", "b5");
+    world.session(Ends::WeCall, &["sync"], &a, &b, &[0]);
+    world.doveadm(&a, "mailbox|delete|M1");
+    world.session(Ends::WeCall, &["sync", "-m", "M2", "-m", "Other"], &a, &b, &[0]);
+    assert_eq!(subjects(&world, &b), "M1 M2 Other large plain read");
+    let (status, text) = world.talk(Ends::WeCall, &["backup", "-m", "M*"], &a, &b);
+    assert!(status == 64 && text.contains("would delete all other mailboxes"), "{status} {text}");
+    let (status, text) = world.talk(Ends::WeCall, &["sync", "-m", "Nobody"], &a, &b);
+    assert!(status == 68 && text.contains("Nobody"), "{status} {text}");
+}
+
+#[test]
+fn a_record_is_as_dovecots_own_but_for_mail() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
+    world.fill(&a);
+    let home = world.path("home");
+    let (ours, theirs) = (home.join("ours"), home.join("theirs"));
+    let mut command = world.dovecot.as_user(&world.path("dsync"));
+    command.args(["-c", "/dev/null", "-v", "sync", "--protocol", "dovecot", "--source", &a, "-r"]).arg(&ours);
+    command.args(["/usr/bin/doveadm", "-c"]).arg(world.path("dovecot.conf"));
+    command.args(["-o", &format!("mail_location={b}"), "dsync-server", "-r"]).arg(&theirs);
+    let output = command.output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    // Nothing is claimed that was not shown.
+    assert!(
+        said.contains("compared message by message and merged") && said.contains("none shown equal"),
+        "{said}"
+    );
+    let lines = |path: &Path, way: &str| -> Vec<String> {
+        let text = String::from_utf8_lossy(&fs::read(path).expect("read")).into_owned();
+        let said = text
+            .split('\n')
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(_, said)| said.strip_prefix(way).map(str::to_owned));
+        // Mail is in Dovecot's record only; the master's parting words are heard by nobody.
+        let mut in_mail = false;
+        let mut kept = Vec::new();
+        for line in said {
+            in_mail |= line.starts_with('M') && line.ends_with('\t') && !line.starts_with("Mguid\t");
+            if !in_mail || line.starts_with('M') {
+                kept.push(line.clone());
+            }
+            in_mail &= line != ".\r" && !line.starts_with("(body");
+        }
+        kept.retain(|line| !line.starts_with("(body"));
+        kept
+    };
+    assert_eq!(lines(&ours, "O: "), lines(&theirs, "I: "));
+    let heard = lines(&theirs, "O: ");
+    assert_eq!(lines(&ours, "I: "), heard);
+    assert!(heard.iter().any(|line| line.starts_with('R')), "{heard:?}");
+    let record = fs::read_to_string(&ours).expect("text");
+    assert!(record.contains("(body, ") && !record.contains("Subject:"), "{record}");
+    for path in [&ours, &theirs] {
+        let shown =
+            world.dovecot.as_user(&world.path("dsync")).arg("rawlog").arg(path).output().expect("runs");
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("> H") || shown.contains("< H"), "{shown}");
+    }
+}
+
+#[test]
+fn both_ends_of_ours_can_speak_dovecots_protocol() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let a = world.location("maildir", "a");
+    world.fill(&a);
+    let place = Place::new("");
+    let _server = place.serve();
+    let words = format!("mail_location = maildir:{}\n", place.path("piped").display());
+    fs::write(place.path("piped.conf"), words).expect("written");
+    let source = place.path("source");
+    assert!(Command::new("cp").arg("-a").arg(world.path("a")).arg(&source).status().expect("runs").success());
+    let source = format!("maildir:{}", source.display());
+    let server = dsync_tests::programs::programs().join("dsync-server").display().to_string();
+    let (conf, tcp) =
+        (place.path("piped.conf").display().to_string(), format!("tcp:localhost:{}", place.port));
+    let tls = place.tls();
+    let pipe = [server.as_str(), "-c", &conf, "--stdio", "-u", "alice"];
+    for destination in [&pipe[..], &[tcp.as_str()], &[tls.as_str()]] {
+        for mode in [&["sync"][..], &["sync", "-f"], &["backup"]] {
+            let mut words = vec![mode[0], "--protocol", "dovecot", "--source", &source];
+            words.extend(&mode[1..]);
+            words.extend(destination);
+            assert_eq!(place.run(&words), (0, String::new()), "{words:?}");
+        }
+    }
+    for copy in ["piped", "server/alice"] {
+        let seen = world.path(&copy.replace('/', "-"));
+        let copied = Command::new("cp").arg("-a").arg(place.path(copy)).arg(&seen).status();
+        assert!(copied.expect("runs").success());
+        world.dovecot.own(&seen);
+        assert_equal(&world.view(&format!("maildir:{}", seen.display())), &world.view(&a), copy);
+    }
+}
+
+#[test]
+fn a_slave_that_waits_for_our_tree_gets_it() {
+    let validity = UidValidity::new(1).expect("is none");
+    let storage = MemoryStorage::new(StoreId([1; 16]), MailboxGuid([2; 16]), validity);
+    let job = Job { direction: Direction::TwoWay, options: Options::default() };
+    let mut brain = Brain::master(Box::new(storage), job, None, "here");
+    let said = |brain: &mut Brain| -> Result<String, SessionError> {
+        let mut tags = String::new();
+        loop {
+            match brain.poll()? {
+                Output::Item(Item::End) => tags.push('.'),
+                Output::Item(item) => tags.push(item.tag()),
+                Output::Working => {}
+                Output::Idle => return Ok(tags),
+                Output::Body(_) | Output::Done(_) => panic!("too far: {tags}"),
+            }
+        }
+    };
+    assert_eq!(said(&mut brain).unwrap(), "H");
+    brain.handle(Event::Version(5)).unwrap();
+    brain.handle(Event::Item(Item::from(Handshake::default()))).unwrap();
+    assert_eq!(said(&mut brain).unwrap(), "", "a Dovecot tells its tree first");
+    assert!(brain.waits_for_tree());
+    brain.go_first();
+    let tree = said(&mut brain).unwrap();
+    assert!(tree.ends_with(".D"), "{tree}");
+    assert!(!brain.waits_for_tree());
+    brain.handle(Event::Item(Item::End)).unwrap();
+    assert_eq!(said(&mut brain).unwrap(), "", "the tree is told once");
+}
