@@ -38,8 +38,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChange, AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid,
-    UidSet, UidValidity,
+    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange,
+    TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use by_header::ByHeader;
