@@ -99,8 +99,8 @@ impl Account {
     fn advance_uid_validity(&self, root: &Path) -> Result<u32> {
         let mut races = 0;
         loop {
-            let named = fs::read_dir(root).map_err(StorageError::io(root))?.filter_map(|entry| {
-                let name = entry.ok()?.file_name().into_string().ok()?;
+            let named = entries(root)?.filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
                 let value = u32::from_str_radix(name.strip_prefix("dovecot-uidvalidity.")?, 16).ok()?;
                 Some((value, name))
             });
@@ -276,7 +276,7 @@ impl Account {
     pub fn notes(&self) -> Result<Vec<String>> {
         let root = &self.layout.control_root();
         let mut names = Vec::new();
-        for entry in fs::read_dir(root).map_err(StorageError::io(root))?.flatten() {
+        for entry in entries(root)? {
             let name = entry.file_name().into_string().unwrap_or_default();
             if let Some(name) = name.strip_prefix(NOTE_PREFIX)
                 && !name.ends_with(".tmp")
@@ -323,6 +323,15 @@ impl Account {
         }
         Ok(self.layout.control_root().join(format!("{NOTE_PREFIX}{name}")))
     }
+}
+
+/// What is in a directory. A dry run does not make one that is missing.
+fn entries(directory: &Path) -> Result<impl Iterator<Item = fs::DirEntry>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        entries => Some(entries.map_err(StorageError::io(directory))?),
+    };
+    Ok(entries.into_iter().flatten().flatten())
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use dsync_model::{
     ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChanges, AttributeKey, AttributeList,
     AttributeScope, AttributeValue, MailboxGuid,
 };
 
-use crate::lock::DotLock;
+use crate::lock::{DotLock, patience};
 use crate::{Fsync, Result, StorageError, disk};
 
 /// Where an account has its annotations.
@@ -36,7 +35,6 @@ pub struct Attributes {
 /// Keys and values as the file has them, without escapes.
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// Largest file that is read.
 const BYTES_MAX: u64 = 256 << 20;
 /// What stands behind 0x01 for a byte that a line cannot hold.
@@ -60,7 +58,7 @@ impl Attributes {
 
     /// Makes changes, all of them or none. The file is made only if there is something to keep.
     pub fn change(&self, changes: &AttributeChanges) -> Result<()> {
-        let lock = DotLock::take(&self.path, LOCK_WAIT)?;
+        let lock = DotLock::take(&self.path, patience())?;
         let mut entries = read(&self.path)?;
         let mut changed = false;
         for (key, value) in changes {
@@ -164,6 +162,20 @@ fn unescape(line: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::set_patience;
+
+    #[test]
+    fn a_lock_that_stays_held_is_waited_for_as_long_as_the_session_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dovecot-attributes");
+        let _held = DotLock::take(&path, std::time::Duration::ZERO).unwrap();
+        let wait = std::time::Duration::from_millis(30);
+        let before = patience();
+        set_patience(wait);
+        let outcome = Attributes::new(&path, Fsync::Never).change(&AttributeChanges::new());
+        set_patience(before);
+        assert!(matches!(outcome, Err(StorageError::Locked { waited, .. }) if waited == wait));
+    }
 
     #[test]
     fn the_example_of_the_reference() {

@@ -1,7 +1,8 @@
 //! The only module that changes files. Every change is one *step*, and steps are counted, so that a test can
 //! stop the world after each of them. While a thread only pretends ([`Pretend`]), no step is taken.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -31,6 +32,7 @@ thread_local! {
     static STEPS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     static STEPS: Cell<u64> = const { Cell::new(0) };
     static PRETENDING: Cell<u32> = const { Cell::new(0) };
+    static PRETENDED: RefCell<BTreeMap<PathBuf, File>> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// For crash tests: from now on this thread makes `steps` changes to files, and every further one fails as if the
@@ -69,6 +71,31 @@ pub fn memory_file(content: &[u8], path: &Path) -> Result<File> {
     let file = File::from(made.map_err(|error| StorageError::io(path)(error.into()))?);
     (&file).write_all(content).map_err(StorageError::io(path))?;
     Ok(file)
+}
+
+/// Keeps a file in memory under the name that it would have, for whoever opens it later while this thread pretends.
+pub fn keep_pretended(path: &Path, file: &File) -> Result<()> {
+    let file = file.try_clone().map_err(StorageError::io(path))?;
+    PRETENDED.with_borrow_mut(|files| files.insert(path.to_owned(), file));
+    Ok(())
+}
+
+/// The content of such a file, while this thread pretends.
+pub fn pretended(path: &Path) -> Result<Option<Vec<u8>>> {
+    if !pretends() {
+        return Ok(None);
+    }
+    let read = |file: &File| {
+        let mut bytes = vec![0; file.metadata()?.len() as usize];
+        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+    };
+    let found = PRETENDED.with_borrow(|files| files.get(path).map(read));
+    found.transpose().map_err(StorageError::io(path))
+}
+
+/// Forgets all such files of this thread.
+pub fn forget_pretended() {
+    PRETENDED.with_borrow_mut(BTreeMap::clear);
 }
 
 /// Says whether a file may be written although the thread pretends: only one of ours in memory has no seal at all.

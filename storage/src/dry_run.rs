@@ -15,7 +15,7 @@ use dsync_model::{
 };
 use rand::RngExt;
 
-use crate::disk::Pretend;
+use crate::disk::{self, Pretend};
 use crate::{
     Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock,
 };
@@ -31,6 +31,12 @@ pub struct DryRun {
     listed: BTreeMap<MailboxGuid, MailboxStatus>,
     /// Mailboxes that were opened, made or given another identity.
     mailboxes: BTreeMap<MailboxGuid, Arc<Mutex<Imagined>>>,
+}
+
+impl Drop for DryRun {
+    fn drop(&mut self) {
+        disk::forget_pretended();
+    }
 }
 
 /// A mailbox as it would be.

@@ -470,6 +470,54 @@ fn disk(root: &std::path::Path) -> std::collections::BTreeMap<std::path::PathBuf
     found
 }
 
+/// A run that must leave every file as it is.
+#[track_caller]
+fn dry(place: &Place, line: &[&str]) -> (i32, String, String) {
+    let before = disk(place.dir.path());
+    let outcome = dsync(place, line);
+    let after = disk(place.dir.path());
+    let touched = before.iter().filter(|(path, was)| after.get(*path) != Some(*was)).map(|(path, _)| path);
+    let made = after.keys().filter(|path| !before.contains_key(*path));
+    let changed: Vec<_> = touched.chain(made).collect();
+    assert!(changed.is_empty(), "{line:?}: {changed:?}");
+    outcome
+}
+
+/// What a dbox has lost is found in its files, as a run would find it; and stays lost.
+#[test]
+fn a_dry_run_of_a_lost_index_mends_nothing() {
+    let index = ["mailboxes/INBOX/dbox-Mails", "mailboxes/Work/dbox-Mails"];
+    for (format, lost) in [("sdbox", &index[..]), ("mdbox", &index), ("mdbox", &["storage"])] {
+        let place = Place::new("");
+        let a = Account::new(place.path("a"));
+        let b = Account::of(format, place.path("b"));
+        for n in 1..6 {
+            a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
+        }
+        run(&place, &["backup", "--source", &a.location(), &b.location()]);
+        for directory in lost {
+            let files = fs::read_dir(b.root.join(directory)).expect("is there").flatten();
+            let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("dovecot."));
+            files.for_each(|file| fs::remove_file(file.path()).expect("removed"));
+        }
+        for target in ["maildir", "mdbox"] {
+            let c = Account::of(target, place.path("c"));
+            let line = ["backup", "--dry-run", "--source", &b.location(), &c.location()];
+            let (status, printed, said) = dry(&place, &line);
+            assert_eq!(status, 0, "{format} {lost:?} to {target}: {printed} {said}");
+            for found in ["there: INBOX:", "2 saved", "there: Work: created, 3 saved"] {
+                assert!(printed.contains(found), "{format} {lost:?} to {target}: {printed} {said}");
+            }
+        }
+        // A run mends it, and saves what the dry run said.
+        let c = Account::new(place.path("c"));
+        let (status, _, said) = dsync(&place, &["backup", "--source", &b.location(), &c.location()]);
+        assert_eq!(status, 0, "{format} {lost:?}: {said}");
+        assert!(said.contains("is gone"), "{format} {lost:?}: {said}");
+        assert_eq!((c.view()["INBOX"].len(), c.view()["Work"].len()), (3, 4), "{format} {lost:?}");
+    }
+}
+
 /// In each format, in each mode, at both ends, with mail that nobody has given a UID yet: nothing is written, not even
 /// housekeeping.
 #[test]
@@ -484,15 +532,8 @@ fn a_dry_run_leaves_the_disk_as_it_is() {
             a.deliver(["", "Work"][n as usize % 2], &mail(n), format!("Subject: {n}\n\n").as_bytes());
         }
         let dry = |line: &[&str]| {
-            let before = disk(place.dir.path());
-            let (status, printed, said) = dsync(&place, line);
+            let (status, printed, said) = dry(&place, line);
             assert!(status == 0 && said.is_empty(), "{format} {line:?}: {status} {said}");
-            let after = disk(place.dir.path());
-            let touched =
-                before.iter().filter(|(path, was)| after.get(*path) != Some(*was)).map(|(path, _)| path);
-            let made = after.keys().filter(|path| !before.contains_key(*path));
-            let changed: Vec<_> = touched.chain(made).collect();
-            assert!(changed.is_empty(), "{format} {line:?}: {changed:?}");
             printed
         };
         // Into what is not there yet.

@@ -345,7 +345,10 @@ fn read_log(path: &Path) -> Result<Option<(File, Vec<u8>)>> {
             let file = if disk::pretends() { disk::memory_file(&bytes, path)? } else { file };
             Ok(Some((file, bytes)))
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match disk::pretended(path)? {
+            Some(bytes) => Ok(Some((disk::memory_file(&bytes, path)?, bytes))),
+            None => Ok(None),
+        },
         Err(error) => Err(StorageError::io(path)(error)),
     }
 }

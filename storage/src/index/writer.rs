@@ -38,7 +38,9 @@ impl Index {
         bytes.extend_from_slice(&first.into_bytes());
         bytes.extend_from_slice(&state.into_bytes());
         if disk::pretends() {
-            return Index::pretended(paths, &bytes);
+            let index = Index::pretended(paths, &bytes)?;
+            disk::keep_pretended(&index.paths.log(), &index.file)?;
+            return Ok(index);
         }
         put_log(&paths, &bytes)?;
         let what = "index vanished while it was made";
@@ -272,6 +274,9 @@ fn put_log(paths: &Paths, bytes: &[u8]) -> Result<()> {
     let mut file: File = disk::create(&fresh, disk::file_mode(&paths.directory))?;
     disk::write(&mut file, bytes, &fresh)?;
     disk::sync_file(&file, &fresh, Fsync::Always)?;
+    if disk::pretends() {
+        return disk::keep_pretended(&paths.log(), &file);
+    }
     disk::rename_new(&fresh, &paths.log())
 }
 

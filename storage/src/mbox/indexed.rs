@@ -5,7 +5,6 @@
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
 use jiff::tz::TimeZone;
@@ -20,10 +19,9 @@ use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::{self, NO_GOAL, Told};
 use crate::index::{Edit, Extension, Index, Paths, State, Transaction};
 use crate::layout::Places;
+use crate::lock::patience;
 use crate::{Goal, Result, StorageError, disk};
 
-/// How long to wait for an index.
-pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
@@ -214,7 +212,7 @@ impl Shared {
         goal: Goal,
         told: &Told<'_>,
     ) -> Result<()> {
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         let mut edit = difference(file, writer.state(), before);
         follow::tell(&mut edit, writer.state(), told);
         follow::write(&mut writer, &edit, goal, &[], self.account.fsync)
@@ -222,7 +220,7 @@ impl Shared {
 
     /// Writes GUID and UIDVALIDITY of a mailbox into its index.
     fn identify_index(&self, index: &mut Index, guid: MailboxGuid, validity: UidValidity) -> Result<()> {
-        let mut writer = index.lock(LOCK_WAIT)?;
+        let mut writer = index.lock(patience())?;
         let state = writer.state();
         let mut change = Transaction::new();
         change.header(24, &validity.get().to_le_bytes());
