@@ -31,8 +31,6 @@ const TEMPORARY: &str = ".dsync-mail-P";
 const BUFFER_BYTES: usize = 256 << 10;
 /// A larger message is copied to a file, not to memory.
 const MEMORY_BYTES_MAX: u64 = 1 << 20;
-/// Times that the mailbox is read again because somebody changed it in between.
-const TRIES: u32 = 5;
 
 /// A message beside the mailbox, on its way into it.
 struct Pending {
@@ -353,27 +351,18 @@ impl Mailbox for MboxMailbox {
     }
 
     fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
-        for _ in 0..TRIES {
-            self.refresh()?;
-            let lock = self.shared.lock(&self.places, Access::Read)?;
-            let meta = lock.file().metadata().map_err(StorageError::io(lock.path()))?;
-            if Stamp::of(&meta) != self.content.stamp {
-                continue;
-            }
-            let Some(entry) = self.find(uid, wanted) else { return Ok(None) };
-            return Ok(Some(Body {
-                guid: entry.guid.clone(),
-                received: Some(entry.received),
-                saved: None,
-                pop3_uidl: None,
-                pop3_order: None,
-                size: Some(entry.size_physical),
-                path: None,
-                reader: self.copy_out(&lock, entry)?,
-            }));
-        }
-        let what = format!("{}: changes faster than it can be read", self.places.mail.display());
-        Err(StorageError::Impossible(what))
+        let lock = self.shared.locked_content(&self.places, &mut self.content)?;
+        let Some(entry) = self.find(uid, wanted) else { return Ok(None) };
+        Ok(Some(Body {
+            guid: entry.guid.clone(),
+            received: Some(entry.received),
+            saved: None,
+            pop3_uidl: None,
+            pop3_order: None,
+            size: Some(entry.size_physical),
+            path: None,
+            reader: self.copy_out(&lock, entry)?,
+        }))
     }
 
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
