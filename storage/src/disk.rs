@@ -327,6 +327,19 @@ pub fn truncate(file: &File, length: u64, path: &Path) -> Result<()> {
     file.set_len(length).map_err(StorageError::io(path))
 }
 
+/// Sees to it that there is room for `length` bytes, where the file system can tell. The file keeps its length.
+pub fn reserve(file: &File, length: u64, path: &Path) -> Result<()> {
+    if !step(path)? {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, length) {
+        Err(errno @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)) => {
+            Err(StorageError::io(path)(errno.into()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes the content of one open file durable.
 pub fn sync_file(file: &File, path: &Path, policy: Fsync) -> Result<()> {
     if policy == Fsync::Never {

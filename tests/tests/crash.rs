@@ -23,8 +23,8 @@ const LOOKS: u64 = 8;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
     Always,
-    /// Once the next run has finished. Before, a message that came among older ones may stand in an mbox and not in its index: that, Dovecot
-    /// refuses to list.
+    /// Once the next run has finished. Before, an mbox may be marked as half written, or hold a message among older ones that is not in its
+    /// index: neither will Dovecot list.
     Finished,
     Never,
 }
@@ -87,9 +87,7 @@ impl Scenario {
             }
             // A dead process leaves its locks; the next one sees that the pid is gone. Ours lives.
             let left = a.leftovers().into_iter().chain(b.leftovers());
-            for lock in left.filter(|path| path.extension().is_some_and(|e| e == "lock")) {
-                fs::remove_file(lock).expect("removed");
-            }
+            left.filter(|path| is_lock(path)).for_each(|lock| fs::remove_file(lock).expect("removed"));
             for (account, before) in [&a, &b].into_iter().zip(&befores) {
                 let now = subjects(&account.view());
                 let twice = now.iter().find(|(_, all)| all.len() > 1);
@@ -114,6 +112,12 @@ impl Scenario {
             }
         }
     }
+}
+
+/// The new content of an mbox ends in `.lock` too, so that nobody takes it for a mailbox.
+fn is_lock(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.ends_with(".lock") && !name.starts_with(".dsync-mbox-")
 }
 
 /// The flags of the messages of each subject.
@@ -324,7 +328,7 @@ fn mailboxes_come_and_go_in_list_indexes(formats: [&'static str; 2]) {
 #[test]
 fn mbox_first_sync() {
     Scenario { formats: ["maildir", "mbox"], users: first_sync, direction: Direction::TwoWay, steps_min: 40 }
-        .run(Look::Always);
+        .run(Look::Finished);
 }
 
 #[test]
@@ -346,7 +350,7 @@ fn mbox_and_maildir_change() {
         direction: Direction::TwoWay,
         steps_min: 20,
     }
-    .run(Look::Never);
+    .run(Look::Finished);
 }
 
 #[test]

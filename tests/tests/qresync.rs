@@ -10,7 +10,8 @@ use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::Fixture;
 use dsync_tests::programs::programs;
 
-const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", "mdbox:%:INDEX=%-index"];
+const TARGETS: [&str; 5] =
+    ["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", "mdbox:%:INDEX=%-index", "mbox:%:INBOX=%/inbox"];
 
 struct World {
     dir: tempfile::TempDir,
@@ -22,7 +23,8 @@ impl World {
     fn backup(&self, source: &str, target: &str) {
         let mut dsync = self.dovecot.as_user(&self.dsync);
         let output =
-            dsync.args(["-c", "/dev/null", "backup", "--source", source, target]).output().expect("runs");
+            dsync.args(["-c", "/dev/null", "backup", "-m", "INBOX", "--source", source, target]).output();
+        let output = output.expect("runs");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && text.is_empty(), "{target}: {:?} {text}", output.status);
     }

@@ -57,6 +57,11 @@ fn mdbox_with_maildir() {
     together("mdbox", "maildir");
 }
 
+#[test]
+fn mbox_with_maildir() {
+    together("mbox", "maildir");
+}
+
 /// Lets the users leave, also when the test fails.
 struct Leave<'a>(&'a Shared);
 

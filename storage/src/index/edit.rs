@@ -45,6 +45,16 @@ pub struct Edit {
     pub expunged: Vec<(u32, [u8; 16])>,
     /// What becomes of headers of extensions that the index has.
     pub headers: Vec<HeaderData>,
+    /// Data of messages that are there, in ascending UID order.
+    pub records: Vec<RecordData>,
+}
+
+/// What an extension of the format keeps for a message.
+#[derive(Clone, Debug)]
+pub struct RecordData {
+    pub extension: &'static str,
+    pub uid: u32,
+    pub data: Vec<u8>,
 }
 
 /// A piece of the header of an extension.
@@ -138,7 +148,9 @@ impl Edit {
                 let found = mail.data.iter().find(|(name, _)| *name == extension.name)?;
                 Some((mail.uid, &*found.1))
             });
-            let data: Vec<(u32, &[u8])> = data.collect();
+            let known = self.records.iter().filter(|record| record.extension == extension.name);
+            let known = known.map(|record| (record.uid, &*record.data));
+            let data: Vec<(u32, &[u8])> = known.chain(data).collect();
             if !data.is_empty() {
                 let known = state.extension(&extension.name);
                 log.introduce(state.extension_id(&extension.name), known.unwrap_or(extension));
@@ -186,6 +198,11 @@ impl Edit {
             let data = kept.iter().map(|extension| (&*extension.name, extension.row(row)));
             let data = data.filter(|(_, data)| !data.is_empty()).collect();
             rows.insert(*uid, (flag_set(state, row, &names), state.modseq_of(row), data));
+        }
+        for RecordData { extension, uid, data } in &self.records {
+            if let Some((.., row)) = rows.get_mut(uid) {
+                row.insert(extension, data);
+            }
         }
         // What is new below UIDNEXT is new to every client.
         let fresh = (state.highest_modseq() + 1).max(goal.modseq_min.get());

@@ -25,7 +25,7 @@ pub use state::{Extension, State};
 pub use transaction::{Transaction, ranges};
 pub use writer::Writer;
 
-pub use edit::{Appended, Edit, Flagged};
+pub use edit::{Appended, Edit, Flagged, RecordData};
 
 use crate::{Result, StorageError, disk};
 use format::{LogHeader, Records};

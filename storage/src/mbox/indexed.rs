@@ -17,7 +17,7 @@ use crate::account::Account;
 use crate::by_header::NO_GUID;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::{self, NO_GOAL, Told};
-use crate::index::{Edit, Extension, Index, Paths, State, Transaction};
+use crate::index::{Edit, Extension, Index, Paths, RecordData, State, Transaction};
 use crate::layout::Places;
 use crate::lock::patience;
 use crate::{Goal, Result, StorageError, disk};
@@ -134,6 +134,22 @@ impl Shared {
         self.settle_to_write(&mut lock, places, before)
     }
 
+    /// Locks a mailbox, and reads it again if it is not what `content` has: that holds as long as the lock does.
+    pub fn locked_content(&self, places: &Places, content: &mut Content) -> Result<MboxLock> {
+        let mut lock = self.lock(places, Access::Read)?;
+        if Stamp::of_file(lock.file(), places)? == content.stamp {
+            return Ok(lock);
+        }
+        if let Some(read) = self.settle(&mut lock, places, Some(&content.file))? {
+            *content = read;
+            return Ok(lock);
+        }
+        drop(lock);
+        let mut lock = self.lock(places, Access::Write)?;
+        *content = self.settle_to_write(&mut lock, places, Some(&content.file))?;
+        Ok(lock)
+    }
+
     /// The same under a lock for writing, which is held already.
     pub fn settle_to_write(
         &self,
@@ -215,7 +231,8 @@ impl Shared {
         let mut writer = index.lock(patience())?;
         let mut edit = difference(file, writer.state(), before);
         follow::tell(&mut edit, writer.state(), told);
-        follow::write(&mut writer, &edit, goal, &[], self.account.fsync)
+        note_offsets(&mut edit, file, writer.state());
+        follow::write(&mut writer, &edit, goal, &[extension()], self.account.fsync)
     }
 
     /// Writes GUID and UIDVALIDITY of a mailbox into its index.
@@ -311,6 +328,30 @@ fn difference(file: &MboxFile, state: &State, before: Option<&MboxFile>) -> Edit
         entry.filter(|entry| entry.guid.as_str() != NO_GUID).map_or([0; 16], |entry| entry.guid.bits())
     };
     follow::difference(messages, state, guid_of, |_| true)
+}
+
+/// Adds where each message lies. Dovecot goes by that in a file which is larger or smaller than it was, and stops with an error if it finds the end of
+/// the file there.
+fn note_offsets(edit: &mut Edit, file: &MboxFile, state: &State) {
+    let known = state.extension(EXTENSION);
+    if known.is_some_and(|known| known.record_bytes != usize::from(RECORD_BYTES)) {
+        return;
+    }
+    let mut before = file.pseudo.as_ref();
+    let mut records = Vec::new();
+    for entry in &file.messages {
+        // A message begins with the line end that separates it from the one before.
+        let adjacent = before.filter(|before| before.end == entry.offset);
+        let offset = adjacent.map_or(entry.offset.saturating_sub(1), |before| before.body_end);
+        before = Some(entry);
+        let (Some(uid), data) = (entry.uid.map(Uid::get), offset.to_le_bytes().to_vec()) else { continue };
+        if let Ok(place) = edit.appended.binary_search_by_key(&uid, |mail| mail.uid) {
+            edit.appended[place].data.push((EXTENSION, data));
+        } else if state.row(uid).is_some_and(|row| known.is_none_or(|known| known.row(row) != data)) {
+            records.push(RecordData { extension: EXTENSION, uid, data });
+        }
+    }
+    edit.records = records;
 }
 
 /// Place of the message with this UID, where all have one.

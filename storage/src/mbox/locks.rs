@@ -2,7 +2,7 @@
 //! order, or they wait for each other: the order is a setting.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::FlockOperation;
 
+use super::journal;
 use crate::lock::{DotLock, holder, whole_file};
-use crate::{Result, StorageError};
+use crate::{Result, StorageError, disk};
 
 const POLL: Duration = Duration::from_millis(20);
 /// How often a holder shows that it is alive.
@@ -131,30 +132,39 @@ pub struct MboxLock {
     touched: Instant,
     file: File,
     path: PathBuf,
-    methods: Methods,
     access: Access,
 }
 
 impl MboxLock {
-    /// Opens and locks an existing mbox.
+    /// Opens and locks an existing mbox. If a process died while it wrote it anew, that is finished first.
     pub fn take(path: &Path, locking: &Locking, access: Access) -> Result<MboxLock> {
+        let mut lock = Self::take_as_it_is(path, locking, access)?;
+        if !journal::is_left(&lock)? || disk::pretends() {
+            return Ok(lock);
+        }
+        if access == Access::Read {
+            drop(lock);
+            drop(Self::take(path, locking, Access::Write)?);
+            return Self::take_as_it_is(path, locking, access);
+        }
+        journal::finish(&mut lock)?;
+        Ok(lock)
+    }
+
+    fn take_as_it_is(path: &Path, locking: &Locking, access: Access) -> Result<MboxLock> {
         let methods = if access == Access::Read { &locking.read } else { &locking.write };
         let wait = locking.wait;
         let until = Instant::now() + wait;
         loop {
-            let file = OpenOptions::new().read(true).write(access == Access::Write).open(path);
-            let file = file.map_err(StorageError::io(path))?;
+            // A named pipe would wait for its other end.
+            let mut options = OpenOptions::new();
+            options.read(true).write(access == Access::Write).custom_flags(libc::O_NONBLOCK);
+            let file = options.open(path).map_err(StorageError::io(path))?;
             if !file.metadata().map_err(StorageError::io(path))?.is_file() {
                 return Err(StorageError::Impossible(format!("{}: is no regular file", path.display())));
             }
-            let mut lock = MboxLock {
-                dotlock: None,
-                touched: Instant::now(),
-                file,
-                path: path.to_owned(),
-                methods: methods.clone(),
-                access,
-            };
+            let mut lock =
+                MboxLock { dotlock: None, touched: Instant::now(), file, path: path.to_owned(), access };
             for method in &methods.0 {
                 let left = until.saturating_duration_since(Instant::now());
                 match method {
@@ -207,18 +217,7 @@ impl MboxLock {
         Ok(())
     }
 
-    /// Locks the file that is to take the place of this one, which nobody else knows yet.
-    pub(super) fn lock_successor(&self, file: &File, path: &Path) -> Result<()> {
-        let now = Instant::now();
-        for method in
-            self.methods.0.iter().filter(|method| !matches!(method, Method::Dotlock | Method::DotlockTry))
-        {
-            lock_file(file, path, *method, Access::Write, now, Duration::ZERO)?;
-        }
-        Ok(())
-    }
-
-    /// The new file has taken the place of the old one.
+    /// Only pretends: a file in memory stands for the new content.
     pub(super) fn succeed(&mut self, file: File) {
         self.file = file;
     }
@@ -310,6 +309,17 @@ mod tests {
         let error = take("dotlock", Access::Write).and_then(|_held| take("dotlock", Access::Write));
         let text = error.unwrap_err().to_string();
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        for path in [pipe.as_path(), Path::new("/dev/null"), dir.path()] {
+            let error = MboxLock::take(path, &Locking::default(), Access::Read).unwrap_err();
+            assert!(error.to_string().contains("is no regular file"), "{error}");
+        }
     }
 
     #[test]

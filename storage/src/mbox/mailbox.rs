@@ -31,8 +31,6 @@ const TEMPORARY: &str = ".dsync-mail-P";
 const BUFFER_BYTES: usize = 256 << 10;
 /// A larger message is copied to a file, not to memory.
 const MEMORY_BYTES_MAX: u64 = 1 << 20;
-/// Times that the mailbox is read again because somebody changed it in between.
-const TRIES: u32 = 5;
 
 /// A message beside the mailbox, on its way into it.
 struct Pending {
@@ -369,18 +367,7 @@ impl Mailbox for MboxMailbox {
     }
 
     fn body(&mut self, uid: Uid, wanted: Option<&MessageGuid>) -> Result<Option<Body>> {
-        for _ in 0..TRIES {
-            self.refresh()?;
-            let lock = self.shared.lock(&self.places, Access::Read)?;
-            let meta = lock.file().metadata().map_err(StorageError::io(lock.path()))?;
-            if Stamp::of(&meta) != self.content.stamp {
-                continue;
-            }
-            return self.body_under(&lock, uid, wanted);
-        }
-        // It changes faster than it can be read: not while others may not write.
-        let mut lock = self.shared.lock(&self.places, Access::Write)?;
-        self.content = self.shared.settle_to_write(&mut lock, &self.places, Some(&self.content.file))?;
+        let lock = self.shared.locked_content(&self.places, &mut self.content)?;
         self.body_under(&lock, uid, wanted)
     }
 

@@ -7,6 +7,7 @@ pub mod arrival;
 pub mod from_line;
 pub mod headers;
 mod indexed;
+mod journal;
 pub mod locks;
 mod mailbox;
 pub mod message;

@@ -1,43 +1,31 @@
-//! Writes a whole mbox anew, into a file that takes the place of the old one.
+//! Writes a whole mbox anew; [`journal`](super::journal) puts it in the place of the old content.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::tz::TimeZone;
 
 use super::from_line;
 use super::headers::{self, Room};
+use super::journal::Journal;
 use super::locks::MboxLock;
 use super::output::Output;
 use super::rewrite::{Plan, Source, Writing, keep_times, read_header};
 use super::scan::Entry;
 use crate::{Result, StorageError, disk};
 
-/// Writes the mailbox into a new file, and puts that in the place of the old one.
+/// Writes the mailbox beside its file, and then into it.
 pub fn replace(lock: &mut MboxLock, plan: &Plan<'_>, before: &Metadata, writing: &Writing) -> Result<()> {
-    // The name may be a link, which is to stay.
-    let path = std::fs::canonicalize(lock.path()).map_err(StorageError::io(lock.path()))?;
-    let temporary = temporary(&path);
-    disk::remove(&temporary)?;
-    let file = disk::create_readable(&temporary, 0o600)?;
-    let done = write_all(lock, plan, &file, &temporary, before, writing);
-    if let Err(error) = done.and_then(|()| disk::rename(&temporary, &path)) {
-        if let Err(error) = disk::remove(&temporary) {
+    let journal = Journal::create(lock)?;
+    if let Err(error) = write_all(lock, plan, journal.file(), journal.path(), writing) {
+        if let Err(error) = disk::remove(journal.path()) {
             tracing::warn!("{error}: leftover cannot be removed");
         }
         return Err(error);
     }
-    lock.succeed(file);
-    disk::sync_directory(path.parent().unwrap_or(Path::new(".")), writing.fsync)
-}
-
-/// The new file while it is written. Its name makes it no mailbox, and the next one who needs it removes it.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".dsync-mbox-");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".lock");
-    path.with_file_name(name)
+    journal.apply(lock, writing.fsync)?;
+    keep_times(lock.file(), lock.path(), before, !plan.edits.arrivals.is_empty())
 }
 
 fn write_all(
@@ -45,11 +33,8 @@ fn write_all(
     plan: &Plan<'_>,
     file: &File,
     path: &Path,
-    before: &Metadata,
     writing: &Writing,
 ) -> Result<()> {
-    disk::set_owner_like(file, before, path)?;
-    lock.lock_successor(file, path)?;
     let source = lock.file().try_clone().map_err(StorageError::io(lock.path()))?;
     let mut output = Output::new(lock, Some((file, path)), 0);
     for (index, (_, item)) in plan.order.iter().enumerate() {
@@ -68,8 +53,7 @@ fn write_all(
     let length = output.finish()?;
     let size = file.metadata().map_err(StorageError::io(path))?.len();
     assert!(size == length, "a new mbox is as long as what was written");
-    disk::sync_file(file, path, writing.fsync)?;
-    keep_times(file, path, before, !plan.edits.arrivals.is_empty())
+    Ok(())
 }
 
 fn write_old(

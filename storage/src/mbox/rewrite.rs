@@ -1,8 +1,8 @@
 //! Changes an mbox file in the cheapest way that is safe.
 //!
 //! Three ways: single header lines are overwritten where they have room; new messages are appended, marked as
-//! unfinished until all of them are on the disk; everything else is a new file that takes the place of the old
-//! one. Whenever the process dies, a reader finds every message whole, and once.
+//! unfinished until all of them are on the disk; everything else is written anew beside the file and then into it. Whenever the process
+//! dies, who next locks the file finds every message whole, and once.
 
 use std::collections::BTreeMap;
 use std::fs::{File, FileTimes, Metadata};
@@ -76,7 +76,7 @@ pub enum Written {
     Nothing,
     InPlace,
     Appended,
-    /// The lock holds the new file now.
+    /// All of it is new.
     Replaced,
 }
 

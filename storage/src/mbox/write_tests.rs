@@ -49,10 +49,13 @@ impl Bench {
         found.messages.iter().map(seen).collect()
     }
 
-    fn try_edit(&self, edit: impl FnOnce(&mut Edits, &MboxFile)) -> Result<Written> {
+    fn lock(&self) -> Result<MboxLock> {
         let locking = Locking { write: "fcntl".parse()?, wait: Duration::ZERO, ..Locking::default() };
-        let lock = MboxLock::take(&self.path, &locking, Access::Write);
-        let mut lock = lock?;
+        MboxLock::take(&self.path, &locking, Access::Write)
+    }
+
+    fn try_edit(&self, edit: impl FnOnce(&mut Edits, &MboxFile)) -> Result<Written> {
+        let mut lock = self.lock()?;
         let found = MboxFile::scan(lock.file(), lock.path(), &known())?;
         let mut edits = Edits::none(&found, UidValidity::new(77).unwrap());
         edit(&mut edits, &found);
@@ -374,6 +377,7 @@ fn a_crash_at_any_step_leaves_every_message_once() {
             let crashed = bench.try_edit(|edits, _| edit(&bench, edits));
             disk::crash_after(None);
             assert!(crashed.is_err(), "{way:?} {step}");
+            drop(bench.lock());
             let start = Bench::new(two_messages()).view();
             for (_, _, message) in bench.view() {
                 let whole = start.iter().chain(&goal).any(|(_, _, other)| *other == message);
@@ -396,6 +400,50 @@ fn a_crash_at_any_step_leaves_every_message_once() {
             assert_eq!(bench.view(), goal, "{way:?} {step}");
             bench.no_leftovers();
         }
+    }
+}
+
+/// A delivery agent looks at nothing, and appends to what a dead process left.
+#[test]
+fn mail_that_comes_before_an_interrupted_rewrite_is_finished_survives() {
+    let delivered = format!("{FROM}Subject: delivered\n\nmeanwhile\n\n");
+    type Edit = fn(&Bench, &mut Edits);
+    let shrink: Edit = |_, edits| edits.changes.extend([(0, Change::Expunge)]);
+    let grow: Edit = |bench, edits| {
+        let text = format!("Subject: big\n\n{}", "0123456789\n".repeat(60_000));
+        edits.arrivals.push(bench.arrival(2, FlagSet::default(), text));
+    };
+    for (edit, subjects) in [(shrink, 1), (grow, 3)] {
+        let clean = Bench::new(two_messages());
+        let before = disk::crash_after(None);
+        assert_eq!(clean.edit(|edits, _| edit(&clean, edits)), Written::Replaced);
+        let steps = disk::crash_after(None) - before;
+        let mut interrupted = 0;
+        for step in 0..steps {
+            let bench = Bench::new(two_messages());
+            disk::crash_after(Some(step));
+            let crashed = bench.try_edit(|edits, _| edit(&bench, edits));
+            disk::crash_after(None);
+            assert!(crashed.is_err(), "{step}");
+            interrupted += usize::from(!bench.content().starts_with("From "));
+            let mut file = fs::OpenOptions::new().append(true).open(&bench.path).unwrap();
+            std::io::Write::write_all(&mut file, delivered.as_bytes()).unwrap();
+            drop(bench.lock().unwrap());
+            let bodies: Vec<Vec<u8>> = bench.view().into_iter().map(|seen| seen.2).collect();
+            let last = bodies.last().unwrap();
+            assert!(last.starts_with(b"Subject: delivered"), "{step}: {}", String::from_utf8_lossy(last));
+            let (old, new) = (Bench::new(two_messages()).view(), clean.view());
+            let is =
+                |wanted: &[Seen]| wanted.iter().map(|seen| &seen.2).eq(bodies[..bodies.len() - 1].iter());
+            assert!(is(&old) || is(&new), "{step}: {} messages", bodies.len());
+            assert_eq!(new.len(), subjects);
+            bench.edit(|edits, found| {
+                edits.number(found, Uid::MIN);
+                edits.keywords.push(keyword("k"));
+            });
+            bench.no_leftovers();
+        }
+        assert!(interrupted >= 4, "{interrupted} of {steps}");
     }
 }
 
@@ -515,7 +563,7 @@ fn links_modes_and_times_are_kept() {
     assert_eq!(linked.rewrite().unwrap(), Written::Replaced);
     let after = fs::metadata(&bench.path).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    assert_ne!(before.ino(), after.ino());
+    assert_eq!(before.ino(), after.ino(), "who waits for its lock has it open");
     assert_eq!((after.mode() & 0o777, after.uid(), after.gid()), (0o640, before.uid(), before.gid()));
     assert!(after.mtime() > before.mtime(), "Dovecot must see the change");
     bench.no_leftovers();
