@@ -3,6 +3,7 @@
 
 mod conf;
 mod drivers;
+mod identity;
 mod passdb;
 mod passwd_file;
 mod schemes;
@@ -11,6 +12,7 @@ mod userdb;
 mod variables;
 
 pub use conf::{ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, known_settings};
+pub use identity::Identity;
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
 pub use user::{User, UserError, check_user, location_for};
