@@ -36,10 +36,13 @@ impl Identity {
         if marked || chroot.is_some_and(|path| !path.is_empty()) {
             return Err(UserError::Unsupported("work in a chroot is not supported by dsync".to_owned()));
         }
-        let (first, last) = (number(settings, "first_valid_uid", 500)?, number(settings, "last_valid_uid", 0)?);
+        let (first, last) =
+            (number(settings, "first_valid_uid", 500)?, number(settings, "last_valid_uid", 0)?);
         check("UID", uid, first, last, uid_from)?;
         let Some((gid, gid_from)) = given(settings, user.gid, "gid", "mail_gid")? else {
-            let what = format!("the user has uid {uid} and no gid: the userdb or the setting mail_gid has to name one");
+            let what = format!(
+                "the user has uid {uid} and no gid: the userdb or the setting mail_gid has to name one"
+            );
             return Err(UserError::Invalid(what));
         };
         let (first, last) = (number(settings, "first_valid_gid", 1)?, number(settings, "last_valid_gid", 0)?);
@@ -135,7 +138,12 @@ mod tests {
     #[test]
     fn what_is_not_permitted_is_refused() {
         for (settings, fields, status, says) in [
-            ("", "uid=0 gid=0", 77, "UID 0 (from the userdb) is not permitted: see the setting first_valid_uid"),
+            (
+                "",
+                "uid=0 gid=0",
+                77,
+                "UID 0 (from the userdb) is not permitted: see the setting first_valid_uid",
+            ),
             ("", "uid=499 gid=499", 77, "first_valid_uid"),
             ("mail_uid = root\nmail_gid = 5", "", 77, "UID 0 (from mail_uid)"),
             ("last_valid_uid = 2000", "uid=2001 gid=9", 77, "last_valid_uid"),

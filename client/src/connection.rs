@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::BytesMut;
-use dsync_accounts::User;
-use dsync_session::dial::{self, Trust, Way};
+use dsync_accounts::{Identity, User};
+use dsync_session::dial::{self, RunAs, Trust, Way};
 use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
 use dsync_session::proto::preface::{self, Auth};
-use dsync_session::storage::Storage;
-use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
+use dsync_session::{Report, SessionError, dovecot, greet, link};
+use dsync_worker::{Desk, Outcome, Protocol as Spoken, Talk, Task};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
 
@@ -45,42 +45,41 @@ impl Connections {
         Ok(Connections { runtime, kept: Vec::new() })
     }
 
-    /// Runs a user's session.
+    /// Runs a user's session with another end.
     pub fn run(
         &mut self,
         session: &Session<'_>,
-        storage: Box<dyn Storage>,
+        identity: Option<&Identity>,
+        task: Task,
         destination: Destination,
         user: &User,
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let Connections { runtime, kept } = self;
         runtime.block_on(async {
-            let mut open = match come_back(kept, &destination, user).await {
-                Some(open) => open,
-                None => match dial_and_greet(session, destination, user).await? {
-                    Reached::Native(open) => *open,
-                    Reached::Dovecot(way, early) => {
-                        return with_dovecot(session, storage, *way, early, display).await;
-                    }
-                },
+            let desk = session.pool.open(identity, task).await?;
+            let reached = match come_back(kept, &destination, user).await {
+                Some(open) => Ok(Reached::Native(Box::new(open))),
+                None => dial_and_greet(session, destination, user, identity).await,
             };
-            if let Some(refused) = open.1.take() {
-                keep(kept, open.0).await;
+            let (mut open, refused) = match reached {
+                Ok(Reached::Native(open)) => *open,
+                Ok(Reached::Dovecot(way, early)) => {
+                    return with_dovecot(session, desk, *way, early, display).await;
+                }
+                Err(failed) => {
+                    desk.leave();
+                    return Err(failed);
+                }
+            };
+            if let Some(refused) = refused {
+                desk.leave();
+                keep(kept, open).await;
                 return Err(refused.into());
             }
-            let mut open = open.0;
-            let options = link::Options {
-                silence: Duration::from_secs(session.common.timeout.into()),
-                compress: open.common.compress,
-                stop: session.stop.clone(),
-                rawlog: session.rawlog()?,
-            };
-            let early = std::mem::take(&mut open.early);
-            let mut brain = session.brain(storage);
-            let watch = &mut |brain: &Brain| display.look(brain.progress());
-            let outcome = link::run(&mut brain, &mut *open.way.stream, early, options, watch).await;
-            match outcome {
+            let early = Early { input: std::mem::take(&mut open.early), ..Early::default() };
+            let talk = session.talk(Spoken::Native { compress: open.common.compress }, early);
+            match desk.run(&mut *open.way.stream, talk, &mut |progress| display.look(progress)).await {
                 Ok((report, behind)) => {
                     open.early = behind;
                     keep(kept, open).await;
@@ -89,6 +88,22 @@ impl Connections {
                 Err(error) => Err(child_failed(&mut open.way, error).await.into()),
             }
         })
+    }
+
+    /// Runs a user's session whose other end is on this machine.
+    pub fn run_local(
+        &mut self,
+        session: &Session<'_>,
+        identity: Option<&Identity>,
+        task: Task,
+        display: &mut Display,
+    ) -> Result<Report, Failed> {
+        let watch = &mut |progress| display.look(progress);
+        let whole = session.pool.whole(identity, task, session.stop.clone(), watch);
+        match self.runtime.block_on(whole)? {
+            Outcome::Synced(report) => Ok(*report),
+            Outcome::Purged(..) => unreachable!("a session was asked for"),
+        }
     }
 
     /// Says goodbye to all servers.
@@ -138,8 +153,9 @@ async fn dial_and_greet(
     session: &Session<'_>,
     destination: Destination,
     user: &User,
+    identity: Option<&Identity>,
 ) -> Result<Reached, Failed> {
-    let mut way = dial(session, destination.clone(), user).await?;
+    let mut way = dial(session, destination.clone(), user, identity).await?;
     let compress = match session.common.compress {
         Compress::Auto => !way.local,
         Compress::Yes => true,
@@ -182,25 +198,25 @@ async fn peer(session: &Session<'_>, way: &mut Way, auth: &Auth, user: &User) ->
 /// Runs one user's session with a Dovecot, which serves one on a connection.
 async fn with_dovecot(
     session: &Session<'_>,
-    storage: Box<dyn Storage>,
+    desk: Desk<'_>,
     mut way: Way,
     early: Early,
     display: &mut Display,
 ) -> Result<Report, Failed> {
-    let options = link::Options {
-        silence: Duration::from_secs(session.common.timeout.into()),
-        compress: false,
-        stop: session.stop.clone(),
-        rawlog: session.rawlog()?,
-    };
-    let mut brain = dovecot::Brain::master(storage, session.job(), session.state.clone(), &hostname());
-    let watch = &mut |brain: &dovecot::Brain| display.look(brain.progress());
-    match dovecot::link::run(&mut brain, &mut *way.stream, early, &options, watch).await {
-        Ok(report) => {
+    let talk = session.talk(Spoken::Dovecot, early);
+    match desk.run(&mut *way.stream, talk, &mut |progress| display.look(progress)).await {
+        Ok((report, _)) => {
             dovecot_ended(&mut way).await;
             Ok(report)
         }
         Err(error) => Err(child_failed(&mut way, error).await.into()),
+    }
+}
+
+impl Session<'_> {
+    fn talk(&self, protocol: Spoken, early: Early) -> Talk {
+        let silence = Duration::from_secs(self.common.timeout.into());
+        Talk { protocol, early, silence, stop: self.stop.clone() }
     }
 }
 
@@ -215,14 +231,12 @@ async fn dovecot_ended(way: &mut Way) {
     }
 }
 
-/// Our name, as a Dovecot is told it.
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
-}
-
-async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> Result<Way, Failed> {
+async fn dial(
+    session: &Session<'_>,
+    destination: Destination,
+    user: &User,
+    identity: Option<&Identity>,
+) -> Result<Way, Failed> {
     if !session.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
         return Err(Failed::usage(
             "-p: the settings of a server are its own; -p goes with locations and commands",
@@ -240,7 +254,13 @@ async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> R
             words.extend(
                 session.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
             );
-            let mut way = dial::command(&words)?;
+            // As in Dovecot, it runs as the user whose mail it is about.
+            let run_as = identity.map(|identity| RunAs {
+                uid: identity.uid,
+                gid: identity.gid,
+                home: user.home.clone(),
+            });
+            let mut way = dial::command(&words, run_as.as_ref())?;
             if user_line {
                 let line = format!("{}\n", user.name);
                 let told = way.stream.write_all(line.as_bytes()).await;

@@ -22,9 +22,10 @@ use dsync_accounts::{ConfError, Settings, UserError, hash_password};
 use dsync_session::SessionError;
 use dsync_session::model::SyncState;
 use dsync_session::proto::{Direction, Options, Purpose};
-use dsync_session::storage::StorageError;
+use dsync_worker::Pool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
 
 use args::{Changes, Cli, Command, Common, Globals, Users};
 use connection::Connections;
@@ -72,9 +73,12 @@ macro_rules! failed_from {
         }
     )*};
 }
-failed_from!(ConfError, UserError, SessionError, StorageError);
+failed_from!(ConfError, UserError, SessionError);
 
 fn main() -> ExitCode {
+    if let Some(status) = dsync_worker::enter(start_log) {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -87,7 +91,7 @@ fn main() -> ExitCode {
         }
     };
     let globals = cli.globals();
-    start_log(globals.debug);
+    start_log(if globals.debug { LevelFilter::DEBUG } else { LevelFilter::WARN });
     match run(&cli, &globals) {
         Ok(status) => ExitCode::from(status),
         Err(failed) => ExitCode::from(failed.tell()),
@@ -129,6 +133,7 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         verbose: globals.verbose,
         many: false,
         stop: stop_on_signals()?,
+        pool: &Pool::new(),
     };
     let user = users::one(&settings, common.user.as_deref())?;
     let mut connections = Connections::new()?;
@@ -216,6 +221,7 @@ fn change(
         verbose: globals.verbose,
         many,
         stop: stop_on_signals()?,
+        pool: &Pool::new(),
     };
     let user = match who {
         Who::Many(names) => return many::run(&session, names, users, common, globals),
@@ -317,8 +323,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failed> {
     Ok(receiver)
 }
 
-fn start_log(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+fn start_log(level: LevelFilter) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

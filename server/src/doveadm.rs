@@ -2,19 +2,18 @@
 
 use bytes::BytesMut;
 use dsync_accounts::check_user;
-use dsync_session::dovecot::Brain;
 use dsync_session::dovecot::greet::{more, send};
-use dsync_session::dovecot::link::{self, Early};
+use dsync_session::dovecot::link::Early;
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
 use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
 use dsync_session::proto::preface::MAGIC;
-use dsync_session::storage::Storage;
 use dsync_session::{Report, SessionError};
+use dsync_worker::{Desk, Protocol};
 use tokio::time::timeout;
 
 use crate::limits::Permit;
-use crate::serve::{LOCK_WAIT, Peer, Service};
+use crate::serve::{Peer, Service};
 
 /// What became of a connection that began as doveadm's.
 pub enum Doveadm {
@@ -87,8 +86,8 @@ impl Service<'_> {
         let Some(Asked::Command(command)) = talk.asked(false).await? else {
             return Err(SessionError::Peer("authenticates twice".into()));
         };
-        let storage = match self.opened(&command, named) {
-            Ok(storage) => storage,
+        let desk = match self.opened(&command, named).await {
+            Ok(desk) => desk,
             Err((status, text)) => {
                 talk.say(|_, output| Server::refuse(status, output)).await?;
                 return Err(SessionError::Refused { status, text });
@@ -96,7 +95,7 @@ impl Service<'_> {
         };
         talk.say(|_, output| Server::accept(output)).await?;
         let early = Early { input: talk.input, ..Early::default() };
-        let report = self.dovecot_session(storage, stream, early).await?;
+        let report = self.dovecot_session(desk, stream, early).await?;
         Ok(Doveadm::Done(Box::new(report)))
     }
 
@@ -110,20 +109,19 @@ impl Service<'_> {
     ) -> Result<Report, SessionError> {
         let user = peer.trusted_user.as_deref().unwrap_or_default();
         user.clone_into(named);
-        let opened = self.user(user).and_then(|user| self.storage(&user));
-        let storage = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
-        self.dovecot_session(storage, stream, early).await
+        let opened = self.desk(user).await;
+        let desk = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
+        self.dovecot_session(desk, stream, early).await
     }
 
     async fn dovecot_session(
         &self,
-        storage: Box<dyn Storage>,
+        desk: Desk<'_>,
         stream: &mut dyn Stream,
         early: Early,
     ) -> Result<Report, SessionError> {
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let mut brain = Brain::slave(storage, LOCK_WAIT, hostname.trim());
-        link::run(&mut brain, stream, early, &self.link_options(false), &mut |_| {}).await
+        let talk = self.talk(Protocol::Dovecot, early);
+        desk.run(stream, talk, &mut |_| {}).await.map(|(report, _)| report)
     }
 
     /// Whoever knows doveadm's password may have every user's mail, as with Dovecot.
@@ -138,7 +136,7 @@ impl Service<'_> {
         }
     }
 
-    fn opened(&self, command: &Command, named: &mut String) -> Result<Box<dyn Storage>, (u8, String)> {
+    async fn opened(&self, command: &Command, named: &mut String) -> Result<Desk<'_>, (u8, String)> {
         if command.name != "dsync-server" {
             let text = format!("asks for the command {:?}; only dsync-server is served", command.name);
             return Err((77, text));
@@ -148,6 +146,6 @@ impl Service<'_> {
         }
         check_user(&command.user).map_err(|error| (67, error.to_string()))?;
         named.clone_from(&command.user);
-        self.storage(&self.user(&command.user)?)
+        self.desk(&command.user).await
     }
 }

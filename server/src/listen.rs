@@ -10,6 +10,7 @@ use dsync_accounts::Settings;
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Spoken, recognise};
+use dsync_worker::Pool;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
@@ -24,6 +25,8 @@ use crate::tls;
 
 /// How long running syncs get to reach a safe point.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How often to look for workers that were idle for long.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// The stack of a connection's thread.
 const STACK_BYTES: usize = 2 << 20;
 
@@ -39,6 +42,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         unauthenticated: settings.max_unauthenticated()?,
     };
     let doorman = Doorman::new(limits);
+    let pool = Arc::new(Pool::new());
     let (stop, stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -48,10 +52,16 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         for listener in listeners {
             let address = listener.local_addr()?;
             tracing::info!("listening on {address}, {}", if tls.is_some() { "TLS" } else { "no TLS" });
-            let door = Door { settings: settings.clone(), tls: tls.clone(), doorman: doorman.clone(), stop: stopped.clone() };
+            let door = Door { settings: settings.clone(), tls: tls.clone(), doorman: doorman.clone(), pool: pool.clone(), stop: stopped.clone() };
             doors.push(tokio::spawn(door.stand(tokio::net::TcpListener::from_std(listener)?)));
         }
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        let sweep = async {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                pool.sweep();
+            }
+        };
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {}, () = sweep => {} }
         doors.iter().for_each(tokio::task::JoinHandle::abort);
         tracing::info!("stopping; {} connections are open", doorman.open());
         stop.send_replace(true);
@@ -144,6 +154,7 @@ struct Door {
     settings: Arc<Settings>,
     tls: Option<Arc<ServerConfig>>,
     doorman: Arc<Doorman>,
+    pool: Arc<Pool>,
     stop: watch::Receiver<bool>,
 }
 
@@ -169,6 +180,7 @@ impl Door {
             let visit = Visit {
                 settings: self.settings.clone(),
                 tls: self.tls.clone(),
+                pool: self.pool.clone(),
                 stop: self.stop.clone(),
                 address,
                 permit,
@@ -186,6 +198,7 @@ impl Door {
 struct Visit {
     settings: Arc<Settings>,
     tls: Option<Arc<ServerConfig>>,
+    pool: Arc<Pool>,
     stop: watch::Receiver<bool>,
     address: SocketAddr,
     permit: Permit,
@@ -218,7 +231,7 @@ impl Visit {
             exposed: !local,
             local,
         };
-        let service = Service { settings: &self.settings, stop: self.stop.clone() };
+        let service = Service { settings: &self.settings, pool: &self.pool, stop: self.stop.clone() };
         if recognise(&first) != Some(Spoken::Tls) {
             let mut stream = stream;
             let early = self.first_words(&mut stream, &peer).await?;

@@ -13,13 +13,18 @@ use std::process::ExitCode;
 use clap::Parser;
 use dsync_accounts::{Settings, check_user};
 use dsync_session::dial::own_stdio;
+use dsync_worker::Pool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
 
 use args::Cli;
 use serve::{Peer, Service};
 
 fn main() -> ExitCode {
+    if let Some(status) = dsync_worker::enter(start_log) {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,17 +33,12 @@ fn main() -> ExitCode {
         }
     };
     let level = match (cli.debug, cli.user.is_some()) {
-        (true, _) => tracing::Level::DEBUG,
+        (true, _) => LevelFilter::DEBUG,
         // Over ssh, stderr is the user's terminal.
-        (false, true) => tracing::Level::WARN,
-        (false, false) => tracing::Level::INFO,
+        (false, true) => LevelFilter::WARN,
+        (false, false) => LevelFilter::INFO,
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+    start_log(level);
     let settings = match Settings::load(cli.config.as_deref(), &cli.overrides) {
         Ok(settings) => settings,
         Err(error) => {
@@ -65,6 +65,15 @@ fn main() -> ExitCode {
     }
 }
 
+fn start_log(level: LevelFilter) {
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+}
+
 /// Serves the one session on stdin and stdout.
 fn stdio(settings: &Settings, user: &str) -> anyhow::Result<u8> {
     check_user(user)?;
@@ -80,7 +89,8 @@ fn stdio(settings: &Settings, user: &str) -> anyhow::Result<u8> {
             exposed: false,
             local: false,
         };
-        let service = Service { settings, stop };
+        let pool = Pool::new();
+        let service = Service { settings, pool: &pool, stop };
         let serving = service.serve(&mut *way.stream, bytes::BytesMut::new(), &peer, None);
         tokio::pin!(serving);
         loop {

@@ -77,6 +77,16 @@ pub struct Demux {
 }
 
 impl Demux {
+    /// How far it is, for another process to go on there: channel and bytes left of the packet, and the begun line of the log.
+    pub fn into_parts(self) -> (u8, u64, Vec<u8>) {
+        (self.channel, self.left as u64, self.log.to_vec())
+    }
+
+    /// Goes on where another one was.
+    pub fn from_parts((channel, left, log): (u8, u64, Vec<u8>)) -> Demux {
+        Demux { channel, left: left as usize, log: BytesMut::from(&log[..]) }
+    }
+
     /// Moves what belongs to the protocol from `input` to `plain`, and gives the lines of the log.
     pub fn take(&mut self, input: &mut BytesMut, plain: &mut BytesMut) -> Result<Vec<Logged>, ProtoError> {
         loop {
