@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::BytesMut;
-use dsync_accounts::{Identity, User};
-use dsync_session::dial::{self, RunAs, Trust, Way};
+use dsync_accounts::{Identity, Settings, User};
+use dsync_session::dial::{self, Trust, Way};
 use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
 use dsync_session::proto::preface::{self, Auth};
@@ -60,7 +60,7 @@ impl Connections {
             let desk = session.pool.open(identity, task).await?;
             let reached = match come_back(kept, &destination, user).await {
                 Some(open) => Ok(Reached::Native(Box::new(open))),
-                None => dial_and_greet(session, destination, user, identity).await,
+                None => dial_and_greet(session, destination, user).await,
             };
             let (mut open, refused) = match reached {
                 Ok(Reached::Native(open)) => *open,
@@ -153,15 +153,14 @@ async fn dial_and_greet(
     session: &Session<'_>,
     destination: Destination,
     user: &User,
-    identity: Option<&Identity>,
 ) -> Result<Reached, Failed> {
-    let mut way = dial(session, destination.clone(), user, identity).await?;
+    let mut way = dial(session, destination.clone(), user).await?;
     let compress = match session.common.compress {
         Compress::Auto => !way.local,
         Compress::Yes => true,
         Compress::No => false,
     };
-    let auth = auth(session, &way)?;
+    let auth = auth(session.settings, session.common.insecure, &way)?;
     match peer(session, &mut way, &auth, user).await {
         Ok(Peer::Native) => {}
         Ok(Peer::Dovecot(early)) => return Ok(Reached::Dovecot(Box::new(way), early)),
@@ -231,12 +230,7 @@ async fn dovecot_ended(way: &mut Way) {
     }
 }
 
-async fn dial(
-    session: &Session<'_>,
-    destination: Destination,
-    user: &User,
-    identity: Option<&Identity>,
-) -> Result<Way, Failed> {
+async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> Result<Way, Failed> {
     if !session.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
         return Err(Failed::usage(
             "-p: the settings of a server are its own; -p goes with locations and commands",
@@ -244,23 +238,13 @@ async fn dial(
     }
     match destination {
         Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
-        Destination::Tcp { host, port, tls: true } => {
-            let certificate = session.settings.ssl_client_cert()?.zip(session.settings.ssl_client_key()?);
-            let trust = Trust { ca: session.settings.ssl_client_ca()?, certificate };
-            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-            Ok(dial::tls(&host, port, &trust, provider).await?)
-        }
+        Destination::Tcp { host, port, tls: true } => dial_tls(session.settings, &host, port).await,
         Destination::Command { mut words, user_line } => {
             words.extend(
                 session.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
             );
-            // As in Dovecot, it runs as the user whose mail it is about.
-            let run_as = identity.map(|identity| RunAs {
-                uid: identity.uid,
-                gid: identity.gid,
-                home: user.home.clone(),
-            });
-            let mut way = dial::command(&words, run_as.as_ref())?;
+            // As in Dovecot, it runs as whoever runs us, whose keys it may need.
+            let mut way = dial::command(&words)?;
             if user_line {
                 let line = format!("{}\n", user.name);
                 let told = way.stream.write_all(line.as_bytes()).await;
@@ -273,8 +257,17 @@ async fn dial(
     }
 }
 
-fn auth(session: &Session<'_>, way: &Way) -> Result<Auth, Failed> {
-    let Some(password) = session.settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
+/// Connects by TLS, as the settings say.
+pub async fn dial_tls(settings: &Settings, host: &str, port: u16) -> Result<Way, Failed> {
+    let certificate = settings.ssl_client_cert()?.zip(settings.ssl_client_key()?);
+    let trust = Trust { ca: settings.ssl_client_ca()?, certificate };
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    Ok(dial::tls(host, port, &trust, provider).await?)
+}
+
+/// How to show who we are; with `insecure` also where others can read along.
+pub fn auth(settings: &Settings, insecure: bool, way: &Way) -> Result<Auth, Failed> {
+    let Some(password) = settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
         return Ok(Auth::None);
     };
     let text = password.expose();
@@ -282,13 +275,13 @@ fn auth(session: &Session<'_>, way: &Way) -> Result<Auth, Failed> {
         let what = "doveadm_password is a hash; the client needs the password itself";
         return Err(Failed::new(78, anyhow::Error::msg(what)));
     }
-    if !way.private && !session.common.insecure {
+    if !way.private && !insecure {
         let what =
             "refusing to send the password over a connection that others can read: use tcps:, or --insecure";
         return Err(Failed::new(77, anyhow::Error::msg(what)));
     }
     let password = text.strip_prefix("{PLAIN}").unwrap_or(text).to_owned();
-    let user = session.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
+    let user = settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
     Ok(Auth::Plain { user, password })
 }
 

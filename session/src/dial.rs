@@ -1,7 +1,6 @@
 //! Reaches the other end: TCP, TLS, or a program's stdin and stdout.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +46,18 @@ pub async fn tcp(host: &str, port: u16) -> Result<Way, SessionError> {
     let (stream, address) = connect(host, port).await?;
     let local = address.ip().is_loopback();
     Ok(Way { stream: Box::new(stream), private: local, local, child: None, native: None })
+}
+
+/// Connects to a unix socket.
+pub async fn unix(path: &std::path::Path) -> Result<Way, SessionError> {
+    let text = |what: String| SessionError::Link { status: 75, text: format!("{}: {what}", path.display()) };
+    match timeout(CONNECT_WAIT, tokio::net::UnixStream::connect(path)).await {
+        Ok(Ok(stream)) => {
+            Ok(Way { stream: Box::new(stream), private: true, local: true, child: None, native: None })
+        }
+        Ok(Err(error)) => Err(text(format!("cannot connect: {error}"))),
+        Err(_) => Err(text("does not answer".to_owned())),
+    }
 }
 
 /// Connects by TLS, and checks the server's name and certificate.
@@ -121,31 +132,18 @@ fn no_answer(host: &str, port: u16) -> SessionError {
     SessionError::Link { status: 75, text: format!("{host} port {port}: does not answer") }
 }
 
-/// The system user that a program is to run as, in no further groups.
-#[derive(Clone, Debug)]
-pub struct RunAs {
-    pub uid: u32,
-    pub gid: u32,
-    /// What `HOME` is to be; without it is as it was.
-    pub home: Option<PathBuf>,
-}
-
 /// Starts a program and speaks with it over its stdin and stdout. No shell sees the words.
-pub fn command(words: &[String], run_as: Option<&RunAs>) -> Result<Way, SessionError> {
+pub fn command(words: &[String]) -> Result<Way, SessionError> {
     let Some((program, arguments)) = words.split_first() else {
         return Err(SessionError::Refused { status: 64, text: "the remote command is empty".into() });
     };
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-    if let Some(RunAs { uid, gid, home }) = run_as {
-        // Where root starts it, the standard library takes all further groups away.
-        command.uid(*uid).gid(*gid);
-        if let Some(home) = home {
-            command.env("HOME", home);
-        }
-    }
-    let mut child = command
-        .spawn()
+    let spawned = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = spawned
         .map_err(|error| SessionError::Link { status: 75, text: format!("cannot run {program}: {error}") })?;
     match (child.stdout.take(), child.stdin.take()) {
         (Some(output), Some(input)) => Ok(Way {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use dsync_accounts::Identity;
 use dsync_session::Progress;
 use nix::sys::prctl::set_no_new_privs;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::level_filters::LevelFilter;
 
 use crate::task::{Now, Opened, Talk, Task};
-use crate::wire::{Answer, DATA_BYTES, Order, Reader, Run, Writer};
+use crate::wire::{Answer, DATA_BYTES, Order, Reader, Run, Writer, halves};
 
 /// The first argument of a worker; level of the log, uid, gid and groups follow.
 pub const MARK: &str = "--dsync-worker";
@@ -61,6 +62,8 @@ fn work(words: &[OsString], start_log: fn(LevelFilter)) -> io::Result<()> {
     let groups: io::Result<Vec<u32>> =
         groups.split(',').filter(|group| !group.is_empty()).map(number).collect();
     become_user(&Identity { uid: number(uid)?, gid: number(gid)?, groups: groups? })?;
+    // As in Dovecot, modes of new files come from their directories alone.
+    umask(Mode::S_IWOTH);
     start_log(level.parse().map_err(|_| wrong())?);
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     socket.set_nonblocking(true)?;
@@ -100,8 +103,7 @@ async fn serve(socket: UnixStream) -> io::Result<()> {
     // Who stops the program stops its parent, which then says what is to be done here.
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let _heeded_by_the_parent = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>()?;
-    let (read, write) = tokio::net::UnixStream::from_std(socket)?.into_split();
-    let (mut reader, mut writer) = (Reader::new(read), Writer::new(write));
+    let (mut reader, mut writer) = halves(tokio::net::UnixStream::from_std(socket)?);
     let mut open: Option<Opened> = None;
     while let Some(order) = reader.next().await? {
         match order {

@@ -12,7 +12,7 @@ use dsync_accounts::Identity;
 use dsync_session::SessionError;
 
 use crate::inside::{MARK, words};
-use crate::wire::{Reader, Writer};
+use crate::wire::{Reader, Writer, halves};
 
 /// Workers that may be idle at a time; of more, the one that is so longest ends.
 const IDLE_MAX: usize = 64;
@@ -104,8 +104,7 @@ impl Worker {
 
     /// Both ways of the socket, in this thread's runtime.
     pub fn talk(&self) -> io::Result<(Reader, Writer)> {
-        let (read, write) = tokio::net::UnixStream::from_std(self.socket.try_clone()?)?.into_split();
-        Ok((Reader::new(read), Writer::new(write)))
+        Ok(halves(tokio::net::UnixStream::from_std(self.socket.try_clone()?)?))
     }
 
     /// Why it went, in the middle of its work.

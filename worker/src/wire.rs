@@ -8,8 +8,8 @@ use dsync_session::dovecot::link::Early;
 use dsync_session::proto::Failure;
 use dsync_session::proto::dovecot::doveadm::Demux;
 use dsync_session::{Progress, Report};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::net::UnixStream;
 
 use crate::task::{Outcome, Protocol, Task};
 
@@ -81,17 +81,20 @@ impl Run {
     }
 }
 
+/// Both ways of a socket. Dropping them leaves the socket open for the next session.
+pub fn halves(socket: UnixStream) -> (Reader, Writer) {
+    // The halves that tokio has for sockets would shut it down.
+    let (read, write) = tokio::io::split(socket);
+    (Reader { half: read, input: BytesMut::new() }, Writer { half: write })
+}
+
 /// Hears frames. May be dropped and asked again between two frames: nothing is lost.
 pub struct Reader {
-    half: OwnedReadHalf,
+    half: ReadHalf<UnixStream>,
     input: BytesMut,
 }
 
 impl Reader {
-    pub fn new(half: OwnedReadHalf) -> Reader {
-        Reader { half, input: BytesMut::new() }
-    }
-
     /// The next frame; `None`: the other process is gone.
     pub async fn next<T: Decode<()>>(&mut self) -> io::Result<Option<T>> {
         loop {
@@ -107,14 +110,10 @@ impl Reader {
 
 /// Says frames, each in one go.
 pub struct Writer {
-    half: OwnedWriteHalf,
+    half: WriteHalf<UnixStream>,
 }
 
 impl Writer {
-    pub fn new(half: OwnedWriteHalf) -> Writer {
-        Writer { half }
-    }
-
     pub async fn say(&mut self, frame: &impl Encode) -> io::Result<()> {
         self.half.write_all(&encode(frame)?).await
     }
