@@ -11,7 +11,9 @@ mod user;
 mod userdb;
 mod variables;
 
-pub use conf::{ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, known_settings};
+pub use conf::{
+    ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, UnixSocket, known_settings,
+};
 pub use identity::Identity;
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;

@@ -15,6 +15,7 @@ use crate::args::Common;
 use crate::connection::Connections;
 use crate::destination::Destination;
 use crate::progress::Display;
+use crate::remote::Served;
 
 /// How sessions are to be run.
 pub struct Session<'a> {
@@ -32,6 +33,7 @@ pub struct Session<'a> {
     pub stop: watch::Receiver<bool>,
     /// Processes that work for users who have a uid of their own.
     pub pool: &'a Pool,
+    pub served: Served,
 }
 
 /// A report, and how long it took.
@@ -62,12 +64,6 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 impl Session<'_> {
     /// Where the run leads a user: one destination or several.
     pub fn targets(&self, user: &User) -> Result<Vec<Target>, Failed> {
-        if let Some(socket) = &self.common.socket {
-            let what = format!(
-                "-S {socket}: dsync-server does not run commands for others; run dsync on that host, or name it as the destination"
-            );
-            return Err(Failed::usage(what));
-        }
         let words = if self.common.default_destination {
             let replica = self.settings.mail_replica(user)?.ok_or_else(|| {
                 let what =
@@ -79,6 +75,9 @@ impl Session<'_> {
             self.common.destination.clone()
         };
         let destinations = Destination::parse_all(&words, self.settings, &user.name)?;
+        for destination in &destinations {
+            self.served.check_destination(destination, self.common.default_destination)?;
+        }
         let into_here = matches!(
             self.direction,
             Direction::Mirror { into: Terminus::Initiator } | Direction::OneWay { into: Terminus::Initiator }

@@ -10,6 +10,7 @@ mod manual;
 mod many;
 mod progress;
 mod purge;
+mod remote;
 mod report;
 mod select;
 mod users;
@@ -30,6 +31,7 @@ use tracing::level_filters::LevelFilter;
 use args::{Changes, Cli, Command, Common, Globals, Users};
 use connection::Connections;
 use jobs::{Done, Session};
+use remote::Served;
 use users::Who;
 
 /// What is printed once, and the exit status that goes with it.
@@ -109,17 +111,23 @@ fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
         Command::Completions { shell } => manual::completions(*shell).map(|()| 0),
         Command::Rawlog { file } => rawlog(file).map(|()| 0),
         Command::Verify { bodies, common, .. } => verify(*bodies, common, globals),
-        Command::Sync { one_way, changes, users, common, .. } => {
-            change(jobs::direction(false, *one_way, changes.reverse), changes, users, common, globals)
+        Command::Sync { one_way, changes, users, common, globals: behind } => {
+            let direction = jobs::direction(false, *one_way, changes.reverse);
+            change(direction, changes, users, common, globals, behind)
         }
-        Command::Backup { changes, users, common, .. } => {
-            change(jobs::direction(true, false, changes.reverse), changes, users, common, globals)
+        Command::Backup { changes, users, common, globals: behind } => {
+            let direction = jobs::direction(true, false, changes.reverse);
+            change(direction, changes, users, common, globals, behind)
         }
     }
 }
 
 /// `verify`: prints what differs, and changes nothing.
 fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed> {
+    if common.socket.is_some() {
+        return Err(Failed::usage("-S goes with sync and backup"));
+    }
+    let served = Served::now();
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
@@ -134,6 +142,7 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         many: false,
         stop: stop_on_signals()?,
         pool: &Pool::new(),
+        served,
     };
     let user = users::one(&settings, common.user.as_deref())?;
     let mut connections = Connections::new()?;
@@ -179,8 +188,14 @@ fn change(
     users: &Users,
     common: &Common,
     globals: &Globals,
+    behind: &Globals,
 ) -> Result<u8, Failed> {
+    let served = Served::now();
+    served.check(common, users, behind)?;
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
+    if let Some(socket) = &common.socket {
+        return remote::run(socket, &settings, common, changes, globals);
+    }
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
     let destination_settings = Settings::load(globals.config.as_deref(), &overrides)?;
@@ -222,6 +237,7 @@ fn change(
         many,
         stop: stop_on_signals()?,
         pool: &Pool::new(),
+        served,
     };
     let user = match who {
         Who::Many(names) => return many::run(&session, names, users, common, globals),

@@ -18,6 +18,8 @@ use crate::serve::{Peer, Service};
 /// What became of a connection that began as doveadm's.
 pub enum Doveadm {
     Done(Box<Report>),
+    /// A command was run, and ended with this status.
+    Ran(u8),
     /// It goes on in our own protocol.
     Native(BytesMut),
 }
@@ -70,22 +72,32 @@ impl Service<'_> {
         permit: Option<&mut Permit>,
         named: &mut String,
     ) -> Result<Doveadm, SessionError> {
-        let mut talk = Talk { stream, server: Server::new(false), input };
-        let Some(Asked::Password { user, password }) = talk.asked(true).await? else {
-            return Ok(Doveadm::Native(talk.input));
+        let mut talk = Talk { stream, server: Server::new(peer.trusted), input };
+        let command = match talk.asked(true).await? {
+            None => return Ok(Doveadm::Native(talk.input)),
+            Some(Asked::Command(command)) => command,
+            Some(Asked::Password { user, password }) => {
+                let admitted = self.admit_doveadm(peer, &user, &password);
+                if let Err((status, text)) = admitted {
+                    talk.say(|_, output| Server::turn_away(output)).await?;
+                    return Err(SessionError::Refused { status, text });
+                }
+                talk.say(Server::admit).await?;
+                let Some(Asked::Command(command)) = talk.asked(false).await? else {
+                    return Err(SessionError::Peer("authenticates twice".into()));
+                };
+                command
+            }
         };
-        let admitted = self.admit_doveadm(peer, &user, &password);
-        if let Err((status, text)) = admitted {
-            talk.say(|_, output| Server::turn_away(output)).await?;
-            return Err(SessionError::Refused { status, text });
-        }
         if let Some(permit) = permit {
             permit.authenticated();
         }
-        talk.say(Server::admit).await?;
-        let Some(Asked::Command(command)) = talk.asked(false).await? else {
-            return Err(SessionError::Peer("authenticates twice".into()));
-        };
+        if let Some(arguments) = command.to_be_run() {
+            if check_user(&command.user).is_ok() {
+                named.clone_from(&command.user);
+            }
+            return self.run_command(talk.stream, &command, arguments, peer).await.map(Doveadm::Ran);
+        }
         let desk = match self.opened(&command, named).await {
             Ok(desk) => desk,
             Err((status, text)) => {

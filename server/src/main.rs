@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod command;
 mod doveadm;
 mod limits;
 mod listen;
 mod serve;
 mod tls;
+mod unix;
 
 use std::process::ExitCode;
 
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
     };
     let outcome = match &cli.user {
         Some(user) => stdio(&settings, user),
-        None => listen::run(settings).map(|()| 0),
+        None => listen::run(settings, conf_words(&cli)).map(|()| 0),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
@@ -63,6 +65,12 @@ fn main() -> ExitCode {
             ExitCode::from(if taken { 75 } else { 78 })
         }
     }
+}
+
+/// What the command line says of the configuration, for a program that is to have the same.
+fn conf_words(cli: &Cli) -> Vec<String> {
+    let file = cli.config.iter().flat_map(|path| ["-c".to_owned(), path.display().to_string()]);
+    file.chain(cli.overrides.iter().flat_map(|setting| ["-o".to_owned(), setting.clone()])).collect()
 }
 
 fn start_log(level: LevelFilter) {
@@ -88,9 +96,10 @@ fn stdio(settings: &Settings, user: &str) -> anyhow::Result<u8> {
             trusted_user: Some(user.to_owned()),
             exposed: false,
             local: false,
+            trusted: false,
         };
         let pool = Pool::new();
-        let service = Service { settings, pool: &pool, stop };
+        let service = Service { settings, pool: &pool, conf: &[], stop };
         let serving = service.serve(&mut *way.stream, bytes::BytesMut::new(), &peer, None);
         tokio::pin!(serving);
         loop {

@@ -31,6 +31,8 @@ pub struct Peer {
     pub exposed: bool,
     /// It is on this machine.
     pub local: bool,
+    /// It came by a unix socket, and runs as root or as we do: it needs no password for doveadm's commands.
+    pub trusted: bool,
 }
 
 /// Everything that a connection needs to know.
@@ -38,6 +40,8 @@ pub struct Service<'a> {
     pub settings: &'a Settings,
     /// Processes that work for users who have a uid of their own.
     pub pool: &'a Pool,
+    /// The words of our command line that say what the configuration is, for programs that we start.
+    pub conf: &'a [String],
     pub stop: watch::Receiver<bool>,
 }
 
@@ -58,6 +62,11 @@ impl Service<'_> {
         let early = match self.spoken(stream, early, peer, permit.as_mut(), &mut named).await {
             Ok(Doveadm::Native(early)) => early,
             Ok(Doveadm::Done(report)) => return told(&named, peer, begun, Ok(report)),
+            Ok(Doveadm::Ran(status)) => {
+                let (seconds, peer) = (begun.elapsed().as_secs_f64(), &peer.name);
+                tracing::info!("command user={named} peer={peer} seconds={seconds:.3} status={status}");
+                return status;
+            }
             Err(error) => return told(&named, peer, begun, Err(error)),
         };
         let asked = match greet::server(stream, early, !peer.local).await {
