@@ -110,7 +110,7 @@ impl Session<'_> {
         let mut display = Display::new(self.verbose && !self.many);
         let outcome = match destination {
             Destination::Local(text) => {
-                let destination = self.destination(&text, user)?;
+                let destination = Box::new(self.destination(&text, user)?);
                 let task = self.task(user, Role::Local { job, state, destination })?;
                 connections.run_local(self, identity.as_ref(), task, &mut display)
             }

@@ -42,7 +42,7 @@ pub enum Role {
     Local {
         job: Job,
         state: Option<SyncState>,
-        destination: Place,
+        destination: Box<Place>,
     },
     /// No session: what expunged messages take up is freed.
     Purge {

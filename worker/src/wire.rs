@@ -37,12 +37,15 @@ pub enum Order {
     Halt,
 }
 
+/// [`Demux::into_parts`].
+type Parts = (u8, u64, Vec<u8>);
+
 /// How a session begins: [`Talk`](crate::Talk) as it travels.
 #[derive(Debug, Encode, Decode)]
 pub struct Run {
     pub protocol: Protocol,
     pub input: Vec<u8>,
-    pub demux: Option<((u8, u64, Vec<u8>), Vec<u8>)>,
+    pub demux: Option<(Parts, Vec<u8>)>,
     pub named: bool,
     pub silence_secs: u64,
 }
