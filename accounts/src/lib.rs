@@ -3,6 +3,7 @@
 
 mod conf;
 mod drivers;
+mod identity;
 mod md5_crypt;
 mod passdb;
 mod passwd_file;
@@ -11,7 +12,10 @@ mod user;
 mod userdb;
 mod variables;
 
-pub use conf::{ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, known_settings};
+pub use conf::{
+    ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, UnixSocket, known_settings,
+};
+pub use identity::Identity;
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
 pub use user::{User, UserError, check_user, location_for};

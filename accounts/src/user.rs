@@ -84,7 +84,7 @@ impl User {
 }
 
 /// Reads a number, or the name of a system user or group.
-fn system_id(field: &str, value: &str) -> Result<u32, UserError> {
+pub(crate) fn system_id(field: &str, value: &str) -> Result<u32, UserError> {
     if let Ok(id) = value.parse() {
         return Ok(id);
     }

@@ -170,6 +170,8 @@ fn find_passwd(user: &mut User) -> Result<bool, UserError> {
     user.home = Some(found.dir);
     user.uid = Some(found.uid.as_raw());
     user.gid = Some(found.gid.as_raw());
+    // As in Dovecot, a system user has the system's groups.
+    user.extra.insert("system_groups_user".to_owned(), found.name);
     Ok(true)
 }
 

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::BytesMut;
-use dsync_accounts::User;
+use dsync_accounts::{Identity, Settings, User};
 use dsync_session::dial::{self, Trust, Way};
+use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
 use dsync_session::proto::preface::{self, Auth};
-use dsync_session::storage::Storage;
-use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
+use dsync_session::{Report, SessionError, dovecot, greet, link};
+use dsync_worker::{Desk, Outcome, Protocol as Spoken, Talk, Task};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Runtime;
 
@@ -46,42 +47,41 @@ impl Connections {
         Ok(Connections { runtime, kept: Vec::new() })
     }
 
-    /// Runs a user's session.
+    /// Runs a user's session with another end.
     pub fn run(
         &mut self,
         session: &Session<'_>,
-        storage: Box<dyn Storage>,
+        identity: Option<&Identity>,
+        task: Task,
         destination: Destination,
         user: &User,
         display: &mut Display,
     ) -> Result<Report, Failed> {
         let Connections { runtime, kept } = self;
         runtime.block_on(async {
-            let mut open = match come_back(kept, &destination, user).await {
-                Some(open) => open,
-                None => match dial_and_greet(session, destination, user).await? {
-                    Reached::Native(open) => *open,
-                    Reached::Dovecot(way, early) => {
-                        return with_dovecot(session, storage, *way, early, display).await;
-                    }
-                },
+            let desk = session.pool.open(identity, task).await?;
+            let reached = match come_back(kept, &destination, user).await {
+                Some(open) => Ok(Reached::Native(Box::new(open))),
+                None => dial_and_greet(session, destination, user).await,
             };
-            if let Some(refused) = open.1.take() {
-                keep(kept, open.0).await;
+            let (mut open, refused) = match reached {
+                Ok(Reached::Native(open)) => *open,
+                Ok(Reached::Dovecot(way, early)) => {
+                    return with_dovecot(session, desk, *way, early, display).await;
+                }
+                Err(failed) => {
+                    desk.leave();
+                    return Err(failed);
+                }
+            };
+            if let Some(refused) = refused {
+                desk.leave();
+                keep(kept, open).await;
                 return Err(refused.into());
             }
-            let mut open = open.0;
-            let options = link::Options {
-                silence: Duration::from_secs(session.common.timeout.into()),
-                compress: open.common.compress,
-                stop: session.stop.clone(),
-                rawlog: session.rawlog()?,
-            };
-            let early = std::mem::take(&mut open.early);
-            let mut brain = session.brain(storage);
-            let watch = &mut |brain: &Brain| display.look(brain.progress());
-            let outcome = link::run(&mut brain, &mut *open.way.stream, early, options, watch).await;
-            match outcome {
+            let early = Early { input: std::mem::take(&mut open.early), ..Early::default() };
+            let talk = session.talk(Spoken::Native { compress: open.common.compress }, early);
+            match desk.run(&mut *open.way.stream, talk, &mut |progress| display.look(progress)).await {
                 Ok((report, behind)) => {
                     open.early = behind;
                     keep(kept, open).await;
@@ -90,6 +90,22 @@ impl Connections {
                 Err(error) => Err(child_failed(&mut open.way, error).await.into()),
             }
         })
+    }
+
+    /// Runs a user's session whose other end is on this machine.
+    pub fn run_local(
+        &mut self,
+        session: &Session<'_>,
+        identity: Option<&Identity>,
+        task: Task,
+        display: &mut Display,
+    ) -> Result<Report, Failed> {
+        let watch = &mut |progress| display.look(progress);
+        let whole = session.pool.whole(identity, task, session.stop.clone(), watch);
+        match self.runtime.block_on(whole)? {
+            Outcome::Synced(report) => Ok(*report),
+            Outcome::Purged(..) => unreachable!("a session was asked for"),
+        }
     }
 
     /// Says goodbye to all servers.
@@ -146,7 +162,7 @@ async fn dial_and_greet(
         Compress::Yes => true,
         Compress::No => false,
     };
-    let auth = auth(session, &way)?;
+    let auth = auth(session.settings, session.common.insecure, &way)?;
     match peer(session, &mut way, &auth, user).await {
         Ok(Peer::Native) => {}
         Ok(Peer::Dovecot(early)) => return Ok(Reached::Dovecot(Box::new(way), early)),
@@ -183,27 +199,26 @@ async fn peer(session: &Session<'_>, way: &mut Way, auth: &Auth, user: &User) ->
 /// Runs one user's session with a Dovecot, which serves one on a connection.
 async fn with_dovecot(
     session: &Session<'_>,
-    storage: Box<dyn Storage>,
+    desk: Desk<'_>,
     mut way: Way,
     early: Early,
     display: &mut Display,
 ) -> Result<Report, Failed> {
-    let options = link::Options {
-        silence: Duration::from_secs(session.common.timeout.into()),
-        compress: false,
-        stop: session.stop.clone(),
-        rawlog: None,
-    };
     let names = select::names(session.common, session.settings)?;
-    let brain = dovecot::Brain::master(storage, session.job(), session.state.clone(), &hostname());
-    let (mut brain, rawlog) = (brain.with_names(names), session.rawlog()?);
-    let watch = &mut |brain: &dovecot::Brain| display.look(brain.progress());
-    match dovecot::link::run(&mut brain, &mut *way.stream, early, &options, rawlog, watch).await {
-        Ok(report) => {
+    let talk = Talk { names, ..session.talk(Spoken::Dovecot, early) };
+    match desk.run(&mut *way.stream, talk, &mut |progress| display.look(progress)).await {
+        Ok((report, _)) => {
             dovecot_ended(&mut way).await;
             Ok(report)
         }
         Err(error) => Err(child_failed(&mut way, error).await.into()),
+    }
+}
+
+impl Session<'_> {
+    fn talk(&self, protocol: Spoken, early: Early) -> Talk {
+        let silence = Duration::from_secs(self.common.timeout.into());
+        Talk { protocol, early, names: Names::default(), silence, stop: self.stop.clone() }
     }
 }
 
@@ -218,13 +233,6 @@ async fn dovecot_ended(way: &mut Way) {
     }
 }
 
-/// Our name, as a Dovecot is told it.
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
-}
-
 async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> Result<Way, Failed> {
     if !session.common.destination_option.is_empty() && !matches!(destination, Destination::Command { .. }) {
         return Err(Failed::usage(
@@ -233,17 +241,13 @@ async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> R
     }
     match destination {
         Destination::Tcp { host, port, tls: false } => Ok(dial::tcp(&host, port).await?),
-        Destination::Tcp { host, port, tls: true } => {
-            let certificate = session.settings.ssl_client_cert()?.zip(session.settings.ssl_client_key()?);
-            let trust = Trust { ca: session.settings.ssl_client_ca()?, certificate };
-            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-            Ok(dial::tls(&host, port, &trust, provider).await?)
-        }
+        Destination::Tcp { host, port, tls: true } => dial_tls(session.settings, &host, port).await,
         Destination::Socket(path) => Ok(dial::unix(&path).await?),
         Destination::Command { mut words, user_line } => {
             words.extend(
                 session.common.destination_option.iter().flat_map(|setting| ["-o".into(), setting.clone()]),
             );
+            // As in Dovecot, it runs as whoever runs us, whose keys it may need.
             let mut way = dial::command(&words)?;
             if user_line {
                 let line = format!("{}\n", user.name);
@@ -257,8 +261,17 @@ async fn dial(session: &Session<'_>, destination: Destination, user: &User) -> R
     }
 }
 
-fn auth(session: &Session<'_>, way: &Way) -> Result<Auth, Failed> {
-    let Some(password) = session.settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
+/// Connects by TLS, as the settings say.
+pub async fn dial_tls(settings: &Settings, host: &str, port: u16) -> Result<Way, Failed> {
+    let certificate = settings.ssl_client_cert()?.zip(settings.ssl_client_key()?);
+    let trust = Trust { ca: settings.ssl_client_ca()?, certificate };
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    Ok(dial::tls(host, port, &trust, provider).await?)
+}
+
+/// How to show who we are; with `insecure` also where others can read along.
+pub fn auth(settings: &Settings, insecure: bool, way: &Way) -> Result<Auth, Failed> {
+    let Some(password) = settings.doveadm_password()?.filter(|_| way.child.is_none()) else {
         return Ok(Auth::None);
     };
     let text = password.expose();
@@ -266,13 +279,13 @@ fn auth(session: &Session<'_>, way: &Way) -> Result<Auth, Failed> {
         let what = "doveadm_password is a hash; the client needs the password itself";
         return Err(Failed::new(78, anyhow::Error::msg(what)));
     }
-    if !way.private && !session.common.insecure {
+    if !way.private && !insecure {
         let what =
             "refusing to send the password over a connection that others can read: use tcps:, or --insecure";
         return Err(Failed::new(77, anyhow::Error::msg(what)));
     }
     let password = text.strip_prefix("{PLAIN}").unwrap_or(text).to_owned();
-    let user = session.settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
+    let user = settings.text("doveadm_username").unwrap_or_else(|| "doveadm".into());
     Ok(Auth::Plain { user, password })
 }
 

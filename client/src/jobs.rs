@@ -3,15 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use dsync_accounts::{MboxLocks, Settings, User, location_for};
+use dsync_accounts::{Identity, Settings, User};
 use dsync_session::model::SyncState;
 use dsync_session::proto::{Direction, Options, Purpose, Terminus};
-use dsync_session::rawlog::RawLog;
-use dsync_session::storage::disk::Pretend;
-use dsync_session::storage::mbox::Locking;
-use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, Job, Report, local};
+use dsync_session::{Job, Report};
+use dsync_worker::{Place, Pool, Role, Task};
 use tokio::sync::watch;
 
 use crate::Failed;
@@ -19,6 +15,7 @@ use crate::args::Common;
 use crate::connection::Connections;
 use crate::destination::Destination;
 use crate::progress::Display;
+use crate::remote::Served;
 
 /// How sessions are to be run.
 pub struct Session<'a> {
@@ -34,6 +31,9 @@ pub struct Session<'a> {
     /// One of many users: the display is theirs.
     pub many: bool,
     pub stop: watch::Receiver<bool>,
+    /// Processes that work for users who have a uid of their own.
+    pub pool: &'a Pool,
+    pub served: Served,
 }
 
 /// A report, and how long it took.
@@ -64,12 +64,6 @@ pub fn direction(backup: bool, one_way: bool, reverse: bool) -> Direction {
 impl Session<'_> {
     /// Where the run leads a user: one destination or several.
     pub fn targets(&self, user: &User) -> Result<Vec<Target>, Failed> {
-        if let Some(socket) = &self.common.socket {
-            let what = format!(
-                "-S {socket}: dsync-server does not run commands for others; run dsync on that host, or name it as the destination"
-            );
-            return Err(Failed::usage(what));
-        }
         let words = if self.common.default_destination {
             let replica = self.settings.mail_replica(user)?.ok_or_else(|| {
                 let what =
@@ -81,6 +75,9 @@ impl Session<'_> {
             self.common.destination.clone()
         };
         let destinations = Destination::parse_all(&words, self.settings, &user.name)?;
+        for destination in &destinations {
+            self.served.check_destination(destination, self.common.default_destination)?;
+        }
         let into_here = matches!(
             self.direction,
             Direction::Mirror { into: Terminus::Initiator } | Direction::OneWay { into: Terminus::Initiator }
@@ -107,22 +104,37 @@ impl Session<'_> {
         destination: Destination,
         connections: &mut Connections,
     ) -> Result<Report, Failed> {
-        let storage = self.source(user)?;
+        let identity = self.identity(user)?;
+        let job = Job { direction: self.direction, options: self.options.clone() };
+        let state = self.state.clone();
         let mut display = Display::new(self.verbose && !self.many);
         let outcome = match destination {
-            Destination::Local(text) => self.run_local(&mut self.brain(storage), &text, user, &mut display),
-            other => connections.run(self, storage, other, user, &mut display),
+            Destination::Local(text) => {
+                let destination = Box::new(self.destination(&text, user)?);
+                let task = self.task(user, Role::Local { job, state, destination })?;
+                connections.run_local(self, identity.as_ref(), task, &mut display)
+            }
+            other => {
+                let task = self.task(user, Role::Initiator { job, state })?;
+                connections.run(self, identity.as_ref(), task, other, user, &mut display)
+            }
         };
         display.end();
         outcome
     }
 
-    pub fn job(&self) -> Job {
-        Job { direction: self.direction, options: self.options.clone() }
+    /// As whom to work. Who names nobody works for themselves, as themselves.
+    fn identity(&self, user: &User) -> Result<Option<Identity>, Failed> {
+        let named = self.many || self.common.user.is_some();
+        Ok(if named { Identity::of(self.settings, user)? } else { None })
     }
 
-    pub fn brain(&self, storage: Box<dyn Storage>) -> Brain {
-        Brain::initiator(storage, self.job()).with_state(self.state.clone())
+    fn task(&self, user: &User, role: Role) -> Result<Task, Failed> {
+        // A worker writes it as the user, in the directory that is meant here.
+        let rawlog = self.common.rawlog.as_ref().map(std::path::absolute).transpose();
+        let rawlog = rawlog.map_err(|error| Failed::new(75, anyhow::Error::from(error).context("-r")))?;
+        let pretend = self.options.purpose != Purpose::Sync;
+        Ok(Task { place: self.source(user)?, pretend, rawlog, role })
     }
 
     /// The user's own place. One that is the same for every user would pour the mail of all of them together.
@@ -135,107 +147,31 @@ impl Session<'_> {
     }
 
     /// The mail here.
-    fn source(&self, user: &User) -> Result<Box<dyn Storage>, Failed> {
+    fn source(&self, user: &User) -> Result<Place, Failed> {
         let said = self.common.source.as_deref().map(|text| self.own(text, "--source")).transpose()?;
-        let location = location(self.settings, user, said)?;
-        self.check_source(&location, Terminus::Initiator)?;
-        self.open(&location, self.settings)
+        let place = Place::of(self.settings, user, said)?;
+        Ok(self.with_check(place, Terminus::Initiator))
     }
 
-    /// Opens a storage; what is missing is made when it is used, by sessions that may.
-    fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
-        let fsync = fsync(settings)?;
-        let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
-        Ok(location.open(fsync)?)
+    /// The mail at the other end, on this machine.
+    fn destination(&self, text: &str, user: &User) -> Result<Place, Failed> {
+        let text = self.own(text, "the destination")?;
+        let place = Place::of(self.destination_settings, user, Some(text))?;
+        // Attributes go with the mail: the dict of the configuration is the source's.
+        Ok(self.with_check(place.without_attribute_dict(), Terminus::Responder))
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
-    fn check_source(&self, location: &Location, end: Terminus) -> Result<(), Failed> {
-        let into = match self.direction {
-            Direction::TwoWay => return Ok(()),
-            Direction::OneWay { into } | Direction::Mirror { into } => into,
+    fn with_check(&self, place: Place, end: Terminus) -> Place {
+        let must_exist = match self.direction {
+            Direction::TwoWay => false,
+            Direction::OneWay { into } | Direction::Mirror { into } => into != end,
         };
-        if into == end || location.root().is_dir() {
-            return Ok(());
-        }
-        let what = format!("{}: the source does not exist", location.root().display());
-        Err(Failed::new(78, anyhow::Error::msg(what)))
+        if must_exist { place.existing("the source does not exist") } else { place }
     }
-
-    pub fn rawlog(&self) -> Result<Option<RawLog>, Failed> {
-        let Some(path) = &self.common.rawlog else { return Ok(None) };
-        let made = RawLog::create(path).with_context(|| format!("-r {}", path.display()));
-        made.map(Some).map_err(|error| Failed::new(75, error))
-    }
-
-    fn run_local(
-        &self,
-        brain: &mut Brain,
-        text: &str,
-        user: &User,
-        display: &mut Display,
-    ) -> Result<Report, Failed> {
-        let settings = self.destination_settings;
-        // Attributes go with the mail: the dict of the configuration is the source's.
-        let text = self.own(text, "the destination")?;
-        let location = location(settings, user, Some(text))?.with_attribute_dict(None);
-        self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
-        let mut watch = |brain: &Brain| {
-            display.look(brain.progress());
-            !*self.stop.borrow()
-        };
-        Ok(local::run_recorded(brain, &mut other, &mut watch, self.rawlog()?)?.0)
-    }
-}
-
-/// Where a user's mail is: as said on the command line, else as configured, else where it usually is.
-pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<Location, Failed> {
-    if let Some(place) = settings.encrypts() {
-        let what = format!(
-            "{place}: mail_plugins: mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone (if this mail is not encrypted: -o mail_plugins=)"
-        );
-        return Err(Failed::new(65, anyhow::Error::msg(what)));
-    }
-    let text = match said {
-        Some(text) => Some(location_for(text, user)?),
-        None => settings.mail_location(user)?,
-    };
-    let location = match (text, &user.home) {
-        (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))?,
-        (None, Some(home)) => Location::detect(home, Some(&user.name)).ok_or_else(|| {
-            let what =
-                format!("no mail found in {}: say where it is with --source maildir:/path", home.display());
-            Failed::new(78, anyhow::Error::msg(what))
-        })?,
-        (None, None) => {
-            let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
-            return Err(Failed::new(78, anyhow::Error::msg(what)));
-        }
-    };
-    let location = location.with_separator(settings.separator());
-    let location = location.with_attachments(settings.mail_attachment_dir(user)?);
-    let location = location.with_attribute_dict(settings.mail_attribute_dict(user)?);
-    let location = location.with_mbox_locks(mbox_locks(settings)?);
-    Ok(location.with_rotation(settings.mdbox_rotate_size()?, settings.mdbox_rotate_interval()?))
-}
-
-/// When what is written goes to disk.
-pub fn fsync(settings: &Settings) -> Result<Fsync, Failed> {
-    Ok(match settings.mail_fsync()? {
-        dsync_accounts::Fsync::Always => Fsync::Always,
-        dsync_accounts::Fsync::Optimized => Fsync::Optimized,
-        dsync_accounts::Fsync::Never => Fsync::Never,
-    })
 }
 
 /// The default place of the configuration, for messages.
 pub fn config_name(settings: &Settings) -> PathBuf {
     settings.file().map_or_else(|| PathBuf::from("(defaults)"), PathBuf::from)
-}
-
-/// How mbox files are locked.
-fn mbox_locks(settings: &Settings) -> Result<Locking, Failed> {
-    let MboxLocks { read, write, timeout, dotlock_change_timeout } = settings.mbox_locks()?;
-    Ok(Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout)?)
 }

@@ -10,6 +10,7 @@ mod manual;
 mod many;
 mod progress;
 mod purge;
+mod remote;
 mod report;
 mod select;
 mod users;
@@ -22,13 +23,15 @@ use dsync_accounts::{ConfError, Settings, UserError, hash_password};
 use dsync_session::SessionError;
 use dsync_session::model::SyncState;
 use dsync_session::proto::{Direction, Options, Purpose};
-use dsync_session::storage::StorageError;
+use dsync_worker::Pool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
 
 use args::{Changes, Cli, Command, Common, Globals, Users};
 use connection::Connections;
 use jobs::{Done, Session};
+use remote::Served;
 use users::Who;
 
 /// What is printed once, and the exit status that goes with it.
@@ -72,9 +75,12 @@ macro_rules! failed_from {
         }
     )*};
 }
-failed_from!(ConfError, UserError, SessionError, StorageError);
+failed_from!(ConfError, UserError, SessionError);
 
 fn main() -> ExitCode {
+    if let Some(status) = dsync_worker::enter(start_log) {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -87,7 +93,7 @@ fn main() -> ExitCode {
         }
     };
     let globals = cli.globals();
-    start_log(globals.debug);
+    start_log(if globals.debug { LevelFilter::DEBUG } else { LevelFilter::WARN });
     match run(&cli, &globals) {
         Ok(status) => ExitCode::from(status),
         Err(failed) => ExitCode::from(failed.tell()),
@@ -105,17 +111,23 @@ fn run(cli: &Cli, globals: &Globals) -> Result<u8, Failed> {
         Command::Completions { shell } => manual::completions(*shell).map(|()| 0),
         Command::Rawlog { file } => rawlog(file).map(|()| 0),
         Command::Verify { bodies, common, .. } => verify(*bodies, common, globals),
-        Command::Sync { one_way, changes, users, common, .. } => {
-            change(jobs::direction(false, *one_way, changes.reverse), changes, users, common, globals)
+        Command::Sync { one_way, changes, users, common, globals: behind } => {
+            let direction = jobs::direction(false, *one_way, changes.reverse);
+            change(direction, changes, users, common, globals, behind)
         }
-        Command::Backup { changes, users, common, .. } => {
-            change(jobs::direction(true, false, changes.reverse), changes, users, common, globals)
+        Command::Backup { changes, users, common, globals: behind } => {
+            let direction = jobs::direction(true, false, changes.reverse);
+            change(direction, changes, users, common, globals, behind)
         }
     }
 }
 
 /// `verify`: prints what differs, and changes nothing.
 fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed> {
+    if common.socket.is_some() {
+        return Err(Failed::usage("-S goes with sync and backup"));
+    }
+    let served = Served::now();
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
@@ -129,6 +141,8 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         verbose: globals.verbose,
         many: false,
         stop: stop_on_signals()?,
+        pool: &Pool::new(),
+        served,
     };
     let user = users::one(&settings, common.user.as_deref())?;
     let mut connections = Connections::new()?;
@@ -174,8 +188,14 @@ fn change(
     users: &Users,
     common: &Common,
     globals: &Globals,
+    behind: &Globals,
 ) -> Result<u8, Failed> {
+    let served = Served::now();
+    served.check(common, users, behind)?;
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
+    if let Some(socket) = &common.socket {
+        return remote::run(socket, &settings, common, changes, globals);
+    }
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
     let destination_settings = Settings::load(globals.config.as_deref(), &overrides)?;
@@ -216,6 +236,8 @@ fn change(
         verbose: globals.verbose,
         many,
         stop: stop_on_signals()?,
+        pool: &Pool::new(),
+        served,
     };
     let user = match who {
         Who::Many(names) => return many::run(&session, names, users, common, globals),
@@ -317,8 +339,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>, Failed> {
     Ok(receiver)
 }
 
-fn start_log(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::WARN };
+fn start_log(level: LevelFilter) {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)

@@ -2,43 +2,40 @@
 
 use std::time::Duration;
 
-use dsync_accounts::Settings;
-use dsync_session::storage::Purged;
+use anyhow::Context as _;
+use dsync_accounts::{Identity, Settings};
+use dsync_worker::{Freed, Outcome, Place, Pool, Role, Task};
 
+use crate::Failed;
 use crate::args::Globals;
-use crate::{Failed, jobs};
 
 /// Purges one account, beside whoever uses it, but not beside another dsync.
 pub fn run(
     globals: &Globals,
-    user: Option<&str>,
+    named: Option<&str>,
     location: Option<&str>,
     lock_wait: u32,
 ) -> Result<(), Failed> {
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
-    let user = crate::users::one(&settings, user)?;
-    let location = jobs::location(&settings, &user, location)?;
-    if !location.root().is_dir() {
-        let what = format!("{}: there is no mail to purge", location.root().display());
-        return Err(Failed::new(78, anyhow::Error::msg(what)));
-    }
-    let mut storage = location.open(jobs::fsync(&settings)?)?;
-    let _lock = storage.lock(Duration::from_secs(lock_wait.into()))?;
-    let mut sum = None;
-    let mut from = Some(0);
-    while let Some(next) = from {
-        let Some(purged) = storage.purge(next)? else { break };
-        from = purged.next;
-        sum = Some(sum.unwrap_or(Purged::default()).and(purged));
-    }
+    let user = crate::users::one(&settings, named)?;
+    let identity = if named.is_some() { Identity::of(&settings, &user)? } else { None };
+    let place = Place::of(&settings, &user, location)?.existing("there is no mail to purge");
+    let role = Role::Purge { lock_wait: Duration::from_secs(lock_wait.into()) };
+    let task = Task { place, pretend: false, rawlog: None, role };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime").map_err(|error| Failed::new(75, error))?;
+    // Killed at any instant, it leaves the mail whole: there is no safe point to wait for.
+    let stop = tokio::sync::watch::channel(false).1;
+    let outcome = runtime.block_on(Pool::new().whole(identity.as_ref(), task, stop, &mut |_| {}))?;
+    let Outcome::Purged(location, freed) = outcome else { unreachable!("a purge was asked for") };
     if globals.verbose {
-        eprintln!("{}: {}", storage.location(), told(sum));
+        eprintln!("{location}: {}", told(freed));
     }
     Ok(())
 }
 
-fn told(purged: Option<Purged>) -> String {
-    let Some(Purged { files, messages, bytes, left, .. }) = purged else {
+fn told(freed: Option<Freed>) -> String {
+    let Some(Freed { files, messages, bytes, left }) = freed else {
         return "nothing to do: this format leaves nothing to be freed".into();
     };
     let left = if left > 0 { format!("; {left} files were left for the next time") } else { String::new() };

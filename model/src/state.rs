@@ -22,7 +22,7 @@ const OLD_RECORD_BYTES: usize = 40;
 const CRC_BYTES: usize = 4;
 
 /// Up to where both ends are known to agree, by mailbox.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct SyncState(pub BTreeMap<MailboxGuid, LastCommon>);
 
 /// Up to here both ends agreed on a mailbox. All zero but the UIDVALIDITY: nothing is known.

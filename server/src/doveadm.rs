@@ -2,19 +2,19 @@
 
 use bytes::BytesMut;
 use dsync_accounts::check_user;
+use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::{more, send};
-use dsync_session::dovecot::link::{self, Early};
-use dsync_session::dovecot::{Brain, Names};
+use dsync_session::dovecot::link::Early;
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
 use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
 use dsync_session::proto::preface::MAGIC;
-use dsync_session::storage::Storage;
 use dsync_session::{Report, SessionError};
+use dsync_worker::{Desk, Protocol, Talk};
 use tokio::time::timeout;
 
 use crate::limits::Permit;
-use crate::serve::{LOCK_WAIT, Peer, Service};
+use crate::serve::{Peer, Service};
 
 /// What a mailbox may be for (RFC 6154, 8457).
 const SPECIAL_USES: [&str; 8] =
@@ -23,6 +23,8 @@ const SPECIAL_USES: [&str; 8] =
 /// What became of a connection that began as doveadm's.
 pub enum Doveadm {
     Done(Box<Report>),
+    /// A command was run, and ended with this status.
+    Ran(u8),
     /// It goes on in our own protocol.
     Native(BytesMut),
 }
@@ -75,24 +77,34 @@ impl Service<'_> {
         permit: Option<&mut Permit>,
         named: &mut String,
     ) -> Result<Doveadm, SessionError> {
-        let mut talk = Talk { stream, server: Server::new(false), input };
-        let Some(Asked::Password { user, password }) = talk.asked(true).await? else {
-            return Ok(Doveadm::Native(talk.input));
+        let mut talk = Talk { stream, server: Server::new(peer.trusted), input };
+        let command = match talk.asked(true).await? {
+            None => return Ok(Doveadm::Native(talk.input)),
+            Some(Asked::Command(command)) => command,
+            Some(Asked::Password { user, password }) => {
+                let admitted = self.admit_doveadm(peer, &user, &password);
+                if let Err((status, text)) = admitted {
+                    talk.say(|_, output| Server::turn_away(output)).await?;
+                    return Err(SessionError::Refused { status, text });
+                }
+                talk.say(Server::admit).await?;
+                let Some(Asked::Command(command)) = talk.asked(false).await? else {
+                    return Err(SessionError::Peer("authenticates twice".into()));
+                };
+                command
+            }
         };
-        let admitted = self.admit_doveadm(peer, &user, &password);
-        if let Err((status, text)) = admitted {
-            talk.say(|_, output| Server::turn_away(output)).await?;
-            return Err(SessionError::Refused { status, text });
-        }
         if let Some(permit) = permit {
             permit.authenticated();
         }
-        talk.say(Server::admit).await?;
-        let Some(Asked::Command(command)) = talk.asked(false).await? else {
-            return Err(SessionError::Peer("authenticates twice".into()));
-        };
-        let storage = match self.opened(&command, named) {
-            Ok(storage) => storage,
+        if let Some(arguments) = command.to_be_run() {
+            if check_user(&command.user).is_ok() {
+                named.clone_from(&command.user);
+            }
+            return self.run_command(talk.stream, &command, arguments, peer).await.map(Doveadm::Ran);
+        }
+        let desk = match self.opened(&command, named).await {
+            Ok(desk) => desk,
             Err((status, text)) => {
                 talk.say(|_, output| Server::refuse(status, output)).await?;
                 return Err(SessionError::Refused { status, text });
@@ -100,7 +112,7 @@ impl Service<'_> {
         };
         talk.say(|_, output| Server::accept(output)).await?;
         let early = Early { input: talk.input, ..Early::default() };
-        let report = self.dovecot_session(storage, stream, early).await?;
+        let report = self.dovecot_session(desk, stream, early).await?;
         Ok(Doveadm::Done(Box::new(report)))
     }
 
@@ -114,18 +126,17 @@ impl Service<'_> {
     ) -> Result<Report, SessionError> {
         let user = peer.trusted_user.as_deref().unwrap_or_default();
         user.clone_into(named);
-        let opened = self.user(user).and_then(|user| self.storage(&user));
-        let storage = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
-        self.dovecot_session(storage, stream, early).await
+        let opened = self.desk(user).await;
+        let desk = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
+        self.dovecot_session(desk, stream, early).await
     }
 
     async fn dovecot_session(
         &self,
-        storage: Box<dyn Storage>,
+        desk: Desk<'_>,
         stream: &mut dyn Stream,
         early: Early,
     ) -> Result<Report, SessionError> {
-        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let uses = SPECIAL_USES.into_iter().flat_map(|flag| {
             let names = self.settings.special_use(flag).into_iter();
             names.map(move |name| (flag.to_owned(), name))
@@ -135,8 +146,8 @@ impl Service<'_> {
             special_uses: uses.collect(),
             ..Names::default()
         };
-        let mut brain = Brain::slave(storage, LOCK_WAIT, hostname.trim()).with_names(names);
-        link::run(&mut brain, stream, early, &self.link_options(false), None, &mut |_| {}).await
+        let talk = Talk { names, ..self.talk(Protocol::Dovecot, early) };
+        desk.run(stream, talk, &mut |_| {}).await.map(|(report, _)| report)
     }
 
     /// Whoever knows doveadm's password may have every user's mail, as with Dovecot.
@@ -151,7 +162,7 @@ impl Service<'_> {
         }
     }
 
-    fn opened(&self, command: &Command, named: &mut String) -> Result<Box<dyn Storage>, (u8, String)> {
+    async fn opened(&self, command: &Command, named: &mut String) -> Result<Desk<'_>, (u8, String)> {
         if command.name != "dsync-server" {
             let text = format!("asks for the command {:?}; only dsync-server is served", command.name);
             return Err((77, text));
@@ -161,6 +172,6 @@ impl Service<'_> {
         }
         check_user(&command.user).map_err(|error| (67, error.to_string()))?;
         named.clone_from(&command.user);
-        self.storage(&self.user(&command.user)?)
+        self.desk(&command.user).await
     }
 }

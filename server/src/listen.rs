@@ -10,6 +10,7 @@ use dsync_accounts::Settings;
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Spoken, recognise};
+use dsync_worker::Pool;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
@@ -20,38 +21,59 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::limits::{Doorman, Limits, Permit};
 use crate::serve::{Peer, Service};
-use crate::tls;
+use crate::{tls, unix};
 
 /// How long running syncs get to reach a safe point.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How often to look for workers that were idle for long.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// The stack of a connection's thread.
 const STACK_BYTES: usize = 2 << 20;
 
 /// Listens until a signal comes.
-pub fn run(settings: Settings) -> anyhow::Result<()> {
-    let settings = Arc::new(settings);
+pub fn run(settings: Settings, conf: Vec<String>) -> anyhow::Result<()> {
+    let (settings, conf) = (Arc::new(settings), Arc::new(conf));
     let tls = tls::config(&settings)?;
     let port = settings.doveadm_port()?;
     let listeners = bind(&settings.listen()?, port)?;
+    let sockets = unix::bind(&settings.doveadm_sockets()?)?;
     let limits = Limits {
         total: settings.max_connections()?,
         per_address: settings.max_connections_per_ip()?,
         unauthenticated: settings.max_unauthenticated()?,
     };
     let doorman = Doorman::new(limits);
+    let pool = Arc::new(Pool::new());
     let (stop, stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Before the log says that we listen: who reads it may stop us at once.
         let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut doors = Vec::new();
+        let door = Door {
+            settings: settings.clone(),
+            conf: conf.clone(),
+            tls: tls.clone(),
+            doorman: doorman.clone(),
+            pool: pool.clone(),
+            stop: stopped.clone(),
+        };
         for listener in listeners {
             let address = listener.local_addr()?;
             tracing::info!("listening on {address}, {}", if tls.is_some() { "TLS" } else { "no TLS" });
-            let door = Door { settings: settings.clone(), tls: tls.clone(), doorman: doorman.clone(), stop: stopped.clone() };
-            doors.push(tokio::spawn(door.stand(tokio::net::TcpListener::from_std(listener)?)));
+            doors.push(tokio::spawn(door.clone().stand(tokio::net::TcpListener::from_std(listener)?)));
         }
-        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        for (listener, path) in sockets {
+            tracing::info!("listening on {}", path.display());
+            doors.push(tokio::spawn(door.clone().stand_at_socket(tokio::net::UnixListener::from_std(listener)?)));
+        }
+        let sweep = async {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                pool.sweep();
+            }
+        };
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {}, () = sweep => {} }
         doors.iter().for_each(tokio::task::JoinHandle::abort);
         tracing::info!("stopping; {} connections are open", doorman.open());
         stop.send_replace(true);
@@ -140,10 +162,13 @@ fn holder(port: u16) -> String {
     String::new()
 }
 
+#[derive(Clone)]
 struct Door {
     settings: Arc<Settings>,
+    conf: Arc<Vec<String>>,
     tls: Option<Arc<ServerConfig>>,
     doorman: Arc<Doorman>,
+    pool: Arc<Pool>,
     stop: watch::Receiver<bool>,
 }
 
@@ -159,50 +184,104 @@ impl Door {
                     continue;
                 }
             };
-            let permit = match self.doorman.admit(address.ip()) {
-                Ok(permit) => permit,
-                Err(limit) => {
-                    tracing::warn!("peer={address} turned away: {limit}");
-                    continue;
+            self.let_in(address, stream.into_std().map(Caller::Tcp));
+        }
+    }
+
+    async fn stand_at_socket(self, listener: tokio::net::UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let address = (IpAddr::from(Ipv4Addr::LOCALHOST), 0).into();
+                    self.let_in(address, stream.into_std().map(Caller::Unix));
                 }
-            };
-            let visit = Visit {
-                settings: self.settings.clone(),
-                tls: self.tls.clone(),
-                stop: self.stop.clone(),
-                address,
-                permit,
-            };
-            let stream = stream.into_std();
-            let thread = std::thread::Builder::new().name(format!("sync {address}")).stack_size(STACK_BYTES);
-            let started = stream.and_then(|stream| thread.spawn(move || visit.receive(stream)));
-            if let Err(error) = started {
-                tracing::error!("peer={address} cannot be served: {error}");
+                Err(error) => {
+                    tracing::error!("cannot accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
+        }
+    }
+
+    /// Begins a thread for a connection, if there may be one more.
+    fn let_in(&self, address: SocketAddr, caller: std::io::Result<Caller>) {
+        let permit = match self.doorman.admit(address.ip()) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                tracing::warn!("peer={address} turned away: {limit}");
+                return;
+            }
+        };
+        let visit = Visit {
+            settings: self.settings.clone(),
+            conf: self.conf.clone(),
+            tls: self.tls.clone(),
+            pool: self.pool.clone(),
+            stop: self.stop.clone(),
+            address,
+            permit: Some(permit),
+        };
+        let thread = std::thread::Builder::new().name(format!("sync {address}")).stack_size(STACK_BYTES);
+        let started = caller.and_then(|caller| thread.spawn(move || visit.receive(caller)));
+        if let Err(error) = started {
+            tracing::error!("peer={address} cannot be served: {error}");
         }
     }
 }
 
+/// A connection just made.
+enum Caller {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
 struct Visit {
     settings: Arc<Settings>,
+    conf: Arc<Vec<String>>,
     tls: Option<Arc<ServerConfig>>,
+    pool: Arc<Pool>,
     stop: watch::Receiver<bool>,
     address: SocketAddr,
-    permit: Permit,
+    permit: Option<Permit>,
 }
 
 impl Visit {
-    fn receive(self, stream: std::net::TcpStream) {
+    fn receive(self, caller: Caller) {
         let address = self.address;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let served =
-            runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(self.talk(stream)));
+        let served = runtime.map_err(anyhow::Error::from).and_then(|runtime| match caller {
+            Caller::Tcp(stream) => runtime.block_on(self.talk(stream)),
+            Caller::Unix(stream) => runtime.block_on(self.talk_here(stream)),
+        });
         if let Err(error) = served {
             tracing::warn!("peer={address} {error:#}");
         }
     }
 
-    async fn talk(self, stream: std::net::TcpStream) -> anyhow::Result<()> {
+    fn service(&self) -> Service<'_> {
+        Service { settings: &self.settings, pool: &self.pool, conf: &self.conf, stop: self.stop.clone() }
+    }
+
+    /// A connection by a unix socket.
+    async fn talk_here(mut self, stream: std::os::unix::net::UnixStream) -> anyhow::Result<()> {
+        let mut stream = tokio::net::UnixStream::from_std(stream)?;
+        let uid = stream.peer_cred()?.uid();
+        let peer = Peer {
+            name: format!("uid {uid}"),
+            certificate: Vec::new(),
+            trusted_user: None,
+            exposed: false,
+            local: true,
+            trusted: unix::is_trusted(uid),
+        };
+        let early =
+            timeout(PREFACE_WAIT, self.first_words(&mut stream, &peer)).await.context("said nothing")??;
+        let permit = self.permit.take();
+        self.service().serve(&mut stream, early, &peer, permit).await;
+        Ok(())
+    }
+
+    async fn talk(mut self, stream: std::net::TcpStream) -> anyhow::Result<()> {
         let stream = tokio::net::TcpStream::from_std(stream)?;
         stream.set_nodelay(true)?;
         let local = self.address.ip().is_loopback();
@@ -217,12 +296,14 @@ impl Visit {
             trusted_user: None,
             exposed: !local,
             local,
+            trusted: false,
         };
-        let service = Service { settings: &self.settings, stop: self.stop.clone() };
+        let permit = self.permit.take();
+        let service = self.service();
         if recognise(&first) != Some(Spoken::Tls) {
             let mut stream = stream;
             let early = self.first_words(&mut stream, &peer).await?;
-            service.serve(&mut stream, early, &peer, Some(self.permit)).await;
+            service.serve(&mut stream, early, &peer, permit).await;
             return Ok(());
         }
         let Some(config) = self.tls.clone() else { anyhow::bail!("wants TLS, and ssl = no") };
@@ -234,7 +315,7 @@ impl Visit {
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         peer.certificate = certificate.map(tls::names).unwrap_or_default();
         let early = self.first_words(&mut stream, &peer).await?;
-        service.serve(&mut stream, early, &peer, Some(self.permit)).await;
+        service.serve(&mut stream, early, &peer, permit).await;
         Ok(())
     }
 

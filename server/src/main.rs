@@ -2,24 +2,31 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod command;
 mod doveadm;
 mod limits;
 mod listen;
 mod serve;
 mod tls;
+mod unix;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use dsync_accounts::{Settings, check_user};
 use dsync_session::dial::own_stdio;
+use dsync_worker::Pool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
 
 use args::Cli;
 use serve::{Peer, Service};
 
 fn main() -> ExitCode {
+    if let Some(status) = dsync_worker::enter(start_log) {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -28,17 +35,12 @@ fn main() -> ExitCode {
         }
     };
     let level = match (cli.debug, cli.user.is_some()) {
-        (true, _) => tracing::Level::DEBUG,
+        (true, _) => LevelFilter::DEBUG,
         // Over ssh, stderr is the user's terminal.
-        (false, true) => tracing::Level::WARN,
-        (false, false) => tracing::Level::INFO,
+        (false, true) => LevelFilter::WARN,
+        (false, false) => LevelFilter::INFO,
     };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
+    start_log(level);
     let settings = match Settings::load(cli.config.as_deref(), &cli.overrides) {
         Ok(settings) => settings,
         Err(error) => {
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
     };
     let outcome = match &cli.user {
         Some(user) => stdio(&settings, user),
-        None => listen::run(settings).map(|()| 0),
+        None => listen::run(settings, conf_words(&cli)).map(|()| 0),
     };
     match outcome {
         Ok(status) => ExitCode::from(status),
@@ -63,6 +65,21 @@ fn main() -> ExitCode {
             ExitCode::from(if taken { 75 } else { 78 })
         }
     }
+}
+
+/// What the command line says of the configuration, for a program that is to have the same.
+fn conf_words(cli: &Cli) -> Vec<String> {
+    let file = cli.config.iter().flat_map(|path| ["-c".to_owned(), path.display().to_string()]);
+    file.chain(cli.overrides.iter().flat_map(|setting| ["-o".to_owned(), setting.clone()])).collect()
+}
+
+fn start_log(level: LevelFilter) {
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
 }
 
 /// Serves the one session on stdin and stdout.
@@ -79,8 +96,10 @@ fn stdio(settings: &Settings, user: &str) -> anyhow::Result<u8> {
             trusted_user: Some(user.to_owned()),
             exposed: false,
             local: false,
+            trusted: false,
         };
-        let service = Service { settings, stop };
+        let pool = Pool::new();
+        let service = Service { settings, pool: &pool, conf: &[], stop };
         let serving = service.serve(&mut *way.stream, bytes::BytesMut::new(), &peer, None);
         tokio::pin!(serving);
         loop {

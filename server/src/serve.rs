@@ -4,14 +4,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use dsync_accounts::{MboxLocks, Settings, User, UserError, check_user, lookup, verify, verify_secret};
+use dsync_accounts::{Identity, Settings, UserError, check_user, lookup, verify, verify_secret};
+use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::Caller;
+use dsync_session::dovecot::link::Early;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
-use dsync_session::storage::disk::Pretend;
-use dsync_session::storage::mbox::Locking;
-use dsync_session::storage::{Fsync, Location, Storage};
-use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
+use dsync_session::{Report, SessionError, dovecot, greet, link};
+use dsync_worker::{Desk, Place, Pool, Protocol, Role, Talk, Task};
 use tokio::sync::watch;
 
 use crate::doveadm::Doveadm;
@@ -32,11 +32,17 @@ pub struct Peer {
     pub exposed: bool,
     /// It is on this machine.
     pub local: bool,
+    /// It came by a unix socket, and runs as root or as we do: it needs no password for doveadm's commands.
+    pub trusted: bool,
 }
 
 /// Everything that a connection needs to know.
 pub struct Service<'a> {
     pub settings: &'a Settings,
+    /// Processes that work for users who have a uid of their own.
+    pub pool: &'a Pool,
+    /// The words of our command line that say what the configuration is, for programs that we start.
+    pub conf: &'a [String],
     pub stop: watch::Receiver<bool>,
 }
 
@@ -57,6 +63,11 @@ impl Service<'_> {
         let early = match self.spoken(stream, early, peer, permit.as_mut(), &mut named).await {
             Ok(Doveadm::Native(early)) => early,
             Ok(Doveadm::Done(report)) => return told(&named, peer, begun, Ok(report)),
+            Ok(Doveadm::Ran(status)) => {
+                let (seconds, peer) = (begun.elapsed().as_secs_f64(), &peer.name);
+                tracing::info!("command user={named} peer={peer} seconds={seconds:.3} status={status}");
+                return status;
+            }
             Err(error) => return told(&named, peer, begun, Err(error)),
         };
         let asked = match greet::server(stream, early, !peer.local).await {
@@ -134,12 +145,12 @@ impl Service<'_> {
         compress: bool,
     ) -> Served {
         let opened = if standing.admits(user) {
-            self.user(user).and_then(|user| self.storage(&user))
+            self.desk(user).await
         } else {
             Err((77, "this login is not for that user".to_owned()))
         };
-        let storage = match opened {
-            Ok(storage) => storage,
+        let desk = match opened {
+            Ok(desk) => desk,
             Err((status, text)) => {
                 let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
                 return match answered {
@@ -151,9 +162,9 @@ impl Service<'_> {
         if let Err(error) = greet::answer(stream, Verdict::Welcome).await {
             return Served::Broken(error);
         }
-        let mut brain = Brain::responder(storage, LOCK_WAIT);
-        let options = self.link_options(compress);
-        match link::run(&mut brain, stream, std::mem::take(input), options, &mut |_| {}).await {
+        let early = Early { input: std::mem::take(input), ..Early::default() };
+        let talk = self.talk(Protocol::Native { compress }, early);
+        match desk.run(stream, talk, &mut |_| {}).await {
             Ok((report, behind)) => {
                 *input = behind;
                 Served::Done(Box::new(report))
@@ -162,14 +173,9 @@ impl Service<'_> {
         }
     }
 
-    pub(crate) fn link_options(&self, compress: bool) -> link::Options {
-        let silence = self.settings.silence_secs().map_or(600, u64::from);
-        link::Options {
-            silence: Duration::from_secs(silence),
-            compress,
-            stop: self.stop.clone(),
-            rawlog: None,
-        }
+    pub(crate) fn talk(&self, protocol: Protocol, early: Early) -> Talk {
+        let silence = Duration::from_secs(self.settings.silence_secs().map_or(600, u64::from));
+        Talk { protocol, early, names: Names::default(), silence, stop: self.stop.clone() }
     }
 
     /// Settles who the client is, and whose mail that opens.
@@ -220,45 +226,16 @@ impl Service<'_> {
         }
     }
 
-    pub(crate) fn user(&self, name: &str) -> Result<User, (u8, String)> {
-        lookup(self.settings, name).map_err(refused)
-    }
-
-    pub(crate) fn storage(&self, user: &User) -> Result<Box<dyn Storage>, (u8, String)> {
-        if let Some(place) = self.settings.encrypts() {
-            let what = "mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone";
-            return Err((65, format!("{place}: mail_plugins: {what}")));
-        }
-        let location = self.settings.mail_location(user).map_err(|error| (78, chain(&error)))?;
-        let location = match (location, &user.home) {
-            (Some(text), home) => Location::parse_for(&text, home.as_deref(), Some(&user.name))
-                .map_err(|error| (error.status(), chain(&error)))?,
-            (None, Some(home)) => Location::detect(home, Some(&user.name))
-                .ok_or_else(|| (78, "mail_location is not set, and the home holds no mail".to_owned()))?,
-            (None, None) => return Err((78, "mail_location is not set, and the user has no home".into())),
-        };
-        let fsync = match self.settings.mail_fsync().map_err(|error| (78, chain(&error)))? {
-            dsync_accounts::Fsync::Always => Fsync::Always,
-            dsync_accounts::Fsync::Optimized => Fsync::Optimized,
-            dsync_accounts::Fsync::Never => Fsync::Never,
-        };
-        let attachments = self.settings.mail_attachment_dir(user).map_err(|error| (78, chain(&error)))?;
-        let locks = self.settings.mbox_locks().map_err(|error| (78, chain(&error)))?;
-        let MboxLocks { read, write, timeout, dotlock_change_timeout } = locks;
-        let locking =
-            Locking::default().set(read.as_deref(), write.as_deref(), timeout, dotlock_change_timeout);
-        let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
-        let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
-        let attributes = self.settings.mail_attribute_dict(user).map_err(|error| (78, chain(&error)))?;
-        let location = location
-            .with_separator(self.settings.separator())
-            .with_attachments(attachments)
-            .with_rotation(rotate_bytes, rotate_secs)
-            .with_attribute_dict(attributes)
-            .with_mbox_locks(locking.map_err(|error| (error.status(), chain(&error)))?);
+    /// Opens a user's mail, as the system user that they are.
+    pub(crate) async fn desk(&self, name: &str) -> Result<Desk<'_>, (u8, String)> {
+        let user = lookup(self.settings, name).map_err(refused)?;
+        let identity = Identity::of(self.settings, &user).map_err(refused)?;
+        let told = |error: SessionError| (error.status(), error.failure().text);
+        let place = Place::of(self.settings, &user, None).map_err(told)?;
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
-        let _pretend = Pretend::begin();
-        location.open(fsync).map_err(|error| (error.status(), chain(&error)))
+        let role = Role::Responder { lock_wait: LOCK_WAIT };
+        let task = Task { place, pretend: true, rawlog: None, role };
+        self.pool.open(identity.as_ref(), task).await.map_err(told)
     }
 }
 

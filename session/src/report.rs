@@ -1,10 +1,11 @@
 //! What a session did, for people and programs.
 
+use bincode::{Decode, Encode};
 use dsync_model::SyncState;
 use dsync_proto::{Counters, Planned};
 
 /// The outcome of a session that came to its end.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Encode, Decode)]
 pub struct Report {
     /// Work done at this end, and at the other.
     pub local: Counters,
@@ -30,7 +31,7 @@ pub struct Report {
 }
 
 /// What was compared with a Dovecot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Compared {
     /// Mailboxes of which only the counters were compared, and were equal.
     pub equal: u64,
@@ -39,7 +40,7 @@ pub struct Compared {
 }
 
 /// What happened to one mailbox, at this end.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct MailboxReport {
     pub name: String,
     pub saved: u64,
@@ -80,7 +81,7 @@ impl Report {
 }
 
 /// How far a session has come. All counts are of this end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Progress {
     /// Messages to be saved here that are known so far, and those that have come.
     pub wanted: u64,

@@ -133,7 +133,7 @@ pub fn create(path: &Path, mode: u32) -> Result<File> {
     }
     let flags = OFlags::NOFOLLOW.bits() as i32;
     let file = OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
-    file.map_err(StorageError::io(path))
+    file.and_then(|file| with_group(file, mode, path)).map_err(StorageError::io(path))
 }
 
 /// The same, to be read as well.
@@ -144,7 +144,20 @@ pub fn create_readable(path: &Path, mode: u32) -> Result<File> {
     let flags = OFlags::NOFOLLOW.bits() as i32;
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
-    file.map_err(StorageError::io(path))
+    file.and_then(|file| with_group(file, mode, path)).map_err(StorageError::io(path))
+}
+
+/// Gives what was just made the group of the directory it is in, if the group may do anything with it, as Dovecot does. Where that
+/// group cannot be given, no other gets its rights. A file that nobody may write is but a mark, and stays as it is.
+fn with_group(made: File, mode: u32, path: &Path) -> io::Result<File> {
+    let Some(directory) = path.parent().filter(|_| mode & 0o070 != 0 && mode & 0o200 != 0) else {
+        return Ok(made);
+    };
+    let (now, wanted) = (made.metadata()?, fs::metadata(directory)?.gid());
+    if now.gid() != wanted && fchown(&made, None, Some(wanted)).is_err() {
+        made.set_permissions(Permissions::from_mode(now.mode() & 0o707))?;
+    }
+    Ok(made)
 }
 
 /// Makes a directory and those above it, all of one mode: that of what is there already, and never open to others. An existing one is fine.
@@ -160,7 +173,13 @@ pub fn make_directory(path: &Path) -> Result<()> {
     let above = path.ancestors().skip(1).find_map(|above| fs::metadata(above).ok());
     let above = above.filter(|meta| direct || meta.mode() & 0o007 == 0);
     let mode = above.map_or(0o700, |meta| meta.mode() & 0o770 | 0o700);
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(StorageError::io(path))
+    let make = || {
+        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32;
+        let made = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        with_group(made, mode, path).map(drop)
+    };
+    make().map_err(StorageError::io(path))
 }
 
 /// Copies `from` into the open, empty `to`: by reference where the file system can, else within the kernel.
@@ -392,7 +411,13 @@ pub fn append_record(path: &Path, record: &[u8]) -> Result<()> {
     }
     let mode = file_mode(path.parent().unwrap_or(Path::new(".")));
     let flags = OFlags::NOFOLLOW.bits() as i32;
-    let file = OpenOptions::new().append(true).create(true).mode(mode).custom_flags(flags).open(path);
+    let mut options = OpenOptions::new();
+    options.append(true).mode(mode).custom_flags(flags);
+    let file = match options.clone().create_new(true).open(path) {
+        Ok(made) => with_group(made, mode, path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => options.create(true).open(path),
+        Err(error) => Err(error),
+    };
     let mut file = file.map_err(StorageError::io(path))?;
     let length = file.metadata().map_err(StorageError::io(path))?.len();
     let torn = length % record.len() as u64;

@@ -238,11 +238,6 @@ impl Service {
         self.dir.join("ca.pem")
     }
 
-    /// Its configuration, for a doveadm that is to ask it who a user is.
-    pub fn conf(&self) -> PathBuf {
-        self.dir.join("dovecot.conf")
-    }
-
     /// What it has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).expect("a log")

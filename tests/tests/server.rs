@@ -404,3 +404,91 @@ fn signals_end_a_sync_at_a_safe_point() {
         assert_eq!(mail.view(), Account::new(place.path("server/alice")).view());
     }
 }
+
+/// `-S`: the server runs the command with its own settings, and what it prints, says and ends with comes back.
+#[test]
+fn a_server_runs_the_command_for_us() {
+    let place = Place::new(
+        "base_dir = %PLACE%\nservice doveadm {\n unix_listener doveadm-server {\n mode = 0600\n }\n}\n",
+    );
+    let dir = place.dir.path().display().to_string();
+    let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
+    std::fs::write(place.path("server.conf"), conf.replace("%PLACE%", &dir)).expect("written");
+    let server = place.serve();
+    let mail = Account::new(place.path("server/alice"));
+    mail.deliver("", "1700000001.M1P1.test", b"Subject: x\n\nx\n");
+    let run = |words: &[&str]| {
+        let output = place.dsync(words).output().expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (socket, port) = (format!("{dir}/doveadm-server"), format!("127.0.0.1:{}", place.port));
+    let tls = format!("tcps:localhost:{}", place.port);
+    // By each way, with the state on stdout and the lines of -v on stderr.
+    for (at, way) in [&socket, &port, &tls].into_iter().enumerate() {
+        let copy = place.path(&format!("copy{at}"));
+        let to = format!("maildir:{}", copy.display());
+        let (status, printed, said) = run(&["-v", "backup", "-S", way, "-s", "", &to]);
+        assert_eq!(status, Some(0), "{way}: {said}");
+        assert!(printed.trim().len() > 60 && printed.trim().lines().count() == 1, "{printed:?}");
+        assert!(said.contains("1 of 1 mailboxes shown equal"), "{said}");
+        assert_eq!(Account::new(&copy).view(), mail.view());
+        let line = server.wait_for("command user=alice");
+        assert!(line.contains("status=0"), "{line}");
+        // What it says of a failure, and its status.
+        let (status, _, said) = run(&["backup", "-S", way, "-u", "bob", &to]);
+        assert!(
+            status == Some(78) && said.contains("bob: ") && said.contains("source does not exist"),
+            "{status:?} {said}"
+        );
+    }
+    // A program as destination is for those who could run it themselves.
+    let program = programs().join("dsync-server").display().to_string();
+    let elsewhere = format!("mail_location=maildir:{dir}/elsewhere");
+    let destination = [program.as_str(), "-o", &elsewhere, "-c", "/dev/null", "--stdio", "-ualice"];
+    let (status, _, said) = run(&[&["backup", "-S", &socket], &destination[..]].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(Account::new(place.path("elsewhere")).view(), mail.view());
+    let touch = place.path("touched").display().to_string();
+    let own = place.path("client.conf").display().to_string();
+    for words in [
+        &["/usr/bin/touch", &touch][..],
+        &["/usr/bin/touch"],
+        &["touch x"],
+        &["remote:mx1"],
+        &["-r", &touch, "maildir:/x"],
+        &["-F", "/etc/passwd", "maildir:/%u"],
+        &["--resume", &touch, "-A", "maildir:/%u"],
+        &["-o", "mail_location=maildir:/x", "maildir:/y"],
+        &["-c", &own, "maildir:/y"],
+        &["-p", "a=b", "maildir:/y"],
+    ] {
+        let (status, printed, said) = run(&[&["backup", "-S", &port], words].concat());
+        assert_eq!((status, printed.as_str()), (Some(77), ""), "{words:?}: {said}");
+        assert!(said.contains("for clients by network"), "{said}");
+    }
+    assert!(!place.path("touched").exists());
+    let (status, _, said) = run(&["-o", "doveadm_password=wrong", "backup", "-S", &port, "maildir:/x"]);
+    assert!(status == Some(77) && said.contains("doveadm_password is wrong"), "{status:?} {said}");
+    let (status, _, said) = run(&["backup", "-S", "/no/such/socket", "maildir:/x"]);
+    assert!(status == Some(75) && said.contains("/no/such/socket"), "{status:?} {said}");
+    let (status, _, said) = run(&["-o", "x=y", "verify", "-S", &socket, "maildir:/x"]);
+    assert!(status == Some(64), "{status:?} {said}");
+    // A socket of a server that is gone is no obstacle, one in use is left alone.
+    let other = place.path("server.conf");
+    let text = std::fs::read_to_string(&other).expect("read");
+    let second = free_port();
+    std::fs::write(
+        &other,
+        text.replace(&format!("doveadm_port = {}", place.port), &format!("doveadm_port = {second}")),
+    )
+    .expect("written");
+    let beside = place.serve();
+    let (status, _, said) = run(&["backup", "-S", &socket, &format!("maildir:{dir}/copy3")]);
+    assert_eq!(status, Some(0), "{said}");
+    server.wait_for("command user=alice");
+    drop((server, beside));
+    let _again = place.serve();
+    let (status, _, said) = run(&["backup", "-S", &socket, &format!("maildir:{dir}/copy3")]);
+    assert_eq!(status, Some(0), "{said}");
+}

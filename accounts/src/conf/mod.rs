@@ -3,6 +3,7 @@
 mod error;
 mod include;
 mod line;
+mod listeners;
 mod location;
 mod mailboxes;
 mod mbox;
@@ -17,6 +18,7 @@ mod units;
 mod tests;
 
 pub use error::{ConfError, Place};
+pub use listeners::UnixSocket;
 pub use mbox::MboxLocks;
 #[cfg(any(feature = "sql", feature = "ldap"))]
 pub(crate) use parse::parse as parse_text;

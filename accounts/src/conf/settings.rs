@@ -39,7 +39,9 @@ pub(super) const DEFAULTS: &[(&str, &str)] = &[
     ("dsync_max_unauthenticated", "64"),
     ("dsync_remote_cmd", REMOTE_CMD),
     ("dsync_silence_secs", "600"),
+    ("first_valid_gid", "1"),
     ("first_valid_uid", "500"),
+    ("last_valid_gid", "0"),
     ("last_valid_uid", "0"),
     ("ldap_auth_dn", ""),
     ("ldap_auth_dn_password", ""),
@@ -48,18 +50,22 @@ pub(super) const DEFAULTS: &[(&str, &str)] = &[
     ("ldap_starttls", "no"),
     ("ldap_uris", ""),
     ("listen", "*, ::"),
+    ("mail_access_groups", ""),
     ("mail_attachment_dir", ""),
     ("mail_attribute_dict", ""),
+    ("mail_chroot", ""),
     ("mail_control_path", ""),
     ("mail_driver", ""),
     ("mail_ext_attachment_path", ""),
     ("mail_fsync", "optimized"),
+    ("mail_gid", ""),
     ("mail_inbox_path", ""),
     ("mail_index_path", ""),
     ("mail_location", ""),
     ("mail_path", ""),
     ("mail_plugins", ""),
     ("mail_replica", ""),
+    ("mail_uid", ""),
     ("mailbox_list_layout", ""),
     ("mbox_dotlock_change_timeout", "2 mins"),
     ("mbox_lock_timeout", "30 secs"),
@@ -206,7 +212,7 @@ impl Settings {
         Ok((!text.is_empty()).then(|| (entry.place.clone(), text)))
     }
 
-    pub(super) fn parsed<T>(
+    pub(crate) fn parsed<T>(
         &self,
         setting: &str,
         what: &str,

@@ -45,7 +45,8 @@ pub struct Common {
     /// Take the destination from the userdb field or setting mail_replica
     #[arg(short = 'd', long, conflicts_with = "destination")]
     pub default_destination: bool,
-    /// Have a server do it: known from doveadm, and refused here
+    /// Have a server run the command: the path of a unix socket, or host:port; tcps: before it for TLS. The configuration, users and
+    /// destination are the server's
     #[arg(short = 'S', long, value_name = "SOCKET")]
     pub socket: Option<String>,
     /// Record what travels between the ends in this file, for dsync rawlog; bodies and passwords are left out

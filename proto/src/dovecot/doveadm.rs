@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 use super::text;
 use crate::ProtoError;
@@ -14,6 +14,11 @@ use crate::ProtoError;
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Most arguments of a command.
 const ARGUMENTS_MAX: usize = 100;
+/// The channels of packets: the log, and what a command prints. 0 is the protocol itself.
+pub const LOG: u8 = b'L';
+pub const PRINTED: u8 = b'O';
+/// The first argument of a command whose reply is wanted in packets; for a dsync-server, which names no version.
+const IN_PACKETS: &str = "--in-packets";
 const CLIENT_HELLO: &[u8] = b"VERSION\tdoveadm-server\t1\t2\n";
 
 /// A status that a reply names, as Dovecot spells it and as a program ends with it.
@@ -74,16 +79,28 @@ pub struct Demux {
     channel: u8,
     left: usize,
     log: BytesMut,
+    /// What the command writes to its standard output: a dsync-server's own channel.
+    printed: BytesMut,
 }
 
 impl Demux {
+    /// How far it is, for another process to go on there: channel and bytes left of the packet, and the begun line of the log.
+    pub fn into_parts(self) -> (u8, u64, Vec<u8>) {
+        (self.channel, self.left as u64, self.log.to_vec())
+    }
+
+    /// Goes on where another one was.
+    pub fn from_parts((channel, left, log): (u8, u64, Vec<u8>)) -> Demux {
+        Demux { channel, left: left as usize, log: BytesMut::from(&log[..]), ..Demux::default() }
+    }
+
     /// Moves what belongs to the protocol from `input` to `plain`, and gives the lines of the log.
     pub fn take(&mut self, input: &mut BytesMut, plain: &mut BytesMut) -> Result<Vec<Logged>, ProtoError> {
         loop {
             if self.left == 0 {
                 let Some(head) = input.first_chunk::<5>() else { break };
                 let [channel, length @ ..] = *head;
-                if channel != 0 && channel != b'L' {
+                if !matches!(channel, 0 | LOG | PRINTED) {
                     return Err(ProtoError::Malformed(format!("there is no channel {channel}")));
                 }
                 self.channel = channel;
@@ -97,10 +114,10 @@ impl Demux {
             }
             let data = input.split_to(here);
             self.left -= here;
-            if self.channel == 0 {
-                plain.extend_from_slice(&data);
-            } else {
-                self.log.extend_from_slice(&data);
+            match self.channel {
+                0 => plain.extend_from_slice(&data),
+                PRINTED => self.printed.extend_from_slice(&data),
+                _ => self.log.extend_from_slice(&data),
             }
         }
         let mut lines = Vec::new();
@@ -142,10 +159,13 @@ pub struct Client {
     asking: Asking,
     password: Option<(String, String)>,
     command: Vec<u8>,
+    /// The same for a dsync-server, if it is to be run there and not the beginning of a session.
+    run: Option<Vec<u8>>,
     demux: Option<Demux>,
     minor: u32,
     plain: BytesMut,
     log: Vec<Logged>,
+    values: BytesMut,
 }
 
 impl Client {
@@ -156,11 +176,20 @@ impl Client {
             asking: Asking::Greeting,
             password,
             command: command.to_line(),
+            run: None,
             demux: None,
             minor: 0,
             plain: BytesMut::new(),
             log: Vec::new(),
+            values: BytesMut::new(),
         }
+    }
+
+    /// The same for a command that the server runs: what it prints is had by [`Client::printed`], and `true` says that it succeeded.
+    pub fn to_run(password: Option<(String, String)>, command: &Command, output: &mut BytesMut) -> Client {
+        let mut ours = command.clone();
+        ours.arguments.insert(0, IN_PACKETS.to_owned());
+        Client { run: Some(ours.to_line()), ..Client::new(password, command, output) }
     }
 
     /// Takes what came. `true`: the command succeeded, and what follows is its own ([`Client::into_stream`]).
@@ -190,12 +219,22 @@ impl Client {
                     self.asking = Asking::Password;
                 }
                 (Asking::Greeting | Asking::Password, "+") => {
-                    output.extend_from_slice(&self.command);
-                    self.demux = (self.minor > 0).then(Demux::default);
+                    let ours = self.run.as_ref().filter(|_| self.minor == 0);
+                    output.extend_from_slice(ours.unwrap_or(&self.command));
+                    self.demux = (self.minor > 0 || ours.is_some()).then(Demux::default);
                     self.asking = Asking::Values;
                 }
                 (Asking::Password, "-") => return Err(Refusal::PasswordWrong),
                 (Asking::Values, values) if values.is_empty() || values.ends_with('\t') => {
+                    // A Dovecot prints its values so.
+                    for value in
+                        text::split_list(values.trim_end_matches('\t').as_bytes()).unwrap_or_default()
+                    {
+                        if self.run.is_some() && !value.is_empty() {
+                            self.values.extend_from_slice(&value);
+                            self.values.extend_from_slice(b"\n");
+                        }
+                    }
                     self.asking = Asking::Status;
                 }
                 (Asking::Values | Asking::Status, "+") => self.asking = Asking::Open,
@@ -213,6 +252,13 @@ impl Client {
     /// What the server logged since this was last asked.
     pub fn log(&mut self) -> Vec<Logged> {
         std::mem::take(&mut self.log)
+    }
+
+    /// What the command printed since this was last asked.
+    pub fn printed(&mut self) -> BytesMut {
+        let mut printed = self.demux.as_mut().map(|demux| demux.printed.split()).unwrap_or_default();
+        printed.unsplit(self.values.split());
+        printed
     }
 
     /// How the rest of the stream is to be read, and what of it is here.
@@ -254,8 +300,19 @@ impl Command {
         Command { debug, user: user.into(), name: "dsync-server".into(), arguments, ..Command::default() }
     }
 
+    /// The arguments of a command that is to be run here, its reply in packets: `sync` or `backup`, as dsync has them.
+    pub fn to_be_run(&self) -> Option<&[String]> {
+        let (first, arguments) = self.arguments.split_first()?;
+        (first == IN_PACKETS && matches!(self.name.as_str(), "sync" | "backup")).then_some(arguments)
+    }
+
     fn to_line(&self) -> Vec<u8> {
-        let flags = if self.debug { "D" } else { "" };
+        let flags = match (self.debug, self.verbose) {
+            (true, true) => "Dv",
+            (true, false) => "D",
+            (false, true) => "v",
+            (false, false) => "",
+        };
         let fields =
             [flags, &self.user, &self.name].into_iter().chain(self.arguments.iter().map(String::as_str));
         let fields: Vec<&str> = fields.collect();
@@ -405,6 +462,33 @@ impl Server {
     pub fn refuse(status: u8, output: &mut BytesMut) {
         output.extend_from_slice(format!("\n-{}\n", reply_for(status)).as_bytes());
     }
+
+    /// A command that was run ended with this exit status; in a packet.
+    pub fn ended(status: u8, output: &mut BytesMut) {
+        let reply = match (status, reply_for(status)) {
+            (0, _) => "\n+\n".to_owned(),
+            (status, "") => format!("\n-{status}\n"),
+            (_, known) => format!("\n-{known}\n"),
+        };
+        Server::packet(0, reply.as_bytes(), output);
+    }
+
+    /// Wraps data of a channel.
+    pub fn packet(channel: u8, data: &[u8], output: &mut BytesMut) {
+        output.put_u8(channel);
+        output.put_u32(data.len() as u32);
+        output.put_slice(data);
+    }
+
+    /// Wraps lines of a program's standard error as lines of a log.
+    pub fn logged(lines: &[u8], output: &mut BytesMut) {
+        let mut log = Vec::with_capacity(lines.len() + 16);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            log.push(4);
+            log.extend_from_slice(line);
+        }
+        Server::packet(LOG, &log, output);
+    }
 }
 
 fn credentials(line: &str) -> Option<(String, String)> {
@@ -438,6 +522,47 @@ mod tests {
         assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(true));
         let (demux, plain) = client.into_stream();
         assert!(demux.is_none() && plain.is_empty() && to_client == b"VERSION"[..]);
+    }
+
+    #[test]
+    fn a_command_is_run_and_its_output_and_status_come_back() {
+        let command = Command {
+            user: "alice".into(),
+            name: "sync".into(),
+            arguments: vec!["-u".into(), "alice".into(), "maildir:~/x\ty".into()],
+            ..Command::default()
+        };
+        let (mut to_server, mut to_client) = (BytesMut::new(), BytesMut::new());
+        let mut client = Client::to_run(None, &command, &mut to_server);
+        let mut server = Server::new(true);
+        assert_eq!(server.advance(&mut to_server, &mut to_client), Ok(None));
+        assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(false));
+        let Ok(Some(Asked::Command(asked))) = server.advance(&mut to_server, &mut to_client) else {
+            panic!("a command")
+        };
+        assert_eq!(asked.to_be_run(), Some(&command.arguments[..]));
+        assert!(!asked.is_dsync_server() && command.to_be_run().is_none());
+        Server::packet(PRINTED, b"state\n", &mut to_client);
+        Server::logged(b"one\ntwo\n", &mut to_client);
+        assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(false));
+        assert_eq!(client.printed(), &b"state\n"[..]);
+        let lines: Vec<String> = client.log().into_iter().map(|line| line.text).collect();
+        assert_eq!(lines, ["one", "two"]);
+        for (status, expected) in
+            [(0, Ok(true)), (73, Err(Refusal::Status(73))), (2, Err(Refusal::Status(2)))]
+        {
+            let mut client = Client::to_run(None, &command, &mut BytesMut::new());
+            let mut reply = BytesMut::from(&b"+\n"[..]);
+            Server::ended(status, &mut reply);
+            assert_eq!(client.advance(&mut reply, &mut BytesMut::new()), expected, "{status}");
+        }
+        // A Dovecot's values.
+        let mut client = Client::to_run(None, &command, &mut BytesMut::new());
+        let mut reply = BytesMut::from(&b"VERSION\tdoveadm-client\t1\t2\n+\n\0\0\0\0\x0aAQ==\t\n\n+\n"[..]);
+        let mut sent = BytesMut::new();
+        let _ = client.advance(&mut reply, &mut sent);
+        assert_eq!(sent, &b"\talice\tsync\t-u\talice\tmaildir:~/x\x01ty\n"[..]);
+        assert_eq!(client.printed(), &b"AQ==\n"[..]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod verifying;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use bincode::{Decode, Encode};
 use dsync_merge::{End, TreePlan};
 use dsync_model::{
     AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, StoreId, SyncState,
@@ -37,7 +38,7 @@ use donors::Donors;
 use mailbox::Open;
 
 /// What a session is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub struct Job {
     pub direction: Direction,
     pub options: Options,

@@ -12,7 +12,7 @@ use crate::SessionError;
 use crate::brain::Scope;
 
 /// What the configuration calls namespaces and special uses.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, bincode::Encode, bincode::Decode)]
 pub struct Names {
     /// Prefixes of all namespaces, with the separator.
     pub prefixes: Vec<String>,

@@ -1,0 +1,145 @@
+//! Where a user's mail is and how it is kept: settled from settings and user, opened by whoever does the work.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bincode::{Decode, Encode};
+use dsync_accounts::{MboxLocks, Settings, User, location_for};
+use dsync_session::SessionError;
+use dsync_session::storage::mbox::Locking;
+use dsync_session::storage::{Fsync, Location, Storage, StorageError};
+
+/// All that a process needs to know to open a user's mail. It holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Place {
+    user: String,
+    home: Option<PathBuf>,
+    /// Variables expanded; `None`: where it usually is in the home.
+    location: Option<String>,
+    separator: Option<char>,
+    attachments: Option<PathBuf>,
+    attribute_dict: Option<String>,
+    mbox_locks: (Option<String>, Option<String>, Option<Duration>, Option<Duration>),
+    rotate_bytes: Option<u64>,
+    rotate_secs: u64,
+    fsync: When,
+    /// What is told if it is not there; without, it is made.
+    must_exist: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+enum When {
+    Always,
+    Optimized,
+    Never,
+}
+
+impl Place {
+    /// As said on the command line, else as configured, else where mail usually is.
+    pub fn of(settings: &Settings, user: &User, said: Option<&str>) -> Result<Place, SessionError> {
+        if let Some(place) = settings.encrypts() {
+            let text = format!(
+                "{place}: mail_plugins: mail that Dovecot's plugin mail_crypt encrypts can be read by Dovecot alone (if this mail is not encrypted: -o mail_plugins=)"
+            );
+            return Err(SessionError::Refused { status: 65, text });
+        }
+        let location = match said {
+            Some(text) => Some(location_for(text, user).map_err(|error| refused(error.status(), &error))?),
+            None => settings.mail_location(user).map_err(|error| refused(error.status(), &error))?,
+        };
+        let conf = |error: dsync_accounts::ConfError| refused(error.status(), &error);
+        let MboxLocks { read, write, timeout, dotlock_change_timeout } =
+            settings.mbox_locks().map_err(conf)?;
+        Ok(Place {
+            user: user.name.clone(),
+            home: user.home.clone(),
+            location,
+            separator: settings.separator(),
+            attachments: settings.mail_attachment_dir(user).map_err(conf)?,
+            attribute_dict: settings.mail_attribute_dict(user).map_err(conf)?,
+            mbox_locks: (read, write, timeout, dotlock_change_timeout),
+            rotate_bytes: settings.mdbox_rotate_size().map_err(conf)?,
+            rotate_secs: settings.mdbox_rotate_interval().map_err(conf)?,
+            fsync: match settings.mail_fsync().map_err(conf)? {
+                dsync_accounts::Fsync::Always => When::Always,
+                dsync_accounts::Fsync::Optimized => When::Optimized,
+                dsync_accounts::Fsync::Never => When::Never,
+            },
+            must_exist: None,
+        })
+    }
+
+    /// The same with attributes beside the mail, whatever the configuration says of a dict.
+    #[must_use]
+    pub fn without_attribute_dict(self) -> Place {
+        Place { attribute_dict: None, ..self }
+    }
+
+    /// The same, which has to be there: it is not made, and this is told.
+    #[must_use]
+    pub fn existing(self, else_told: &str) -> Place {
+        Place { must_exist: Some(else_told.to_owned()), ..self }
+    }
+
+    /// Looks at the disk where need be.
+    fn find(&self) -> Result<Location, SessionError> {
+        let said = |text: String| SessionError::Refused { status: 78, text };
+        let location = match (&self.location, &self.home) {
+            (Some(text), home) => Location::parse_for(text, home.as_deref(), Some(&self.user))
+                .map_err(|error| storage(&error))?,
+            (None, Some(home)) => Location::detect(home, Some(&self.user)).ok_or_else(|| {
+                let home = home.display();
+                said(format!(
+                    "no mail found in {home}: say where it is with --source maildir:/path or by mail_location"
+                ))
+            })?,
+            (None, None) => {
+                let what = "the setting mail_location is empty, and the user has no home: say where the mail is with --source";
+                return Err(said(what.to_owned()));
+            }
+        };
+        let (read, write, timeout, stale) = &self.mbox_locks;
+        let locking = Locking::default().set(read.as_deref(), write.as_deref(), *timeout, *stale);
+        let location = location
+            .with_separator(self.separator)
+            .with_attachments(self.attachments.clone())
+            .with_attribute_dict(self.attribute_dict.clone())
+            .with_rotation(self.rotate_bytes, self.rotate_secs)
+            .with_mbox_locks(locking.map_err(|error| storage(&error))?);
+        if let Some(what) = &self.must_exist
+            && !location.root().is_dir()
+        {
+            return Err(said(format!("{}: {what}", location.root().display())));
+        }
+        Ok(location)
+    }
+
+    /// Opens it; a root that is missing is made.
+    pub(crate) fn open(&self) -> Result<Box<dyn Storage>, SessionError> {
+        let fsync = match self.fsync {
+            When::Always => Fsync::Always,
+            When::Optimized => Fsync::Optimized,
+            When::Never => Fsync::Never,
+        };
+        self.find()?.open(fsync).map_err(|error| storage(&error))
+    }
+}
+
+fn storage(error: &StorageError) -> SessionError {
+    refused(error.status(), error)
+}
+
+/// The error and its causes in one line. Some errors tell their cause themselves: it is said once.
+fn refused(status: u8, error: &dyn std::error::Error) -> SessionError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    SessionError::Refused { status, text }
+}
