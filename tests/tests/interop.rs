@@ -7,9 +7,9 @@ use std::process::{Command, Output};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use dsync_tests::dovecot::{Dovecot, Service, assert_equal, installed};
+use dsync_tests::dovecot::{Service, assert_equal, installed};
 use dsync_tests::interop::{ALL, Ends, World, pairs};
-use dsync_tests::programs::{PASSWORD, Place, certificates, programs};
+use dsync_tests::programs::{PASSWORD, Place, certificates};
 use dsync_tests::sshd::Sshd;
 
 const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
