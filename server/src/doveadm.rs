@@ -10,7 +10,7 @@ use dsync_session::link::Stream;
 use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
 use dsync_session::proto::preface::MAGIC;
 use dsync_session::{Report, SessionError};
-use dsync_worker::{Desk, Protocol, Talk};
+use dsync_worker::{Desk, Protocol};
 use tokio::time::timeout;
 
 use crate::limits::Permit;
@@ -146,7 +146,8 @@ impl Service<'_> {
             special_uses: uses.collect(),
             ..Names::default()
         };
-        let talk = Talk { names, ..self.talk(Protocol::Dovecot, early) };
+        let mut talk = self.talk(Protocol::Dovecot, early);
+        talk.names = names;
         desk.run(stream, talk, &mut |_| {}).await.map(|(report, _)| report)
     }
 
