@@ -53,7 +53,6 @@ const BETTER: &[(&str, &str)] = &[
 const NOT_YET: &[(&str, &str)] = &[
     ("header-hash-crash", "saving into mbox"),
     ("msg-header-hash", "saving into mbox"),
-    ("tree-rename-conflict", "times of renames, from dovecot.mailbox.log"),
     ("tree-separators", "names that the other end cannot hold"),
 ];
 
