@@ -10,7 +10,9 @@ mod user;
 mod userdb;
 mod variables;
 
-pub use conf::{ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, known_settings};
+pub use conf::{
+    ConfError, Fsync, Mail, MboxLocks, Namespace, Place, Print, Secret, Settings, Ssl, known_settings,
+};
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
 pub use user::{User, UserError, check_user, location_for};

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use dsync_accounts::{MboxLocks, Settings, User, location_for};
+use dsync_accounts::{Mail, MboxLocks, Settings, User, location_for};
 use dsync_session::model::SyncState;
 use dsync_session::proto::{Direction, Options, Purpose, Terminus};
 use dsync_session::rawlog::RawLog;
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::mbox::Locking;
-use dsync_session::storage::{Fsync, Location, Storage};
+use dsync_session::storage::namespaces::{self, Namespace};
+use dsync_session::storage::{Fsync, Location, Storage, StorageError};
 use dsync_session::{Brain, Job, Report, local};
 use tokio::sync::watch;
 
@@ -139,14 +140,15 @@ impl Session<'_> {
         let said = self.common.source.as_deref().map(|text| self.own(text, "--source")).transpose()?;
         let location = location(self.settings, user, said)?;
         self.check_source(&location, Terminus::Initiator)?;
-        self.open(&location, self.settings)
+        let namespaces = namespaces(self.settings, user, &location, true)?;
+        self.open(namespaces, self.settings)
     }
 
     /// Opens a storage; what is missing is made when it is used, by sessions that may.
-    fn open(&self, location: &Location, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
+    fn open(&self, namespaces: Vec<Namespace>, settings: &Settings) -> Result<Box<dyn Storage>, Failed> {
         let fsync = fsync(settings)?;
         let _pretend = (self.options.purpose != Purpose::Sync).then(Pretend::begin);
-        Ok(location.open(fsync)?)
+        Ok(namespaces::open(namespaces, &self.options.namespaces, fsync)?)
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
@@ -180,7 +182,8 @@ impl Session<'_> {
         let text = self.own(text, "the destination")?;
         let location = location(settings, user, Some(text))?.with_attribute_dict(None);
         self.check_source(&location, Terminus::Responder)?;
-        let mut other = Brain::responder(self.open(&location, settings)?, Duration::from_secs(30));
+        let namespaces = namespaces(settings, user, &location, false)?;
+        let mut other = Brain::responder(self.open(namespaces, settings)?, Duration::from_secs(30));
         let mut watch = |brain: &Brain| {
             display.look(brain.progress());
             !*self.stop.borrow()
@@ -213,7 +216,44 @@ pub fn location(settings: &Settings, user: &User, said: Option<&str>) -> Result<
             return Err(Failed::new(78, anyhow::Error::msg(what)));
         }
     };
-    let location = location.with_separator(settings.separator());
+    dressed(location, settings, user)
+}
+
+/// The namespaces of a user, whose mail is at `location`. A place that somebody named has only those that share that mail.
+pub fn namespaces(
+    settings: &Settings,
+    user: &User,
+    location: &Location,
+    with_own: bool,
+) -> Result<Vec<Namespace>, Failed> {
+    let mut all = Vec::new();
+    for conf in settings.namespaces(user)? {
+        let unsupported = |what| Err(StorageError::Location(what));
+        let location = match conf.mail {
+            _ if !with_own && conf.usual => Ok(location.clone()),
+            Mail::Users => Ok(location.clone()),
+            _ if !with_own => continue,
+            Mail::Own(text) => match Location::parse_for(&text, user.home.as_deref(), Some(&user.name)) {
+                Ok(location) => Ok(dressed(location, settings, user)?),
+                Err(error) => Err(error),
+            },
+            Mail::Unsupported(what) => unsupported(what),
+        };
+        all.push(Namespace {
+            prefix: conf.prefix,
+            separator: conf.separator,
+            inbox: conf.inbox,
+            usual: conf.usual,
+            visible: conf.visible,
+            subscriptions: conf.subscriptions,
+            location,
+        });
+    }
+    Ok(all)
+}
+
+/// A location with all that the configuration says of mail.
+fn dressed(location: Location, settings: &Settings, user: &User) -> Result<Location, Failed> {
     let location = location.with_attachments(settings.mail_attachment_dir(user)?);
     let location = location.with_attribute_dict(settings.mail_attribute_dict(user)?);
     let location = location.with_mbox_locks(mbox_locks(settings)?);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use dsync_accounts::Settings;
-use dsync_session::storage::Purged;
+use dsync_session::model::Namespaces;
+use dsync_session::storage::{Purged, namespaces};
 
 use crate::args::Globals;
 use crate::{Failed, jobs};
@@ -22,7 +23,8 @@ pub fn run(
         let what = format!("{}: there is no mail to purge", location.root().display());
         return Err(Failed::new(78, anyhow::Error::msg(what)));
     }
-    let mut storage = location.open(jobs::fsync(&settings)?)?;
+    let namespaces = jobs::namespaces(&settings, &user, &location, true)?;
+    let mut storage = namespaces::open(namespaces, &Namespaces::Usual, jobs::fsync(&settings)?)?;
     let _lock = storage.lock(Duration::from_secs(lock_wait.into()))?;
     let mut sum = None;
     let mut from = Some(0);

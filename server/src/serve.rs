@@ -4,13 +4,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use dsync_accounts::{MboxLocks, Settings, User, UserError, check_user, lookup, verify, verify_secret};
+use dsync_accounts::{Mail, MboxLocks, Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::dovecot::greet::Caller;
 use dsync_session::link::Stream;
+use dsync_session::model::Namespaces;
 use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::mbox::Locking;
-use dsync_session::storage::{Fsync, Location, Storage};
+use dsync_session::storage::namespaces::{self, Namespace};
+use dsync_session::storage::{Fsync, Location, Storage, StorageError};
 use dsync_session::{Brain, Report, SessionError, dovecot, greet, link};
 use tokio::sync::watch;
 
@@ -250,15 +252,35 @@ impl Service<'_> {
         let rotate_bytes = self.settings.mdbox_rotate_size().map_err(|error| (78, chain(&error)))?;
         let rotate_secs = self.settings.mdbox_rotate_interval().map_err(|error| (78, chain(&error)))?;
         let attributes = self.settings.mail_attribute_dict(user).map_err(|error| (78, chain(&error)))?;
-        let location = location
-            .with_separator(self.settings.separator())
-            .with_attachments(attachments)
-            .with_rotation(rotate_bytes, rotate_secs)
-            .with_attribute_dict(attributes)
-            .with_mbox_locks(locking.map_err(|error| (error.status(), chain(&error)))?);
+        let locking = locking.map_err(|error| (error.status(), chain(&error)))?;
+        let dressed = |location: Location| {
+            location
+                .with_attachments(attachments.clone())
+                .with_rotation(rotate_bytes, rotate_secs)
+                .with_attribute_dict(attributes.clone())
+                .with_mbox_locks(locking.clone())
+        };
+        let mut all = Vec::new();
+        for conf in self.settings.namespaces(user).map_err(|error| (78, chain(&error)))? {
+            let mail = match conf.mail {
+                Mail::Users => Ok(location.clone()),
+                Mail::Own(text) => Location::parse_for(&text, user.home.as_deref(), Some(&user.name)),
+                Mail::Unsupported(what) => Err(StorageError::Location(what)),
+            };
+            all.push(Namespace {
+                prefix: conf.prefix,
+                separator: conf.separator,
+                inbox: conf.inbox,
+                usual: conf.usual,
+                visible: conf.visible,
+                subscriptions: conf.subscriptions,
+                location: mail.map(dressed),
+            });
+        }
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
         let _pretend = Pretend::begin();
-        location.open(fsync).map_err(|error| (error.status(), chain(&error)))
+        // Which namespaces take part it has not said either.
+        namespaces::open(all, &Namespaces::Usual, fsync).map_err(|error| (error.status(), chain(&error)))
     }
 }
 

@@ -72,7 +72,7 @@ pub fn names(layout: &Layout) -> Result<Names> {
 /// The same in the form in which other layouts list: INBOX left out.
 pub fn list(layout: &Layout) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
     let names = names(layout)?;
-    let mailboxes = names.mailboxes.into_keys().filter(|name| !name.is_inbox());
+    let mailboxes = names.mailboxes.into_keys().filter(|name| !layout.is_the_inbox(name));
     let mailboxes = mailboxes.map(|name| Found { name, mailbox: true });
     let directories = names.directories.into_iter().map(|name| Found { name, mailbox: false });
     let problem = |mailbox: String| {

@@ -6,6 +6,7 @@ mod line;
 mod location;
 mod mailboxes;
 mod mbox;
+mod namespaces;
 mod parse;
 mod print;
 mod secret;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use error::{ConfError, Place};
 pub use mbox::MboxLocks;
+pub use namespaces::{Mail, Namespace};
 #[cfg(any(feature = "sql", feature = "ldap"))]
 pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;

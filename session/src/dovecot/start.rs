@@ -2,8 +2,8 @@
 
 use dsync_merge::{Both, Direction, End};
 use dsync_model::{
-    LastCommon, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Mask, Timestamp, TreeChange, TreeLog,
-    Uid,
+    LastCommon, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Mask, NameRules, NamespaceRules,
+    Namespaces, Timestamp, TreeChange, TreeLog, Uid,
 };
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
@@ -12,6 +12,8 @@ use crate::SessionError;
 
 /// Most names that a peer may list, and most records of its state.
 const NODES_MAX: usize = 1_000_000;
+/// Most namespaces that a peer may name.
+const NAMESPACES_MAX: usize = 100;
 /// The separator that we say we have where nobody else says so first.
 const SEPARATOR: u8 = b'/';
 const ESCAPE: &[u8] = b"%";
@@ -20,6 +22,9 @@ const HASHED_HEADERS: [&str; 2] = ["Date", "Message-ID"];
 
 impl Brain {
     pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
+        if let Some(job) = &self.job {
+            self.storage.choose(&job.options.namespaces).map_err(at("cannot choose namespaces"))?;
+        }
         let hostname = self.hostname.clone().into_bytes();
         let line = match &self.job {
             Some(_) => self.master_line()?,
@@ -66,8 +71,14 @@ impl Brain {
             (false, true) => b"c",
             (false, false) => b"s",
         };
+        let prefixes = match &options.namespaces {
+            Namespaces::Only(prefixes) => Some(prefixes.join("\n").into_bytes()),
+            Namespaces::Usual | Namespaces::All => None,
+        };
         Ok(items::Handshake {
             hostname: self.hostname.clone().into_bytes(),
+            sync_ns_prefix: prefixes,
+            sync_visible_namespaces: options.namespaces == Namespaces::All,
             sync_box: sync_box.map(|name| name.clone().into_bytes()),
             sync_box_guid: options.guids.first().copied(),
             sync_type: Some(kind.to_vec()),
@@ -162,6 +173,15 @@ impl Brain {
         if line.sync_type.as_deref().is_none_or(|kind| !matches!(kind, b"f" | b"c" | b"s")) {
             return Err(SessionError::Peer("asks for an unknown type of sync".into()));
         }
+        let chosen = match &line.sync_ns_prefix {
+            Some(text) => {
+                let text = String::from_utf8_lossy(text);
+                Namespaces::Only(text.split('\n').take(NAMESPACES_MAX).map(str::to_owned).collect())
+            }
+            None if line.sync_visible_namespaces => Namespaces::All,
+            None => Namespaces::Usual,
+        };
+        self.storage.choose(&chosen).map_err(at("cannot choose namespaces"))?;
         self.direction = lines::direction(&line)?;
         if let Some(secs) = line.lock_timeout {
             self.lock_wait = std::time::Duration::from_secs(secs.into());
@@ -304,6 +324,8 @@ impl Brain {
             self.tell_deletes(*separator, deletes.escape_char.clone(), &names);
         }
         let (me, direction) = (self.end, self.direction);
+        let names = self.storage.rules();
+        self.peer_tree.retain(|name, _| !names.is_apart(name));
         check_unique(&self.peer_tree)?;
         self.guard()?;
         if direction.source() != Some(me) && !matches!(direction, Direction::Mirror { .. }) {
@@ -314,15 +336,33 @@ impl Brain {
             self.forget_deleted()?;
         }
         self.adopt_inbox()?;
-        let mut trees = [&self.tree, &self.peer_tree];
+        // What the peer cannot have in a name it replaces as we do.
+        let theirs = NameRules {
+            namespaces: vec![NamespaceRules {
+                inbox: true,
+                takes_part: true,
+                separators: vec![log.separator],
+                ..NamespaceRules::default()
+            }],
+        };
+        let (mut trees, mut names) = ([&self.tree, &self.peer_tree], [&names, &theirs]);
         if me == End::Responder {
             trees.swap(0, 1);
+            names.swap(0, 1);
         }
         // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
         let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
         // What either end deleted is settled already.
         let nothing = TreeLog::default();
-        self.plan = dsync_merge::tree(Both(trees), Both([&nothing, &nothing]), None, rules, &|_| true, me);
+        self.plan = dsync_merge::tree(
+            Both(trees),
+            Both([&nothing, &nothing]),
+            Both(names),
+            None,
+            rules,
+            &|_| true,
+            me,
+        );
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();

@@ -208,7 +208,9 @@ struct Homes<'a> {
 
 impl Homes<'_> {
     fn of(shared: &Shared, present: BTreeSet<MailboxName>, map_validity: u32) -> Result<Homes<'_>> {
-        let names = shared.names()?.0.into_iter().collect();
+        let mut names: BTreeSet<MailboxName> = shared.names()?.0.into_iter().collect();
+        // What is homeless goes there, also where it is a name like any other.
+        names.insert(MailboxName::inbox());
         Ok(Homes { shared, names, present, map_validity })
     }
 

@@ -154,11 +154,11 @@ impl Shared {
             return Ok((list_index::names(layout)?.mailboxes.into_keys().collect(), Vec::new()));
         }
         if !layout.mailboxes().is_dir() {
-            return Ok((vec![MailboxName::inbox()], Vec::new()));
+            return Ok((layout.has_inbox.then(MailboxName::inbox).into_iter().collect(), Vec::new()));
         }
         let (found, problems) = layout.list()?;
         let names = found.into_iter().filter(|found| found.mailbox).map(|found| found.name);
-        Ok((names.chain([MailboxName::inbox()]).collect(), problems))
+        Ok((names.chain(layout.has_inbox.then(MailboxName::inbox)).collect(), problems))
     }
 
     /// Shows the index of every mailbox that has one; tells which could not be read.
@@ -283,7 +283,7 @@ impl Shared {
         let mut map = self.store.as_ref().map(Store::open_map).transpose()?;
         let map = map.as_mut().map(|map| self.lock_map(map)).transpose()?;
         let Some(mut index) = Index::open(Shared::paths(&places))? else { return Ok(true) };
-        if name.is_inbox() {
+        if self.account.layout.is_the_inbox(name) {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let mut writer = index.lock(patience())?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
-    TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
+    TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -164,6 +164,10 @@ impl Storage for Dbox {
         }
     }
 
+    fn rules(&self) -> NameRules {
+        NameRules { namespaces: vec![self.shared.account.layout.rules()] }
+    }
+
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -177,20 +181,23 @@ impl Storage for Dbox {
         let shared = self.shared.clone();
         let account = &shared.account;
         account.empty_trash()?;
-        let inbox = MailboxName::inbox();
+        let inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
         if let Some(store) = &self.shared.store {
             super::sweep(&store.directory)?;
             self.map = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
             self.make_missing_map()?;
         }
-        if account.layout.kind != Kind::Index {
-            disk::make_directory(&account.layout.places(&inbox)?.mail)?;
+        if let Some(inbox) = inbox.as_ref().filter(|_| account.layout.kind != Kind::Index) {
+            disk::make_directory(&account.layout.places(inbox)?.mail)?;
         }
         let subscribed = account.subscribed()?;
         let (found, mut problems) = self.found()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        if let Some(inbox) = inbox {
+            let node = self.list_one(&inbox, &mut cache)?;
+            tree.insert(inbox, node);
+        }
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
-    TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
+    TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -126,7 +126,10 @@ impl Shared {
         }
         disk::make_directory(&places.control)?;
         let marker = places.mail.join("maildirfolder");
-        if self.account.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
+        if self.account.layout.kind == Kind::MaildirPlusPlus
+            && !self.account.layout.is_the_inbox(name)
+            && !marker.exists()
+        {
             drop(disk::create(&marker, disk::file_mode(&places.mail))?);
         }
         Ok(())
@@ -182,7 +185,7 @@ impl Shared {
         if scan.list.guid != Some(guid) || scan.list.uid_next() != uid_next {
             return Ok(false);
         }
-        if name.is_inbox() {
+        if self.account.layout.is_the_inbox(name) {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let root = &self.account.layout.root;
@@ -290,6 +293,10 @@ impl Storage for Maildir {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories, message_guid }
     }
 
+    fn rules(&self) -> NameRules {
+        NameRules { namespaces: vec![self.shared.account.layout.rules()] }
+    }
+
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -301,14 +308,18 @@ impl Storage for Maildir {
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
         self.scans.clear();
-        let inbox = MailboxName::inbox();
-        let places = self.shared.account.layout.places(&inbox)?;
-        self.shared.make_mailbox(&inbox, &places)?;
+        let inbox = Some(MailboxName::inbox()).filter(|_| self.shared.account.layout.has_inbox);
+        if let Some(inbox) = &inbox {
+            self.shared.make_mailbox(inbox, &self.shared.account.layout.places(inbox)?)?;
+        }
         self.shared.account.empty_trash()?;
         let (found, mut problems) = self.shared.account.layout.list()?;
         let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        if let Some(inbox) = inbox {
+            let node = self.list_one(&inbox, &mut cache)?;
+            tree.insert(inbox, node);
+        }
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
