@@ -45,14 +45,16 @@ const BETTER: &[(&str, &str)] = &[
     ("tree-delete-one-side", "delete-unseen"),
     ("tree-delete-recreate", "recreated; delete-unseen"),
     ("tree-rename-onto-new", "names: readable, and equal at both ends after one run"),
-    ("tree-separators", "held: as there, but no mailbox is made for a name without mail"),
     ("uidvalidity-flags-lost", "uidvalidity: flags are kept whichever end's UIDVALIDITY wins"),
     ("uidvalidity-maildir", "uidvalidity: nothing is renumbered"),
 ];
 
 /// Scenarios that need what is not built yet.
-const NOT_YET: &[(&str, &str)] =
-    &[("header-hash-crash", "saving into mbox"), ("msg-header-hash", "saving into mbox")];
+const NOT_YET: &[(&str, &str)] = &[
+    ("header-hash-crash", "saving into mbox"),
+    ("msg-header-hash", "saving into mbox"),
+    ("tree-separators", "names are held; the outcome is still to be recorded"),
+];
 
 /// Scenarios at once: most of their time is spent waiting for the next second.
 const AT_ONCE: usize = 8;
