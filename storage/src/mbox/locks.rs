@@ -13,7 +13,7 @@ use nix::libc;
 use rustix::fs::FlockOperation;
 
 use super::journal;
-use crate::lock::{DotLock, holder, whole_file};
+use crate::lock::{DotLock, holder, patience, whole_file};
 use crate::{Result, StorageError, disk};
 
 const POLL: Duration = Duration::from_millis(20);
@@ -78,8 +78,8 @@ impl FromStr for Methods {
 pub struct Locking {
     pub read: Methods,
     pub write: Methods,
-    /// How long to wait for the locks of a file.
-    pub wait: Duration,
+    /// How long to wait for the locks of a file, if a setting says it; else as long as for every lock ([`patience`], `-l`).
+    pub wait: Option<Duration>,
     /// How long nobody must have touched a lock file nor its mbox, until it is taken for a leftover.
     pub stale: Duration,
 }
@@ -90,7 +90,7 @@ impl Default for Locking {
         Locking {
             read: Methods::from(Method::Fcntl),
             write: Methods::default(),
-            wait: Duration::from_secs(30),
+            wait: None,
             stale: Duration::from_secs(120),
         }
     }
@@ -111,7 +111,7 @@ impl Locking {
         if let Some(write) = write {
             self.write = write.parse()?;
         }
-        self.wait = wait.unwrap_or(self.wait);
+        self.wait = wait.or(self.wait);
         self.stale = stale.unwrap_or(self.stale);
         Ok(self)
     }
@@ -153,7 +153,7 @@ impl MboxLock {
 
     fn take_as_it_is(path: &Path, locking: &Locking, access: Access) -> Result<MboxLock> {
         let methods = if access == Access::Read { &locking.read } else { &locking.write };
-        let wait = locking.wait;
+        let wait = locking.wait.unwrap_or_else(patience);
         let until = Instant::now() + wait;
         loop {
             // A named pipe would wait for its other end.
@@ -267,13 +267,14 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::lock::set_patience;
 
     fn methods(text: &str) -> Methods {
         text.parse().unwrap()
     }
 
     fn locking(text: &str, wait: Duration) -> Locking {
-        Locking { read: methods(text), write: methods(text), wait, ..Locking::default() }
+        Locking { read: methods(text), write: methods(text), wait: Some(wait), ..Locking::default() }
     }
 
     #[test]
@@ -320,6 +321,21 @@ mod tests {
             let error = MboxLock::take(path, &Locking::default(), Access::Read).unwrap_err();
             assert!(error.to_string().contains("is no regular file"), "{error}");
         }
+    }
+
+    #[test]
+    fn without_a_setting_the_wait_is_that_of_every_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mbox");
+        std::fs::write(&path, "").unwrap();
+        let held = MboxLock::take(&path, &Locking::default(), Access::Write).unwrap();
+        set_patience(Duration::ZERO);
+        let begun = Instant::now();
+        let error = MboxLock::take(&path, &Locking::default(), Access::Read).err().unwrap();
+        assert!(matches!(error, StorageError::Locked { waited: Duration::ZERO, .. }), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        drop(held);
+        assert!(MboxLock::take(&path, &Locking::default(), Access::Read).is_ok());
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Bench {
     }
 
     fn lock(&self) -> Result<MboxLock> {
-        let locking = Locking { write: "fcntl".parse()?, wait: Duration::ZERO, ..Locking::default() };
+        let locking = Locking { write: "fcntl".parse()?, wait: Some(Duration::ZERO), ..Locking::default() };
         MboxLock::take(&self.path, &locking, Access::Write)
     }
 
