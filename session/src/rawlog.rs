@@ -167,9 +167,10 @@ pub fn read(mut from: impl BufRead, tell: &mut dyn FnMut(String) -> io::Result<(
 
 /// Reads a record of a session with a Dovecot, ours or one that Dovecot wrote.
 fn read_text(mut from: impl BufRead, tell: &mut dyn FnMut(String) -> io::Result<()>) -> io::Result<()> {
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "has a line that makes no sense");
     let (mut begun, mut line) = (None, Vec::new());
     loop {
+        let what = if begun.is_none() { "is no raw log of dsync" } else { "has a line that makes no sense" };
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, what);
         line.clear();
         if io::Read::take(&mut from, TEXT_LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
