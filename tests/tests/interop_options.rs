@@ -221,7 +221,7 @@ fn a_record_is_as_dovecots_own_but_for_mail() {
             .split('\n')
             .filter_map(|line| line.split_once(' '))
             .filter_map(|(_, said)| said.strip_prefix(way).map(str::to_owned));
-        // Mail is in Dovecot's record only; the master's parting words are heard by nobody.
+        // Mail is in Dovecot's record only; a parting word is heard by whoever is still there.
         let mut in_mail = false;
         let mut kept = Vec::new();
         for line in said {
@@ -231,7 +231,7 @@ fn a_record_is_as_dovecots_own_but_for_mail() {
             }
             in_mail &= line != ".\r" && !line.starts_with("(body");
         }
-        kept.retain(|line| !line.starts_with("(body"));
+        kept.retain(|line| !line.starts_with("(body") && line != "X");
         kept
     };
     assert_eq!(lines(&ours, "O: "), lines(&theirs, "I: "));
