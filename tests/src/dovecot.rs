@@ -135,6 +135,12 @@ pub const PASSWORD: &str = "x";
 impl Service {
     /// Starts it on `location`, with its files below `dir`.
     pub fn start(dovecot: &Dovecot, dir: &Path, location: &str, password: &str) -> Service {
+        let started = (0..5).find_map(|_| Service::try_start(dovecot, dir, location, password));
+        started.expect("a port that nobody takes")
+    }
+
+    /// `None`: between its choice and its use, somebody took a port.
+    fn try_start(dovecot: &Dovecot, dir: &Path, location: &str, password: &str) -> Option<Service> {
         let dir = dir.join("service");
         fs::create_dir_all(&dir).expect("made");
         let ports = [(); 3].map(|()| crate::programs::free_port());
@@ -177,10 +183,14 @@ impl Service {
         let log = || fs::read_to_string(service.dir.join("log")).unwrap_or_default();
         let begun = Instant::now();
         while !log().contains("starting up") {
+            if log().contains("Failed to start listeners") && log().contains("Address already in use") {
+                fs::remove_file(service.dir.join("log")).expect("removed");
+                return None;
+            }
             assert!(begun.elapsed() < Duration::from_secs(20), "dovecot does not start: {}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        service
+        Some(service)
     }
 
     /// The destination in plain TCP.
