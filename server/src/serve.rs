@@ -10,7 +10,7 @@ use dsync_session::dovecot::greet::Caller;
 use dsync_session::dovecot::link::Early;
 use dsync_session::link::Stream;
 use dsync_session::proto::preface::{Auth, Spoken, Verdict, recognise};
-use dsync_session::{Report, SessionError, dovecot, greet, link};
+use dsync_session::{Report, SessionError, chain, dovecot, greet, link};
 use dsync_worker::{Desk, Place, Pool, Protocol, Role, Talk, Task};
 use tokio::sync::watch;
 
@@ -311,18 +311,4 @@ fn told(user: &str, peer: &Peer, begun: Instant, outcome: Result<Box<Report>, Se
 
 fn refused(error: UserError) -> (u8, String) {
     (error.status(), chain(&error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -66,3 +66,18 @@ impl SessionError {
         Failure { blame, status: self.status(), text }
     }
 }
+
+/// The error and its causes in one line. Some errors tell their cause themselves: it is said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -22,5 +22,5 @@ pub use brain::{Brain, Input, Job, Output};
 pub use dsync_model as model;
 pub use dsync_proto as proto;
 pub use dsync_storage as storage;
-pub use error::SessionError;
+pub use error::{SessionError, chain};
 pub use report::{Compared, MailboxReport, Progress, Report};

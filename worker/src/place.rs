@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use dsync_accounts::{MboxLocks, Settings, User, location_for};
-use dsync_session::SessionError;
 use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage, StorageError};
+use dsync_session::{SessionError, chain};
 
 /// All that a process needs to know to open a user's mail. It holds no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -129,17 +129,6 @@ fn storage(error: &StorageError) -> SessionError {
     refused(error.status(), error)
 }
 
-/// The error and its causes in one line. Some errors tell their cause themselves: it is said once.
 fn refused(status: u8, error: &dyn std::error::Error) -> SessionError {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    SessionError::Refused { status, text }
+    SessionError::Refused { status, text: chain(error) }
 }
