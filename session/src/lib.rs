@@ -1,9 +1,10 @@
 //! One synchronisation: the brain, and what moves its frames.
 //!
-//! A [`Brain`] takes frames and gives frames; [`local::run`] joins two in one process, `link::run` (feature
+//! A [`Brain`] takes frames and gives frames; [`local::run`] and [`abreast::run`] join two in one process, `link::run` (feature
 //! `net`) joins one to a byte stream. The brain opens no socket and reads no clock.
 #![forbid(unsafe_code)]
 
+pub mod abreast;
 mod brain;
 mod commits;
 #[cfg(feature = "net")]

@@ -126,17 +126,34 @@ pub fn file_mode(directory: &Path) -> u32 {
     fs::metadata(directory).map_or(0o600, |meta| (meta.mode() & 0o666) | 0o600)
 }
 
+/// Creates a file that must not exist, with the rights and the group that its directory grants.
+pub fn create_alike(path: &Path) -> Result<File> {
+    let directory = path.parent().and_then(|directory| fs::metadata(directory).ok());
+    let mode = directory.as_ref().map_or(0o600, |meta| (meta.mode() & 0o666) | 0o600);
+    if !step(path)? {
+        return memory_file(&[], path);
+    }
+    let made = new_file(path, mode).and_then(|made| match directory {
+        Some(directory) if mode & 0o070 != 0 => give_group(made, directory.gid()),
+        _ => Ok(made),
+    });
+    made.map_err(StorageError::io(path))
+}
+
 /// Creates a file that must not exist, and follows no link.
 pub fn create(path: &Path, mode: u32) -> Result<File> {
     if !step(path)? {
         return memory_file(&[], path);
     }
-    let flags = OFlags::NOFOLLOW.bits() as i32;
-    let file = OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path);
-    file.and_then(|file| with_group(file, mode, path)).map_err(StorageError::io(path))
+    new_file(path, mode).and_then(|file| with_group(file, mode, path)).map_err(StorageError::io(path))
 }
 
-/// The same, to be read as well.
+fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path)
+}
+
+/// The same as [`create`], to be read as well.
 pub fn create_readable(path: &Path, mode: u32) -> Result<File> {
     if !step(path)? {
         return memory_file(&[], path);
@@ -153,7 +170,11 @@ fn with_group(made: File, mode: u32, path: &Path) -> io::Result<File> {
     let Some(directory) = path.parent().filter(|_| mode & 0o070 != 0 && mode & 0o200 != 0) else {
         return Ok(made);
     };
-    let (now, wanted) = (made.metadata()?, fs::metadata(directory)?.gid());
+    give_group(made, fs::metadata(directory)?.gid())
+}
+
+fn give_group(made: File, wanted: u32) -> io::Result<File> {
+    let now = made.metadata()?;
     if now.gid() != wanted && fchown(&made, None, Some(wanted)).is_err() {
         made.set_permissions(Permissions::from_mode(now.mode() & 0o707))?;
     }

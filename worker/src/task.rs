@@ -12,7 +12,7 @@ use dsync_session::model::SyncState;
 use dsync_session::rawlog::RawLog;
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Purged, Storage};
-use dsync_session::{Brain, Job, Progress, Report, SessionError, dovecot, local};
+use dsync_session::{Brain, Job, Progress, Report, SessionError, abreast, dovecot, local};
 use tokio::sync::watch;
 
 use crate::Place;
@@ -124,7 +124,11 @@ impl Task {
                 let mut brain = Brain::initiator(storage, job).with_state(state);
                 let mut other = Brain::responder(other, Duration::from_secs(30));
                 let watch = &mut |brain: &Brain| watch(brain.progress());
-                let (report, _) = local::run_recorded(&mut brain, &mut other, watch, rawlog)?;
+                let (report, _) = if self.pretend || rawlog.is_some() {
+                    local::run_recorded(&mut brain, &mut other, watch, rawlog)?
+                } else {
+                    abreast::run(&mut brain, &mut other, watch)?
+                };
                 Ok(Outcome::Synced(Box::new(report)))
             }
             Role::Purge { lock_wait } => purge(&mut *storage, lock_wait),

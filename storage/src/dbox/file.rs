@@ -93,6 +93,8 @@ pub struct DboxFile {
     path: PathBuf,
     file: Arc<File>,
     header: FileHeader,
+    /// How the file begins: with sdbox, the message's header is there too, and a small message.
+    first: Arc<[u8]>,
 }
 
 impl DboxFile {
@@ -110,10 +112,12 @@ impl DboxFile {
         if !file.metadata().map_err(StorageError::io(&path))?.is_file() {
             return Err(StorageError::Impossible(format!("{}: is no regular file", path.display())));
         }
-        let mut first = [0; FILE_HEADER_BYTES_MAX];
-        let length = read_some(&file, &mut first, 0).map_err(StorageError::io(&path))?;
-        match FileHeader::parse(&first[..length]) {
-            Ok(header) => Ok(DboxFile { path, file: Arc::new(file), header }),
+        let mut first = vec![0; FILE_HEADER_BYTES_MAX];
+        let length = read_some(&file, &mut first, 0, |first| first.contains(&b'\n'))
+            .map_err(StorageError::io(&path))?;
+        first.truncate(length);
+        match FileHeader::parse(&first) {
+            Ok(header) => Ok(DboxFile { path, file: Arc::new(file), header, first: first.into() }),
             Err(what) => Err(StorageError::Damaged { path, offset: 0, what: what.into() }),
         }
     }
@@ -141,10 +145,7 @@ impl DboxFile {
         let body_offset = offset + header_size;
         let too_short = || self.damaged(offset, "the file ends within the message");
         let metadata_offset = body_offset.checked_add(size).ok_or_else(too_short)?;
-        if metadata_offset >= self.size()? {
-            return Err(too_short());
-        }
-        let block = self.metadata_block(metadata_offset)?;
+        let block = self.metadata_block(metadata_offset)?.ok_or_else(too_short)?;
         let metadata = Metadata::parse(&block).map_err(|what| self.damaged(metadata_offset, what))?;
         let end = metadata_offset + block.len() as u64;
         Ok(StoredMail { offset, body_offset, body_size: size, metadata, end })
@@ -197,19 +198,21 @@ impl DboxFile {
         Ok(start)
     }
 
-    /// The metadata from their magic to the empty line.
-    fn metadata_block(&self, offset: u64) -> Result<Vec<u8>> {
+    /// The metadata from their magic to the empty line. `None`: the file ends before.
+    fn metadata_block(&self, offset: u64) -> Result<Option<Vec<u8>>> {
         let mut block = Vec::new();
         let mut wanted = 512;
         loop {
             block.resize(wanted, 0);
-            let length = self.read_at(&mut block, offset)?;
+            let length = self
+                .read_until(&mut block, offset, |read| !matches!(metadata::block_length(read), Ok(None)))?;
             block.truncate(length);
             match metadata::block_length(&block) {
                 Ok(Some(length)) => {
                     block.truncate(length);
-                    return Ok(block);
+                    return Ok(Some(block));
                 }
+                Ok(None) if length == 0 => return Ok(None),
                 Ok(None) if length < wanted => {
                     return Err(self.damaged(offset, "the file ends within the metadata"));
                 }
@@ -221,7 +224,19 @@ impl DboxFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize> {
-        read_some(&self.file, buffer, offset).map_err(StorageError::io(&self.path))
+        self.read_until(buffer, offset, |_| false)
+    }
+
+    /// Reads until `enough` is satisfied, the buffer is full or the file ends. What is in memory is not read again: bytes of a file
+    /// never change.
+    fn read_until(&self, buffer: &mut [u8], offset: u64, enough: impl Fn(&[u8]) -> bool) -> Result<usize> {
+        let known = usize::try_from(offset).ok().and_then(|from| self.first.get(from..)).unwrap_or_default();
+        let length = known.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&known[..length]);
+        if length > 0 && (length == buffer.len() || enough(&buffer[..length])) {
+            return Ok(length);
+        }
+        read_some(&self.file, buffer, offset, enough).map_err(StorageError::io(&self.path))
     }
 
     fn damaged(&self, offset: u64, what: &str) -> StorageError {
@@ -300,9 +315,14 @@ fn message_size(header: &[u8], header_size: usize) -> Result<u64, &'static str> 
     metadata::hex(&header[13..29]).ok_or("the message header has no valid size")
 }
 
-fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+fn read_some(
+    file: &File,
+    buffer: &mut [u8],
+    offset: u64,
+    enough: impl Fn(&[u8]) -> bool,
+) -> io::Result<usize> {
     let mut length = 0;
-    while length < buffer.len() {
+    while length < buffer.len() && (length == 0 || !enough(&buffer[..length])) {
         // Beyond what a file can have, the system calls the offset invalid: there is nothing.
         let Some(at) = offset.checked_add(length as u64).filter(|at| i64::try_from(*at).is_ok()) else {
             break;

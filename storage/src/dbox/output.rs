@@ -30,7 +30,7 @@ impl Output {
 
     /// A new file that begins so.
     pub fn create_with(path: PathBuf, first: &[u8]) -> Result<Output> {
-        let file = disk::create(&path, disk::file_mode(path.parent().unwrap_or(Path::new("."))))?;
+        let file = disk::create_alike(&path)?;
         Ok(Output { path, file, written: 0, buffer: first.to_vec() })
     }
 
