@@ -29,7 +29,7 @@ pub fn patience() -> Duration {
     WAIT.get()
 }
 
-/// Sets it. A session runs on one thread; two in one process have the same options.
+/// Sets it. An end of a session runs on one thread, or both on the same, with the same options.
 pub fn set_patience(wait: Duration) {
     WAIT.set(wait);
 }

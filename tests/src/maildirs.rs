@@ -139,8 +139,12 @@ pub fn sync_with(
     direction: Direction,
     options: Options,
 ) -> Result<(Report, Report), SessionError> {
-    let options = Options { lock_wait_secs: options.lock_wait_secs.max(1), ..options };
-    let mut one = Brain::initiator(a.open(), Job { direction, options });
-    let mut two = Brain::responder(b.open(), LOCK_WAIT);
+    let [mut one, mut two] = ends(a, b, direction, options);
     local::run(&mut one, &mut two, &mut |_| true)
+}
+
+/// The two ends of a session.
+pub fn ends(a: &Account, b: &Account, direction: Direction, options: Options) -> [Brain; 2] {
+    let options = Options { lock_wait_secs: options.lock_wait_secs.max(1), ..options };
+    [Brain::initiator(a.open(), Job { direction, options }), Brain::responder(b.open(), LOCK_WAIT)]
 }
