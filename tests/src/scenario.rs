@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_storage::mutf7;
+use dsync_model::mutf7;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
