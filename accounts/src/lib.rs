@@ -13,7 +13,8 @@ mod userdb;
 mod variables;
 
 pub use conf::{
-    ConfError, Fsync, MboxLocks, Place, Print, Secret, Settings, Ssl, UnixSocket, known_settings,
+    ConfError, Fsync, Mail, MboxLocks, Namespace, Place, Print, Secret, Settings, Ssl, UnixSocket,
+    known_settings,
 };
 pub use identity::Identity;
 pub use passdb::{verify, verify_secret};

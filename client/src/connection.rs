@@ -20,7 +20,6 @@ use crate::args::{Compress, Protocol};
 use crate::destination::Destination;
 use crate::jobs::Session;
 use crate::progress::Display;
-use crate::select;
 
 /// How long a program may take to end once all is said.
 const CHILD_WAIT: Duration = Duration::from_secs(30);
@@ -204,8 +203,7 @@ async fn with_dovecot(
     early: Early,
     display: &mut Display,
 ) -> Result<Report, Failed> {
-    let names = select::names(session.common, session.settings)?;
-    let talk = Talk { names, ..session.talk(Spoken::Dovecot, early) };
+    let talk = session.talk(Spoken::Dovecot, early);
     match desk.run(&mut *way.stream, talk, &mut |progress| display.look(progress)).await {
         Ok((report, _)) => {
             dovecot_ended(&mut way).await;

@@ -158,7 +158,7 @@ impl Session<'_> {
         let text = self.own(text, "the destination")?;
         let place = Place::of(self.destination_settings, user, Some(text))?;
         // Attributes go with the mail: the dict of the configuration is the source's.
-        Ok(self.with_check(place.without_attribute_dict(), Terminus::Responder))
+        Ok(self.with_check(place.alone().without_attribute_dict(), Terminus::Responder))
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.

@@ -1,8 +1,7 @@
 //! Which mailboxes and messages a session is about: `-m`, `-g`, `-x`, `-n`, `-t` and their kin become the session's options.
 
 use dsync_accounts::Settings;
-use dsync_session::dovecot::Names;
-use dsync_session::model::Filter;
+use dsync_session::model::{Filter, Namespaces};
 use dsync_session::proto::{Options, Purpose};
 
 use crate::Failed;
@@ -36,12 +35,10 @@ pub fn mailboxes(common: &Common, settings: &Settings) -> Result<Options, Failed
     let empty_name = common.mailbox.iter().any(String::is_empty);
     let tree_only = empty_name || common.mailbox_guid.iter().any(|guid| guid.0.is_none());
     let named = common.mailbox.iter().filter(|name| !name.is_empty());
-    let mut wanted = special_uses(named, "-m", settings)?;
-    let mut exclude = special_uses(common.exclude.iter(), "-x", settings)?;
-    namespaces(common, &settings.namespace_prefixes(), &mut wanted, &mut exclude)?;
     Ok(Options {
-        mailboxes: wanted,
-        exclude,
+        mailboxes: special_uses(named, "-m", settings)?,
+        exclude: special_uses(common.exclude.iter(), "-x", settings)?,
+        namespaces: namespaces(common),
         lock_wait_secs: common.lock_wait.unwrap_or(30),
         guids: common.mailbox_guid.iter().filter_map(|guid| guid.0).collect(),
         tree_only,
@@ -74,42 +71,13 @@ fn special_uses<'a>(
     Ok(masks)
 }
 
-/// What a Dovecot at the other end is told of names.
-pub fn names(common: &Common, settings: &Settings) -> Result<Names, Failed> {
-    let prefixes = settings.namespace_prefixes();
-    let chosen = chosen(common, &prefixes)?.into_iter().map(str::to_owned).collect();
-    Ok(Names { chosen, all: common.all_namespaces, prefixes, special_uses: Vec::new() })
-}
-
-/// The prefixes of the namespaces that `-n` names.
-fn chosen<'a>(common: &Common, known: &'a [String]) -> Result<Vec<&'a str>, Failed> {
-    let find = |prefix: &String| {
-        let found = known.iter().find(|known| *known == prefix);
-        let found = found.or_else(|| known.iter().find(|known| known.is_empty()));
-        let missing = || Failed::new(68, anyhow::Error::msg(format!("-n {prefix:?}: no such namespace")));
-        found.map(String::as_str).ok_or_else(missing)
-    };
-    common.namespace.iter().map(find).collect()
-}
-
-/// Leaves the namespaces that `-n` does not name. As in Dovecot, an unknown prefix stands for the namespace without one.
-fn namespaces(
-    common: &Common,
-    known: &[String],
-    wanted: &mut Vec<String>,
-    exclude: &mut Vec<String>,
-) -> Result<(), Failed> {
-    if common.namespace.is_empty() || common.all_namespaces {
-        return Ok(());
+/// Which namespaces are to take part. Which ones there are each end knows by itself.
+pub fn namespaces(common: &Common) -> Namespaces {
+    match &common.namespace[..] {
+        _ if common.all_namespaces => Namespaces::All,
+        [] => Namespaces::Usual,
+        prefixes => Namespaces::Only(prefixes.to_vec()),
     }
-    let chosen = chosen(common, known)?;
-    let root = |prefix: &str| prefix.trim_end_matches(['/', '.']).to_owned();
-    let others = known.iter().filter(|prefix| !prefix.is_empty() && !chosen.contains(&prefix.as_str()));
-    exclude.extend(others.flat_map(|prefix| [root(prefix), format!("{prefix}*")]));
-    if !chosen.contains(&"") && wanted.is_empty() {
-        wanted.extend(chosen.iter().flat_map(|prefix| [root(prefix), format!("{prefix}*")]));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -152,26 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_become_masks() {
-        let common = |line: &str| {
-            let words = ["dsync", "sync"].into_iter().chain(line.split(' ')).chain(["maildir:/x"]);
-            match Cli::try_parse_from(words.map(|word| if word == "''" { "" } else { word })).unwrap().command
-            {
-                Command::Sync { common, .. } => common,
-                _ => panic!("a sync"),
-            }
-        };
-        let known = ["".to_owned(), "Shared/".to_owned(), "Old.".to_owned()];
-        for (line, wanted, excluded) in [
-            ("-n ''", "", "Shared Shared/* Old Old.*"),
-            ("-n Shared/", "Shared Shared/*", "Old Old.*"),
-            ("-n Unknown/", "", "Shared Shared/* Old Old.*"),
-            ("-n '' -n Old.", "", "Shared Shared/*"),
-            ("-N -n Old.", "", ""),
+    fn namespaces_are_named_by_their_prefixes() {
+        let only =
+            |prefixes: &[&str]| Namespaces::Only(prefixes.iter().map(|text| text.to_string()).collect());
+        for (line, expected) in [
+            ("-m Work", Namespaces::Usual),
+            ("-n Shared/", only(&["Shared/"])),
+            ("-n '' -n Old.", only(&["", "Old."])),
+            ("-N -n Old.", Namespaces::All),
         ] {
-            let (mut masks, mut exclude) = (Vec::new(), Vec::new());
-            namespaces(&common(line), &known, &mut masks, &mut exclude).unwrap();
-            assert_eq!((masks.join(" ").as_str(), exclude.join(" ").as_str()), (wanted, excluded), "{line}");
+            assert_eq!(options(line).unwrap().namespaces, expected, "{line}");
         }
     }
 }

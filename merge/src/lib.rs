@@ -19,7 +19,7 @@ use dsync_model::{MailboxStatus, Timestamp, Uid};
 pub use attributes::{AttributePlan, attributes};
 pub use flags::merge as merge_flags;
 pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages};
-pub use tree::{Pair, TreePlan, tree};
+pub use tree::{Pair, TreePlan, common_trees, tree};
 
 /// One end of a session. The initiator began it; ties go by this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

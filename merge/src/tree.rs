@@ -1,15 +1,18 @@
 //! Merges the mailboxes of two accounts: two trees and the base in, one end's plan out.
 
 mod beside;
+mod held;
 mod renames;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{
-    Base, BaseNode, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, TreeChange, TreeLog, Uid,
+    Base, BaseNode, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, NameRules, TreeChange, TreeLog, Uid,
 };
 
 use crate::{Both, Direction, ENDS, End, later, unused_yields};
+use held::NUMBERS_MAX;
+pub use held::common_trees;
 use renames::{is_temporary, ordered, temporary};
 
 /// What one end does with its mailboxes, and which ones both ends then synchronise.
@@ -41,7 +44,10 @@ pub struct Pair {
 struct Mailbox {
     guid: MailboxGuid,
     at: Both<Option<(MailboxName, MailboxStatus)>>,
+    /// What it is to be called at each end.
     names: Both<Option<MailboxName>>,
+    /// The name that both ends remember: the one it would have at both, could both hold it.
+    common: Option<MailboxName>,
     fate: Fate,
 }
 
@@ -60,6 +66,7 @@ enum Fate {
 struct Merge<'a> {
     trees: Both<&'a MailboxTree>,
     logs: Both<&'a TreeLog>,
+    rules: Both<&'a NameRules>,
     base: Option<&'a Base>,
     direction: Direction,
     in_scope: &'a dyn Fn(&MailboxName) -> bool,
@@ -68,23 +75,26 @@ struct Merge<'a> {
 /// Merges two trees and gives the half of `end`. Both ends pass the same trees in the same order.
 ///
 /// Mailboxes are matched by GUID, INBOX by its name, and those left over by name. `in_scope` is asked for each name
-/// that a mailbox has at either end or in the base; one yes is enough. The logs tell what the base does not.
+/// that a mailbox has at either end or in the base; one yes is enough. The logs tell what the base does not, the rules
+/// which names each end can hold.
 pub fn tree(
     trees: Both<&MailboxTree>,
     logs: Both<&TreeLog>,
+    rules: Both<&NameRules>,
     base: Option<&Base>,
     direction: Direction,
     in_scope: &dyn Fn(&MailboxName) -> bool,
     end: End,
 ) -> TreePlan {
-    let merge = Merge { trees, logs, base, direction, in_scope };
+    let merge = Merge { trees, logs, rules, base, direction, in_scope };
     let mut mailboxes = merge.match_up();
     mailboxes.iter_mut().for_each(|mailbox| merge.decide(mailbox));
     merge.settle_names(&mut mailboxes);
     let mut plan = TreePlan::default();
     merge.mailbox_changes(&mailboxes, end, &mut plan);
-    merge.directories(end, &mut plan);
-    merge.subscriptions(end, &mut plan);
+    let held = merge.held(&mailboxes);
+    merge.directories(end, &held, &mut plan);
+    merge.subscriptions(end, &held, &mut plan);
     plan
 }
 
@@ -98,7 +108,8 @@ impl Merge<'_> {
         let mut mailboxes = Vec::new();
         let mut add = |at: Both<Option<(MailboxName, MailboxStatus)>>| {
             let guid = self.guid(&at);
-            mailboxes.push(Mailbox { guid, at, names: Both::default(), fate: Fate::OutOfScope });
+            let (names, common) = (Both::default(), None);
+            mailboxes.push(Mailbox { guid, at, names, common, fate: Fate::OutOfScope });
         };
         let inbox = Both(ENDS.map(|end| self.guid_at(end, &MailboxName::inbox())));
         if let [Some(a), Some(b)] = inbox.0 {
@@ -195,8 +206,11 @@ impl Merge<'_> {
             _ => {
                 let holder = if current.0[0].is_some() { End::Initiator } else { End::Responder };
                 mailbox.fate = self.fate_of_one(mailbox, holder, base_name.is_some());
-                if mailbox.fate == Fate::Keep {
-                    mailbox.names[holder.other()] = current[holder].clone();
+                if mailbox.fate == Fate::Keep
+                    && let Some(name) = &current[holder]
+                {
+                    let name = self.known_as(holder, name, base_name.as_ref());
+                    mailbox.names = Both([Some(name.clone()), Some(name.clone())]);
                 }
             }
         }
@@ -247,13 +261,10 @@ impl Merge<'_> {
     }
 
     /// Rule **rename**: the end that renamed since the base; if both did, the later, else the name that sorts first.
-    fn name_of_both(
-        &self,
-        current: Both<&MailboxName>,
-        base: Option<&MailboxName>,
-    ) -> Both<Option<MailboxName>> {
+    fn name_of_both(&self, now: Both<&MailboxName>, base: Option<&MailboxName>) -> Both<Option<MailboxName>> {
+        let current = self.in_common(now, base);
         let both = |name: &MailboxName| Both([Some(name.clone()), Some(name.clone())]);
-        let times = Both(ENDS.map(|end| self.trees[end].get(current[end]).and_then(|node| node.renamed)));
+        let times = Both(ENDS.map(|end| self.trees[end].get(now[end]).and_then(|node| node.renamed)));
         let renamed = Both(ENDS.map(|end| base.is_some_and(|base| base != current[end])));
         match self.direction {
             _ if current.0[0] == current.0[1] => both(current.0[0]),
@@ -289,7 +300,7 @@ impl Merge<'_> {
             Fate::OutOfScope => 0,
             Fate::Keep if source.is_some_and(|source| mailbox.at[source].is_some()) => 1,
             Fate::Leave => 2,
-            Fate::Keep if mailbox.unmoved() => 3,
+            Fate::Keep if self.is_unmoved(mailbox) => 3,
             Fate::Keep if mailbox.at.0.iter().all(Option::is_some) => 4,
             Fate::Keep => 5,
             Fate::Delete => 6,
@@ -297,31 +308,49 @@ impl Merge<'_> {
         let mut order: Vec<usize> = (0..mailboxes.len()).collect();
         order.sort_by_key(|i| (rank(&mailboxes[*i]), mailboxes[*i].guid));
         let mut taken: Both<BTreeSet<MailboxName>> = Both::default();
-        for i in order {
-            let mailbox = &mut mailboxes[i];
+        for i in &order {
+            let mailbox = &mut mailboxes[*i];
             if mailbox.fate == Fate::Delete {
                 continue;
             }
             let wanted = mailbox.names.clone();
             let mut number = 1;
-            while ENDS
-                .iter()
-                .any(|end| mailbox.names[*end].as_ref().is_some_and(|name| taken[*end].contains(name)))
-            {
+            // A name that an end cannot hold is in nobody's way there.
+            let clashes = |mailbox: &Mailbox, taken: &Both<BTreeSet<MailboxName>>| {
+                let clash = |end: &End| {
+                    let name = mailbox.names[*end].as_ref().filter(|name| taken[*end].contains(*name));
+                    name.is_some_and(|name| self.holds(*end, mailbox, name))
+                };
+                ENDS.iter().any(clash)
+            };
+            while clashes(mailbox, &taken) {
                 number += 1;
                 let suffix = format!(" ({number})");
                 for end in ENDS.into_iter().filter(|end| source != Some(*end)) {
                     mailbox.names[end] = wanted[end].as_ref().map(|name| name.with_suffix(&suffix));
                 }
-                if number > 10_000 {
+                if number > NUMBERS_MAX {
                     mailbox.names = wanted.clone();
                     mailbox.fate = Fate::OutOfScope;
                     break;
                 }
             }
             for end in ENDS {
-                taken[end].extend(mailbox.names[end].clone());
+                let held = mailbox.names[end].clone().filter(|name| self.holds(end, mailbox, name));
+                taken[end].extend(held);
             }
+            mailbox.common = mailbox.names[source.unwrap_or(End::Initiator)].clone();
+        }
+        self.hold_names(mailboxes, &order, &mut taken);
+    }
+
+    fn is_unmoved(&self, mailbox: &Mailbox) -> bool {
+        match &mailbox.at.0 {
+            [Some((a, _)), Some((b, _))] => {
+                let [a, b] = self.in_common(Both([a, b]), self.base_name(mailbox.guid)).0;
+                a == b
+            }
+            _ => false,
         }
     }
 
@@ -403,10 +432,7 @@ impl Merge<'_> {
                     }
                     let statuses =
                         Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(_, status)| status.clone())));
-                    let common = match source {
-                        Some(source) => mailbox.names[source].clone().unwrap_or(name),
-                        None => name,
-                    };
+                    let common = mailbox.common.clone().unwrap_or(name);
                     let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
                     plan.agreed.insert(common.clone(), node);
                     plan.pairs.push(Pair { guid: mailbox.guid, name: common, statuses });
@@ -433,13 +459,6 @@ impl Mailbox {
 
     fn is_inbox(&self) -> bool {
         self.at.0.iter().flatten().any(|(name, _)| name.is_inbox())
-    }
-
-    fn unmoved(&self) -> bool {
-        match &self.at.0 {
-            [Some((a, _)), Some((b, _))] => a == b,
-            _ => false,
-        }
     }
 }
 

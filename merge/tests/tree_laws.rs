@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_merge::{Both, Direction, End, TreePlan, tree};
+use dsync_merge::{Both, Direction, End, TreePlan, common_trees, tree};
 use dsync_model::{
     Base, Digest, MailboxBase, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, ModSeq,
-    TreeChange, Uid, UidValidity,
+    NameRules, NamespaceRules, TreeChange, Uid, UidValidity,
 };
 use proptest::prelude::*;
 
 const NAMES: [&str; 8] = ["A", "B", "C", "A/a", "A/b", "B/a", "A (2)", "C/c/c"];
+/// Of an account that can hold all of them, and of one with dots between parts, which can hold only its own.
+const DOTTED: [&str; 8] = ["A.x", "A_x", "C", "A.x/a", "A_x/a", "B/a.b", "A_x (2)", "C.."];
+const DOTLESS: [&str; 8] = ["A_x", "A_x (2)", "C", "A_x/a", "C__", "B/a", "B/a_b", "E"];
 const DIRECTORIES: [&str; 2] = ["D", "D/E"];
 
 fn name(text: &str) -> MailboxName {
@@ -54,25 +57,29 @@ fn deed() -> impl Strategy<Value = Deed> {
 }
 
 /// The tree after these deeds. `next` gives GUIDs that nobody else has.
-fn after(mut tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
+fn after(tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
+    after_among(&NAMES, tree, deeds, next)
+}
+
+fn after_among(names: &[&str; 8], mut tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
     let holds = |tree: &MailboxTree, name: &MailboxName| tree.get(name).is_some_and(|n| n.mailbox.is_some());
     for deed in deeds {
         match deed {
             Deed::Create(i) => {
-                let made = name(NAMES[*i]);
+                let made = name(names[*i]);
                 if !holds(&tree, &made) {
                     *next += 1;
                     tree.entry(made).or_default().mailbox = Some(status(*next, u32::from(*next) + 100, 2));
                 }
             }
             Deed::Delete(i) => {
-                if let Some(node) = tree.get_mut(&name(NAMES[*i])) {
+                if let Some(node) = tree.get_mut(&name(names[*i])) {
                     node.mailbox = None;
                 }
             }
             Deed::Rename(i, j) => {
-                let (from, to) = (NAMES[*i], NAMES[*j]);
-                let moved: Vec<(MailboxName, MailboxName)> = NAMES
+                let (from, to) = (names[*i], names[*j]);
+                let moved: Vec<(MailboxName, MailboxName)> = names
                     .iter()
                     .filter_map(|old| {
                         let rest = old.strip_prefix(from).filter(|r| r.is_empty() || r.starts_with('/'))?;
@@ -90,7 +97,7 @@ fn after(mut tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
                 }
             }
             Deed::Swap(i, j) => {
-                let (a, b) = (name(NAMES[*i]), name(NAMES[*j]));
+                let (a, b) = (name(names[*i]), name(names[*j]));
                 if a != b && holds(&tree, &a) && holds(&tree, &b) {
                     let one = tree.get_mut(&a).and_then(|node| node.mailbox.take());
                     let two = tree.get_mut(&b).and_then(|node| std::mem::replace(&mut node.mailbox, one));
@@ -98,11 +105,11 @@ fn after(mut tree: MailboxTree, deeds: &[Deed], next: &mut u8) -> MailboxTree {
                 }
             }
             Deed::Subscribe(i) => {
-                let node = tree.entry(name(NAMES[*i])).or_default();
+                let node = tree.entry(name(names[*i])).or_default();
                 node.subscribed = !node.subscribed;
             }
             Deed::Deliver(i) => {
-                if let Some(mailbox) = tree.get_mut(&name(NAMES[*i])).and_then(|node| node.mailbox.as_mut()) {
+                if let Some(mailbox) = tree.get_mut(&name(names[*i])).and_then(|node| node.mailbox.as_mut()) {
                     let next = mailbox.uid_next.get() + 1;
                     *mailbox = status(mailbox.guid.0[0], mailbox.uid_validity.get(), next);
                     // What came at one end only is not what came at the other.
@@ -187,16 +194,16 @@ fn apply(tree: &mut MailboxTree, plan: &TreePlan) {
 
 /// What the merge of the messages leads to: both ends hold the same.
 fn fill(a: &mut MailboxTree, b: &mut MailboxTree) {
-    let shared: Vec<MailboxName> = a.keys().filter(|name| b.contains_key(*name)).cloned().collect();
-    for name in shared {
-        let (Some(one), Some(two)) = (a.get_mut(&name), b.get_mut(&name)) else { continue };
-        if let (Some(one), Some(two)) = (&mut one.mailbox, &mut two.mailbox)
-            && one.guid == two.guid
-        {
+    let mut there: BTreeMap<MailboxGuid, &mut MailboxStatus> = b
+        .values_mut()
+        .filter_map(|node| node.mailbox.as_mut().map(|mailbox| (mailbox.guid, mailbox)))
+        .collect();
+    for one in a.values_mut().filter_map(|node| node.mailbox.as_mut()) {
+        if let Some(two) = there.get_mut(&one.guid) {
             one.uid_next = one.uid_next.max(two.uid_next);
             one.uid_validity = one.uid_validity.max(two.uid_validity);
             one.digest = Digest(one.digest.0 ^ two.digest.0);
-            *two = one.clone();
+            **two = one.clone();
         }
     }
 }
@@ -217,19 +224,69 @@ fn base_of(tree: &MailboxTree, plan: &TreePlan, old: Option<&Base>) -> Base {
 }
 
 fn plans(a: &MailboxTree, b: &MailboxTree, base: Option<&Base>, direction: Direction) -> [TreePlan; 2] {
+    let any = NameRules::default();
+    plans_with(a, b, Both([&any, &any]), base, direction)
+}
+
+fn plans_with(
+    a: &MailboxTree,
+    b: &MailboxTree,
+    rules: Both<&NameRules>,
+    base: Option<&Base>,
+    direction: Direction,
+) -> [TreePlan; 2] {
     let quiet = dsync_model::TreeLog::default();
     [End::Initiator, End::Responder]
-        .map(|end| tree(Both([a, b]), Both([&quiet, &quiet]), base, direction, &|_| true, end))
+        .map(|end| tree(Both([a, b]), Both([&quiet, &quiet]), rules, base, direction, &|_| true, end))
 }
 
 /// One synchronisation, and the base after it.
 fn sync(a: &mut MailboxTree, b: &mut MailboxTree, base: Option<&Base>, direction: Direction) -> Base {
-    let [for_a, for_b] = plans(a, b, base, direction);
+    let any = NameRules::default();
+    sync_with(a, b, Both([&any, &any]), base, direction)
+}
+
+fn sync_with(
+    a: &mut MailboxTree,
+    b: &mut MailboxTree,
+    rules: Both<&NameRules>,
+    base: Option<&Base>,
+    direction: Direction,
+) -> Base {
+    let [for_a, for_b] = plans_with(a, b, rules, base, direction);
     assert_eq!((&for_a.agreed, &for_a.pairs), (&for_b.agreed, &for_b.pairs));
     apply(a, &for_a);
     apply(b, &for_b);
     fill(a, b);
     base_of(b, &for_b, base)
+}
+
+/// Any name; and those that have no dot within a part.
+fn any_and_dotless() -> [NameRules; 2] {
+    let dotless = NamespaceRules {
+        inbox: true,
+        takes_part: true,
+        separators: vec!['.'],
+        name_bytes_max: 254,
+        ..NamespaceRules::default()
+    };
+    [NameRules::default(), NameRules { namespaces: vec![dotless] }]
+}
+
+/// Two ends of which the second cannot hold all names of the first, after a common past and what each user did then.
+fn unlike((common, one, two, known): &Past) -> (MailboxTree, MailboxTree, Option<Base>) {
+    let rules = any_and_dotless();
+    let (mut guid, mut copy) = (1, start());
+    let mut common = after_among(&DOTTED, start(), common, &mut guid);
+    let base = sync_with(&mut common, &mut copy, Both(rules.each_ref()), None, Direction::TwoWay);
+    let a = after_among(&DOTTED, common, one, &mut guid);
+    let b = after_among(&DOTLESS, copy, two, &mut guid);
+    (a, b, known.then_some(base))
+}
+
+/// Which mailbox has which name.
+fn names_of(tree: &MailboxTree) -> BTreeMap<MailboxGuid, MailboxName> {
+    guids(tree).into_iter().map(|(guid, (name, _))| (guid, name)).collect()
 }
 
 fn guids(tree: &MailboxTree) -> BTreeMap<MailboxGuid, (MailboxName, MailboxStatus)> {
@@ -259,6 +316,25 @@ fn trees((common, one, two, known): &Past) -> (MailboxTree, MailboxTree, Option<
     let a = after(common, one, &mut guid);
     let b = after(copy, two, &mut guid);
     (a, b, known.then_some(base))
+}
+
+/// `A.x` is subscribed at the end that can hold it, where `A_x`, which would stand for it at the other, was unsubscribed.
+#[test]
+fn what_is_unsubscribed_makes_room_for_what_cannot_be_held() {
+    let past = (vec![Deed::Subscribe(1)], vec![Deed::Subscribe(0)], vec![Deed::Subscribe(0)], true);
+    let (mut a, mut b, base) = unlike(&past);
+    let rules = any_and_dotless();
+    let rules = Both(rules.each_ref());
+    let next = sync_with(&mut a, &mut b, rules, base.as_ref(), Direction::TwoWay);
+    let subscribed = |tree: &MailboxTree| -> Vec<String> {
+        tree.iter().filter(|(_, node)| node.subscribed).map(|(name, _)| name.to_string()).collect()
+    };
+    assert_eq!((subscribed(&a), subscribed(&b)), (vec!["A.x".to_owned()], vec!["A_x".to_owned()]));
+    for base in [Some(&next), None] {
+        for again in plans_with(&a, &b, rules, base, Direction::TwoWay) {
+            assert!(again.changes.is_empty(), "{:?}", again.changes);
+        }
+    }
 }
 
 proptest! {
@@ -298,6 +374,56 @@ proptest! {
                 prop_assert!(names.contains(&self::name(stem)), "{} for nothing", text);
             }
         }
+    }
+
+    #[test]
+    fn names_that_one_end_cannot_hold(past in past()) {
+        let (a, b, base) = unlike(&past);
+        let rules = any_and_dotless();
+        let rules = Both(rules.each_ref());
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        let next = sync_with(&mut a2, &mut b2, rules, base.as_ref(), Direction::TwoWay);
+        // converges: the same mailboxes, under the same names but for what cannot be
+        let same = common_trees(Both([&a2, &b2]), rules);
+        prop_assert_eq!(names_of(&same[End::Initiator]), names_of(&same[End::Responder]));
+        for name in names_of(&b2).values() {
+            prop_assert!(rules[End::Responder].holds(name), "{}", name);
+            prop_assert!(!name.to_string().contains("dsync-temp"), "{}", name);
+        }
+        // idle-still, with the new base and without any
+        for base in [Some(&next), None] {
+            for again in plans_with(&a2, &b2, rules, base, Direction::TwoWay) {
+                prop_assert!(again.changes.is_empty() && again.deletes.is_empty(), "{:?} {:?}", again.changes, again.deletes);
+            }
+        }
+        // What the second end cannot hold is no reason to rename anything at the first.
+        let quiet = |deed: &Deed| matches!(deed, Deed::Deliver(_) | Deed::Subscribe(_) | Deed::Directory(_));
+        if base.is_some() && past.2.iter().all(quiet) {
+            let (was, now) = (names_of(&a), names_of(&a2));
+            prop_assert!(was.iter().all(|(guid, name)| now.get(guid) == Some(name)), "{:?} {:?}", was, now);
+        }
+        // no-loss
+        let now = guids(&a2);
+        for (guid, (was, status)) in guids(&a).iter().chain(&guids(&b)) {
+            let seen = base.as_ref().and_then(|base| base.mailboxes.get(guid)).is_some_and(|agreed| agreed.uid_next == status.uid_next);
+            let merged = [&a, &b].iter().all(|tree| tree.get(was).is_some_and(|node| node.mailbox.is_some()));
+            prop_assert!(seen || merged || now.contains_key(guid), "{} {} is lost", was, guid);
+        }
+    }
+
+    #[test]
+    fn a_mirror_of_names_that_cannot_be_held(past in past()) {
+        let (a, b, base) = unlike(&past);
+        let rules = any_and_dotless();
+        let rules = Both(rules.each_ref());
+        let direction = Direction::Mirror { into: End::Responder };
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        let next = sync_with(&mut a2, &mut b2, rules, base.as_ref(), direction);
+        prop_assert_eq!(names_of(&a), names_of(&a2));
+        let same = common_trees(Both([&a2, &b2]), rules);
+        prop_assert_eq!(names_of(&same[End::Initiator]), names_of(&same[End::Responder]));
+        let [_, again] = plans_with(&a2, &b2, rules, Some(&next), direction);
+        prop_assert!(again.changes.is_empty() && again.deletes.is_empty(), "{:?} {:?}", again.changes, again.deletes);
     }
 
     #[test]

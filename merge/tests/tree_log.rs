@@ -2,8 +2,8 @@
 
 use dsync_merge::{Both, Direction, End, TreePlan, tree};
 use dsync_model::{
-    Digest, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, ModSeq, NameHash, Timestamp,
-    TreeChange, TreeLog, Uid, UidValidity,
+    Digest, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, ModSeq, NameHash, NameRules,
+    Timestamp, TreeChange, TreeLog, Uid, UidValidity,
 };
 
 const GUID: MailboxGuid = MailboxGuid([7; 16]);
@@ -28,8 +28,18 @@ fn mailbox(guid: MailboxGuid, changed: i64) -> MailboxNode {
 fn plans(changed: i64, direction: Direction) -> [TreePlan; 2] {
     let (left, right) = (MailboxTree::new(), MailboxTree::from([(name("Work"), mailbox(GUID, changed))]));
     let log = TreeLog { separator: '/', deleted: [(GUID, Timestamp(100))].into(), ..TreeLog::default() };
-    let plan =
-        |end| tree(Both([&left, &right]), Both([&log, &TreeLog::default()]), None, direction, &|_| true, end);
+    let any = NameRules::default();
+    let plan = |end| {
+        tree(
+            Both([&left, &right]),
+            Both([&log, &TreeLog::default()]),
+            Both([&any, &any]),
+            None,
+            direction,
+            &|_| true,
+            end,
+        )
+    };
     [plan(End::Responder), plan(End::Initiator)]
 }
 
@@ -64,11 +74,20 @@ fn an_unsubscription_counts_by_the_hash_of_the_name_and_its_time() {
     let node =
         MailboxNode { subscribed: true, subscription_changed: Some(Timestamp(50)), ..MailboxNode::default() };
     let (left, right) = (MailboxTree::new(), MailboxTree::from([(name("A/B"), node)]));
+    let any = NameRules::default();
     for (at, goes) in [(49, false), (50, false), (51, true)] {
         let unsubscribed = [(NameHash::of(&name("A/B"), '.'), Timestamp(at))].into();
         let log = TreeLog { separator: '.', unsubscribed, ..TreeLog::default() };
         let logs = Both([&log, &TreeLog::default()]);
-        let plan = tree(Both([&left, &right]), logs, None, Direction::TwoWay, &|_| true, End::Responder);
+        let plan = tree(
+            Both([&left, &right]),
+            logs,
+            Both([&any, &any]),
+            None,
+            Direction::TwoWay,
+            &|_| true,
+            End::Responder,
+        );
         let unsubscribes = plan.changes.iter().any(|change| matches!(change, TreeChange::Unsubscribe { .. }));
         assert_eq!(unsubscribes, goes, "{at}");
     }

@@ -20,7 +20,9 @@ mod flags;
 mod id;
 mod mask;
 mod message;
+pub mod mutf7;
 mod name;
+mod name_rules;
 mod state;
 mod tree;
 
@@ -39,5 +41,6 @@ pub use id::{
 pub use mask::Mask;
 pub use message::{MailboxStatus, Message, MessageAction, MessageChange, NewMessage};
 pub use name::{MailboxName, NAME_BYTES_MAX, NameError, PARTS_MAX};
+pub use name_rules::{NameRules, NamespaceRules, Namespaces, Reserved, Where};
 pub use state::{LastCommon, StateError, SyncState};
 pub use tree::{MailboxNode, MailboxTree, NameHash, TreeChange, TreeLog};

@@ -5,7 +5,8 @@
 use bincode::{Decode, Encode};
 use dsync_model::{
     AttributeKey, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName,
-    MailboxNode, MailboxStatus, MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
+    MailboxNode, MailboxStatus, MessageChange, MessageGuid, NameRules, Namespaces, StoreId, Timestamp,
+    TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -69,6 +70,8 @@ pub enum Message {
     /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this
     /// end keeps any, even if it is empty.
     Attributes(Vec<(AttributeKey, AttributeValue)>),
+    /// Of the session, before `End(List::Nodes)`: which names this end can hold, and which of them take part.
+    Names(NameRules),
 }
 
 /// The lists that `End` can end.
@@ -130,6 +133,8 @@ pub struct Options {
     pub purpose: Purpose,
     /// `-P`: free what expunged messages take up in the responder's storage, when all is done.
     pub purge: bool,
+    /// `-n`, `-N`: each end knows its own namespaces.
+    pub namespaces: Namespaces,
 }
 
 /// What a session is for.

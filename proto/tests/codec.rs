@@ -64,6 +64,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         }),
         purpose: Purpose::Verify { bodies: true },
         purge: true,
+        namespaces: Namespaces::Only(vec!["Archive/".into()]),
     };
     let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
     let listed = Listed {
@@ -95,6 +96,18 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         (comment(AttributeScope::Private), AttributeValue::Bytes(b"mine".to_vec())),
         (comment(AttributeScope::Shared), AttributeValue::TooLarge),
     ];
+    let names = NameRules {
+        namespaces: vec![NamespaceRules {
+            prefix: vec!["Archive".into()],
+            inbox: false,
+            takes_part: true,
+            separators: vec!['/', '.'],
+            encoded: true,
+            part_bytes_max: 0,
+            name_bytes_max: 254,
+            reserved: vec![Reserved { place: Where::FirstBegin, text: "~".into() }],
+        }],
+    };
     let handshake = Handshake {
         role: Role::Initiator,
         store: StoreId([1; 16]),
@@ -148,6 +161,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into())]))),
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("log", of(Message::Log(log))),
+        ("names", of(Message::Names(names))),
         ("attributes", of(Message::Attributes(attributes))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),

@@ -141,13 +141,8 @@ impl Service<'_> {
             let names = self.settings.special_use(flag).into_iter();
             names.map(move |name| (flag.to_owned(), name))
         });
-        let names = Names {
-            prefixes: self.settings.namespace_prefixes(),
-            special_uses: uses.collect(),
-            ..Names::default()
-        };
         let mut talk = self.talk(Protocol::Dovecot, early);
-        talk.names = names;
+        talk.names = Names { special_uses: uses.collect() };
         desk.run(stream, talk, &mut |_| {}).await.map(|(report, _)| report)
     }
 

@@ -202,8 +202,16 @@ impl Account {
         Ok(Attributes::new(path, self.fsync))
     }
 
+    /// Of a name as clients see it, with the prefix of its namespace.
     fn name_hash(&self, name: &MailboxName) -> NameHash {
-        NameHash::of(name, self.separator())
+        let prefix = self.layout.prefix.iter().map(String::as_str);
+        let parts: Vec<&str> = prefix.chain(name.parts().iter().map(|part| &**part)).collect();
+        match MailboxName::new(&parts) {
+            Ok(full) if !self.layout.prefix.is_empty() && !self.layout.is_the_inbox(name) => {
+                NameHash::of(&full, self.separator())
+            }
+            _ => NameHash::of(name, self.separator()),
+        }
     }
 
     /// The hierarchy separator that clients see.

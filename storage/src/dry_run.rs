@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChanges, AttributeList, Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode,
-    MailboxStatus, MailboxTree, Message, MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage,
-    Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity, changes_since,
+    MailboxStatus, MailboxTree, Message, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules,
+    Namespaces, NewMessage, Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity, changes_since,
 };
 use rand::RngExt;
 
@@ -130,6 +130,15 @@ impl Storage for DryRun {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn rules(&self) -> NameRules {
+        self.inner.rules()
+    }
+
+    fn choose(&mut self, namespaces: &Namespaces) -> Result<()> {
+        let _pretend = Pretend::begin();
+        self.inner.choose(namespaces)
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

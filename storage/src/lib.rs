@@ -25,10 +25,7 @@ pub mod mailbox_log;
 pub mod maildir;
 pub mod mbox;
 pub mod memory;
-#[cfg(not(feature = "conformance"))]
-mod mutf7;
-#[cfg(feature = "conformance")]
-pub mod mutf7;
+pub mod namespaces;
 mod status_cache;
 mod subscriptions;
 
@@ -38,8 +35,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChange, AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp, TreeChange,
-    TreeLog, Uid, UidSet, UidValidity,
+    MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage, Since, StoreId,
+    Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use by_header::ByHeader;
@@ -53,6 +50,17 @@ pub trait Storage: Send {
     fn location(&self) -> String;
 
     fn capabilities(&self) -> Capabilities;
+
+    /// Which names can be held here.
+    fn rules(&self) -> NameRules {
+        NameRules::default()
+    }
+
+    /// Says which namespaces are to take part, before anything is listed. An account that is only one takes no notice.
+    fn choose(&mut self, namespaces: &Namespaces) -> Result<()> {
+        let _ = namespaces;
+        Ok(())
+    }
 
     /// The random id of the store, made on first use. A store that was copied, restored or wiped has a
     /// new one (architecture 3b, "The base").

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-use dsync_storage::mutf7;
+use dsync_model::mutf7;
 
 /// One untagged response: its text, with `{}` where literals stood, and those.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dsync_storage::mutf7;
+use dsync_model::mutf7;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -334,9 +334,12 @@ impl World {
         };
         // Keywords keep the spelling of each end; an mbox has GUIDs of its own, which are those of the header.
         let kept = |word: &&str| self.scenario.format_b.is_none() || !word.starts_with("msg");
+        // Each end writes a name with its own separator, and what it cannot have in a name with `_`.
+        let unlike = self.scenario.separator_b.is_some();
         let folded = |lines: &[String]| {
             let words = lines.iter().map(|line| line.split(' ').filter(kept).collect::<Vec<_>>().join(" "));
-            words.collect::<Vec<_>>().join("\n").to_lowercase()
+            let text = words.collect::<Vec<_>>().join("\n").to_lowercase();
+            if unlike { text.replace(['/', '.'], "_") } else { text }
         };
         let whole = mode == "sync" && step.state.is_none() && step.args.iter().all(|arg| arg == "-f");
         assert!(

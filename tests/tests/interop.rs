@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use dsync_tests::dovecot::{Service, assert_equal, installed};
+use dsync_tests::dovecot::{Dovecot, Service, assert_equal, installed};
 use dsync_tests::interop::{ALL, Ends, World, pairs};
 use dsync_tests::programs::{PASSWORD, Place, certificates};
 use dsync_tests::sshd::Sshd;
@@ -390,4 +390,121 @@ fn by_a_unix_socket_without_a_password() {
     let bad = ["Error:", "Warning:", "Panic:", "Fatal:"];
     let log = service.log();
     assert!(!bad.iter().any(|bad| log.contains(bad)), "{log}");
+}
+
+/// A Dovecot whose user has several namespaces, one of them with a location of its own.
+fn with_namespaces(world: &World, name: &str, prefix: &str) -> Dovecot {
+    let dovecot = Dovecot::new(&world.path(name));
+    let text = fs::read_to_string(dovecot.conf()).expect("read");
+    let begin = text.split("namespace").next().expect("some text");
+    // Without a namespace above it, each keeps its own subscriptions.
+    let own = if prefix.is_empty() { "no" } else { "yes" };
+    let text = format!(
+        "{begin}namespace inbox {{\n  inbox = yes\n  prefix = {prefix}\n  separator = /\n}}\n\
+         namespace archive {{\n  prefix = Archive/\n  separator = /\n  location = sdbox:{}/archive\n  subscriptions = {own}\n}}\n\
+         namespace other {{\n  prefix = user/%%u/\n  type = shared\n  separator = /\n  location = maildir:%%h/Maildir\n}}\n\
+         userdb {{\n  driver = static\n  args = home={0}/home\n}}\n",
+        world.path(name).display()
+    );
+    fs::write(dovecot.conf(), text).expect("written");
+    world.dovecot.own(&world.path(name));
+    dovecot
+}
+
+/// A Dovecot that calls us ends as with a Dovecot of the same configuration.
+#[test]
+fn namespaces_take_part_as_in_dovecot() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    for prefix in [""] {
+        let mut expected: Vec<String> = Vec::new();
+        for (caller, server) in [("doveadm", "doveadm"), ("doveadm", "dsync")] {
+            let name = |end: &str| format!("{caller}{server}{}{end}", prefix.len());
+            let [one, two] = ["a", "b"].map(|end| with_namespaces(&world, &name(end), prefix));
+            let mail = |end: &str| format!("maildir:{}/unused", world.path(&name(end)).display());
+            let (work, empty) = (format!("{prefix}Work/x"), format!("{prefix}Empty"));
+            one.doveadm(
+                &mail("a"),
+                &["mailbox", "create", "-s", &work, &empty, "Archive/2020", "Archive/INBOX"],
+            );
+            for mailbox in ["INBOX", &work, "Archive/2020", "Archive/INBOX"] {
+                one.save(&mail("a"), mailbox, "Subject: x\n\nx\n");
+            }
+            let run = |arguments: &[&str]| {
+                let program = |name: &str| match name {
+                    "doveadm" => PathBuf::from("/usr/bin/doveadm"),
+                    name => world.path(name),
+                };
+                let mut command = one.as_user(&program(caller));
+                command.arg("-c").arg(one.conf()).args(arguments);
+                // Else a Dovecot that is called would have the configuration of the one that calls.
+                let home = format!("HOME={}", world.path(&name("b")).join("home").display());
+                command.args(["env", "-i", "PATH=/usr/bin", "USER=alice", &home]);
+                match server {
+                    "dsync" => command
+                        .arg(program("dsync-server"))
+                        .arg("-c")
+                        .arg(two.conf())
+                        .args(["--stdio", "-u", "alice"]),
+                    _ => command.arg(program("doveadm")).arg("-c").arg(two.conf()).arg("dsync-server"),
+                };
+                let Output { status, stderr, .. } = command.output().expect("runs");
+                let said = String::from_utf8_lossy(&stderr);
+                // A Dovecot whose INBOX got another GUID asks for a second run.
+                let again = (caller, server) == ("doveadm", "doveadm") && status.code() == Some(2);
+                assert!(
+                    status.success() || again,
+                    "{caller} {server} {prefix:?} {arguments:?}: {status} {said}"
+                );
+            };
+            let mut seen = Vec::new();
+            let mut look = || {
+                for (dovecot, end) in [(&one, "a"), (&two, "b")] {
+                    let below = format!("{prefix}*");
+                    let status = dovecot.doveadm(
+                        &mail(end),
+                        &["mailbox", "status", "messages", "INBOX", &below, "Archive/*"],
+                    );
+                    let mut lines: Vec<String> = status.lines().map(str::to_owned).collect();
+                    lines.extend(
+                        dovecot
+                            .doveadm(&mail(end), &["mailbox", "list", "-s"])
+                            .lines()
+                            .map(|name| format!("subscribed {name}")),
+                    );
+                    lines.sort();
+                    lines.dedup();
+                    seen.push(lines.join("\n"));
+                }
+            };
+            run(&["sync"]);
+            look();
+            run(&["sync", "-n", "Archive/"]);
+            look();
+            two.save(&mail("b"), "Archive/INBOX", "Subject: back\n\nx\n");
+            two.doveadm(&mail("b"), &["mailbox", "delete", &empty]);
+            run(&["sync"]);
+            look();
+            run(&["sync", "-N"]);
+            look();
+            if expected.is_empty() {
+                assert!(
+                    !seen[1].contains("Archive/2020 messages") && seen[3].contains("Archive/2020 messages=1"),
+                    "{seen:?}"
+                );
+                assert!(
+                    seen[4].contains("Archive/INBOX messages=1")
+                        && seen[6].contains("Archive/INBOX messages=2"),
+                    "{seen:?}"
+                );
+                expected = seen;
+            } else {
+                for (step, (ours, theirs)) in seen.iter().zip(&expected).enumerate() {
+                    assert_equal(ours, theirs, &format!("{caller} {server} {prefix:?} step {step}"));
+                }
+            }
+        }
+    }
 }

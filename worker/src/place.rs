@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bincode::{Decode, Encode};
-use dsync_accounts::{MboxLocks, Settings, User, location_for};
+use dsync_accounts::{Mail, MboxLocks, Settings, User, location_for};
+use dsync_session::model::Namespaces;
 use dsync_session::storage::mbox::Locking;
+use dsync_session::storage::namespaces::{self, Namespace};
 use dsync_session::storage::{Fsync, Location, Storage, StorageError};
 use dsync_session::{SessionError, chain};
 
@@ -16,7 +18,7 @@ pub struct Place {
     home: Option<PathBuf>,
     /// Variables expanded; `None`: where it usually is in the home.
     location: Option<String>,
-    separator: Option<char>,
+    namespaces: Vec<Within>,
     attachments: Option<PathBuf>,
     attribute_dict: Option<String>,
     mbox_locks: (Option<String>, Option<String>, Option<Duration>, Option<Duration>),
@@ -25,6 +27,26 @@ pub struct Place {
     fsync: When,
     /// What is told if it is not there; without, it is made.
     must_exist: Option<String>,
+}
+
+/// One namespace of the user's ([`dsync_accounts::Namespace`], as it travels).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Within {
+    prefix: String,
+    separator: Option<char>,
+    inbox: bool,
+    usual: bool,
+    visible: bool,
+    subscriptions: bool,
+    mail: Where,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+enum Where {
+    Users,
+    Own(String),
+    /// It may be there, but not take part; why.
+    Unsupported(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -54,7 +76,7 @@ impl Place {
             user: user.name.clone(),
             home: user.home.clone(),
             location,
-            separator: settings.separator(),
+            namespaces: settings.namespaces(user).map_err(conf)?.into_iter().map(Within::from).collect(),
             attachments: settings.mail_attachment_dir(user).map_err(conf)?,
             attribute_dict: settings.mail_attribute_dict(user).map_err(conf)?,
             mbox_locks: (read, write, timeout, dotlock_change_timeout),
@@ -75,13 +97,24 @@ impl Place {
         Place { attribute_dict: None, ..self }
     }
 
+    /// The same without the namespaces that have mail of their own elsewhere: a place that somebody named is all there is.
+    #[must_use]
+    pub fn alone(self) -> Place {
+        let mut namespaces = self.namespaces;
+        for namespace in namespaces.iter_mut().filter(|namespace| namespace.usual) {
+            namespace.mail = Where::Users;
+        }
+        namespaces.retain(|namespace| namespace.mail == Where::Users);
+        Place { namespaces, ..self }
+    }
+
     /// The same, which has to be there: it is not made, and this is told.
     #[must_use]
     pub fn existing(self, else_told: &str) -> Place {
         Place { must_exist: Some(else_told.to_owned()), ..self }
     }
 
-    /// Looks at the disk where need be.
+    /// Where the user's mail is. Looks at the disk where need be.
     fn find(&self) -> Result<Location, SessionError> {
         let said = |text: String| SessionError::Refused { status: 78, text };
         let location = match (&self.location, &self.home) {
@@ -98,14 +131,6 @@ impl Place {
                 return Err(said(what.to_owned()));
             }
         };
-        let (read, write, timeout, stale) = &self.mbox_locks;
-        let locking = Locking::default().set(read.as_deref(), write.as_deref(), *timeout, *stale);
-        let location = location
-            .with_separator(self.separator)
-            .with_attachments(self.attachments.clone())
-            .with_attribute_dict(self.attribute_dict.clone())
-            .with_rotation(self.rotate_bytes, self.rotate_secs)
-            .with_mbox_locks(locking.map_err(|error| storage(&error))?);
         if let Some(what) = &self.must_exist
             && !location.root().is_dir()
         {
@@ -114,14 +139,57 @@ impl Place {
         Ok(location)
     }
 
-    /// Opens it; a root that is missing is made.
-    pub(crate) fn open(&self) -> Result<Box<dyn Storage>, SessionError> {
+    /// The namespaces, each with where its mail is.
+    fn parts(&self) -> Result<Vec<Namespace>, SessionError> {
+        let users = self.find()?;
+        let (read, write, timeout, stale) = &self.mbox_locks;
+        let locking = Locking::default().set(read.as_deref(), write.as_deref(), *timeout, *stale);
+        let locking = locking.map_err(|error| storage(&error))?;
+        let locate = |mail: &Where| {
+            let location = match mail {
+                Where::Users => users.clone(),
+                Where::Own(text) => Location::parse_for(text, self.home.as_deref(), Some(&self.user))?,
+                Where::Unsupported(what) => return Err(StorageError::Location(what.clone())),
+            };
+            Ok(location
+                .with_attachments(self.attachments.clone())
+                .with_attribute_dict(self.attribute_dict.clone())
+                .with_rotation(self.rotate_bytes, self.rotate_secs)
+                .with_mbox_locks(locking.clone()))
+        };
+        let namespace = |within: &Within| Namespace {
+            prefix: within.prefix.clone(),
+            separator: within.separator,
+            inbox: within.inbox,
+            usual: within.usual,
+            visible: within.visible,
+            subscriptions: within.subscriptions,
+            location: locate(&within.mail),
+        };
+        Ok(self.namespaces.iter().map(namespace).collect())
+    }
+
+    /// Opens it, with the namespaces that are to take part; a root that is missing is made.
+    pub(crate) fn open(&self, choice: &Namespaces) -> Result<Box<dyn Storage>, SessionError> {
         let fsync = match self.fsync {
             When::Always => Fsync::Always,
             When::Optimized => Fsync::Optimized,
             When::Never => Fsync::Never,
         };
-        self.find()?.open(fsync).map_err(|error| storage(&error))
+        namespaces::open(self.parts()?, choice, fsync).map_err(|error| storage(&error))
+    }
+}
+
+impl From<dsync_accounts::Namespace> for Within {
+    fn from(namespace: dsync_accounts::Namespace) -> Within {
+        let dsync_accounts::Namespace { prefix, separator, inbox, usual, visible, subscriptions, mail } =
+            namespace;
+        let mail = match mail {
+            Mail::Users => Where::Users,
+            Mail::Own(location) => Where::Own(location),
+            Mail::Unsupported(what) => Where::Unsupported(what),
+        };
+        Within { prefix, separator, inbox, usual, visible, subscriptions, mail }
     }
 }
 

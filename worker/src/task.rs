@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use dsync_session::dovecot::Names;
 use dsync_session::dovecot::link::Early;
 use dsync_session::link::{self, Stream};
-use dsync_session::model::SyncState;
+use dsync_session::model::{Namespaces, SyncState};
 use dsync_session::rawlog::RawLog;
 use dsync_session::storage::disk::Pretend;
 use dsync_session::storage::{Purged, Storage};
@@ -95,12 +95,22 @@ pub struct Opened {
     rawlog: Option<RawLog>,
 }
 
+impl Role {
+    /// Which namespaces take part. What an initiator wants a responder has still to hear.
+    fn namespaces(&self) -> Namespaces {
+        match self {
+            Role::Initiator { job, .. } | Role::Local { job, .. } => job.options.namespaces.clone(),
+            Role::Responder { .. } | Role::Purge { .. } => Namespaces::Usual,
+        }
+    }
+}
+
 impl Task {
     /// Opens the mail.
     pub(crate) fn open(&self) -> Result<Opened, SessionError> {
         let storage = {
             let _pretend = self.pretend.then(Pretend::begin);
-            self.place.open()?
+            self.place.open(&self.role.namespaces())?
         };
         Ok(Opened { storage, role: self.role.clone(), rawlog: self.rawlog()? })
     }
@@ -119,7 +129,7 @@ impl Task {
             Role::Local { job, state, destination } => {
                 let other = {
                     let _pretend = self.pretend.then(Pretend::begin);
-                    destination.open()?
+                    destination.open(&job.options.namespaces)?
                 };
                 let mut brain = Brain::initiator(storage, job).with_state(state);
                 let mut other = Brain::responder(other, Duration::from_secs(30));

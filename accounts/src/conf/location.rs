@@ -5,15 +5,11 @@ use std::path::PathBuf;
 use super::{
     error::{ConfError, Place},
     settings::{Settings, invalid},
-    tree::Section,
 };
 use crate::{
     user::User,
     variables::{Vars, expand},
 };
-
-/// Settings of a namespace that give it mail of its own.
-const OWN_MAIL: [&str; 5] = ["location", "mail_location", "mail_driver", "mail_path", "mail_inbox_path"];
 
 /// The words of a location for settings of 2.4 that have a value.
 const PATHS: [(&str, &str); 9] = [
@@ -34,9 +30,6 @@ impl Settings {
     /// The user's own `mail`, which the userdb has expanded, wins. A leading `~/` stays as it is. Dovecot's 2.4
     /// settings come out in the 2.3 form, `driver:path:INBOX=...:INDEX=...` (storage formats reference, 12).
     pub fn mail_location(&self, user: &User) -> Result<Option<String>, ConfError> {
-        for namespace in self.root().of_kind("namespace") {
-            check_namespace(namespace)?;
-        }
         if let Some(mail) = user.mail.as_ref().filter(|mail| !mail.is_empty()) {
             return Ok(Some(mail.clone()));
         }
@@ -52,7 +45,8 @@ impl Settings {
                 (None, Some((place, _))) => {
                     Err(invalid(place, "mail_driver", "set, but mail_path is not".to_owned()))
                 }
-                (None, None) => Ok(None),
+                // In 2.4 the namespace with INBOX may say it.
+                (None, None) => self.own_mail_of_usual(user),
             };
         };
         let driver = driver.map(|(_, driver)| driver);
@@ -123,10 +117,23 @@ impl Settings {
     /// The place and text of a setting, variables expanded.
     fn expanded(&self, setting: &str, user: &User) -> Result<Option<(Place, String)>, ConfError> {
         let Some((place, text)) = self.value(setting)? else { return Ok(None) };
-        match expand(&text, &Vars::of(user)) {
-            Ok(text) => Ok(Some((place, text))),
-            Err(source) => Err(ConfError::Variable { place, setting: setting.to_owned(), source }),
-        }
+        let text = self.expanded_text(&text, setting, &place, user)?;
+        Ok(Some((place, text)))
+    }
+
+    /// A text with its variables expanded.
+    pub(super) fn expanded_text(
+        &self,
+        text: &str,
+        setting: &str,
+        place: &Place,
+        user: &User,
+    ) -> Result<String, ConfError> {
+        expand(text, &Vars::of(user)).map_err(|source| ConfError::Variable {
+            place: place.clone(),
+            setting: setting.to_owned(),
+            source,
+        })
     }
 }
 
@@ -142,21 +149,4 @@ fn inbox_path(root: &str, inbox: &str) -> String {
         _ if inbox.starts_with(['/', '~']) => inbox.to_owned(),
         _ => format!("{}/{inbox}", root.trim_end_matches('/')),
     }
-}
-
-/// Refuses a namespace that keeps mail apart from the user's other mail.
-fn check_namespace(namespace: &Section) -> Result<(), ConfError> {
-    if namespace.yes("disabled") {
-        return Ok(());
-    }
-    let set = |key: &&str| namespace.entry(key).is_some() && namespace.text(key) != Some("");
-    let what = match (set(&"prefix"), OWN_MAIL.iter().find(|key| set(key))) {
-        (true, _) => "a prefix",
-        (false, Some(_)) => "a location of its own",
-        (false, None) => return Ok(()),
-    };
-    let title = &namespace.title;
-    let what =
-        format!("namespace {title:?} has {what}, which dsync does not support (disabled = yes skips it)");
-    Err(ConfError::Unsupported { place: namespace.place.clone(), what })
 }

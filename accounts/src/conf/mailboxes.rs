@@ -2,6 +2,7 @@
 
 use super::{
     error::ConfError,
+    namespaces,
     settings::{Settings, invalid},
     tree::Section,
 };
@@ -14,7 +15,7 @@ impl Settings {
     /// Names of the mailboxes whose `special_use` has this flag, `\Trash` say, prefixes of their namespaces included.
     pub fn special_use(&self, flag: &str) -> Vec<String> {
         let root = [("", self.root())].into_iter();
-        let namespaces = self.root().of_kind("namespace").filter(|namespace| !namespace.yes("disabled"));
+        let namespaces = self.used_namespaces();
         let holders = root.chain(namespaces.map(|namespace| (prefix(namespace), namespace)));
         let mut names = Vec::new();
         for (prefix, holder) in holders {
@@ -28,16 +29,6 @@ impl Settings {
             }
         }
         names
-    }
-
-    /// The prefixes of all namespaces; without any in the configuration there is one, without a prefix.
-    pub fn namespace_prefixes(&self) -> Vec<String> {
-        let namespaces = self.root().of_kind("namespace").filter(|namespace| !namespace.yes("disabled"));
-        let mut prefixes: Vec<String> = namespaces.map(|namespace| prefix(namespace).to_owned()).collect();
-        if prefixes.is_empty() {
-            prefixes.push(String::new());
-        }
-        prefixes
     }
 
     /// Where `-d` leads: the user's field `mail_replica`, or else the setting, variables expanded.
@@ -62,7 +53,7 @@ impl Settings {
 }
 
 fn prefix(namespace: &Section) -> &str {
-    namespace.text("prefix").or(namespace.text("namespace_prefix")).unwrap_or_default()
+    namespaces::get(namespace, "prefix").map(|(_, text)| text).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -77,8 +68,6 @@ mod tests {
         assert_eq!(settings.special_use("\\Trash"), ["Trash", "Shared/Bin"]);
         assert_eq!(settings.special_use("\\Sent"), ["Sent Messages"]);
         assert!(settings.special_use("\\Junk").is_empty());
-        assert_eq!(settings.namespace_prefixes(), ["", "Shared/"]);
-        assert_eq!(Settings::defaults().namespace_prefixes(), [""]);
     }
 
     #[test]

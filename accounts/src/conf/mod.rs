@@ -7,6 +7,7 @@ mod listeners;
 mod location;
 mod mailboxes;
 mod mbox;
+mod namespaces;
 mod parse;
 mod print;
 mod secret;
@@ -20,6 +21,7 @@ mod tests;
 pub use error::{ConfError, Place};
 pub use listeners::UnixSocket;
 pub use mbox::MboxLocks;
+pub use namespaces::{Mail, Namespace};
 #[cfg(any(feature = "sql", feature = "ldap"))]
 pub(crate) use parse::parse as parse_text;
 pub(crate) use parse::read_limited;

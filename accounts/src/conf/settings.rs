@@ -170,11 +170,16 @@ impl Settings {
 
     fn new(file: Option<PathBuf>, root: Section, overrides: Vec<Entry>) -> Self {
         for entry in root.entries.iter().chain(&overrides) {
-            if entry.key != "separator" && !DEFAULTS.iter().any(|(known, _)| *known == entry.key) {
+            if !DEFAULTS.iter().any(|(known, _)| *known == entry.key) {
                 debug!(place = %entry.place, setting = entry.key, "setting ignored");
             }
         }
         Self { inner: Arc::new(Inner { file, root, overrides }) }
+    }
+
+    /// The same file with another content.
+    pub(super) fn with_root(&self, root: Section, overrides: Vec<Entry>) -> Self {
+        Self { inner: Arc::new(Inner { file: self.inner.file.clone(), root, overrides }) }
     }
 
     pub(crate) fn root(&self) -> &Section {
@@ -257,17 +262,6 @@ impl Settings {
     /// The file that was read.
     pub fn file(&self) -> Option<&Path> {
         self.inner.file.as_deref()
-    }
-
-    /// The hierarchy separator that the inbox namespace, or else the first other one, sets.
-    pub fn separator(&self) -> Option<char> {
-        let used = || self.root().of_kind("namespace").filter(|section| !section.yes("disabled"));
-        let inbox =
-            used().filter(|section| section.yes("inbox")).find_map(|section| section.text("separator"));
-        let text = inbox.or_else(|| used().find_map(|section| section.text("separator")));
-        let text = text.map(str::to_owned).or_else(|| self.text("separator"))?;
-        let mut chars = text.chars();
-        chars.next().filter(|_| chars.next().is_none())
     }
 
     /// The addresses to listen on.

@@ -52,7 +52,7 @@ fn defaults_are_dovecots() {
     assert_eq!(settings.silence_secs().unwrap(), 600);
     assert_eq!(settings.dsync_remote_cmd(), "ssh -l%{login} %{host} dsync-server --stdio -u%u");
     assert_eq!(settings.mail_location(&alice()).unwrap(), None);
-    assert_eq!((settings.separator(), settings.file()), (None, None));
+    assert_eq!(settings.file(), None);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn settings_are_read_and_the_last_one_wins() {
     assert_eq!(settings.text("long").as_deref(), Some("one two"));
     assert_eq!(settings.text("other").as_deref(), Some("one two $no $6$x"));
     assert_eq!(settings.dsync_admin_certs(), ["a", "b", "c"]);
-    assert_eq!(settings.separator(), Some('/'));
+    assert_eq!(settings.namespaces(&alice()).unwrap()[0].separator, Some('/'));
 }
 
 #[test]
@@ -210,18 +210,6 @@ fn each_setting_of_2_4_has_its_word_in_a_location() {
 }
 
 #[test]
-fn namespaces_apart_are_refused_by_name_when_mail_is_asked_for() {
-    for text in ["namespace shared {\n prefix = shared/\n}", "namespace shared {\n location = maildir:/s\n}"]
-    {
-        let error = settings(text).mail_location(&alice()).unwrap_err();
-        assert!(matches!(error, ConfError::Unsupported { .. }));
-        assert!(error.to_string().contains("namespace \"shared\""), "{error}");
-    }
-    let ok = "namespace shared {\n prefix = shared/\n}\nnamespace shared {\n disabled = yes\n}\nnamespace inbox {\n prefix =\n location =\n}";
-    assert_eq!(settings(ok).mail_location(&alice()).unwrap(), None);
-}
-
-#[test]
 fn debians_configuration_just_works() {
     let path = Path::new("/etc/dovecot/dovecot.conf");
     if !path.exists() {
@@ -270,7 +258,12 @@ fn no_bytes_make_it_panic() {
             continue;
         }
         if let Ok(settings) = Settings::parse(&text) {
-            let _ = (settings.doveadm_port(), settings.listen(), settings.separator(), settings.ssl_cert());
+            let _ = (
+                settings.doveadm_port(),
+                settings.listen(),
+                settings.namespaces(&alice()),
+                settings.ssl_cert(),
+            );
             let _ = settings.mail_location(&alice());
             let _ = crate::lookup(&settings, "alice@x");
         }

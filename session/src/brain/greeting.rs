@@ -21,6 +21,7 @@ impl Brain {
     /// Says who we are; the responder waits until it knows what for.
     pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
         let Some(job) = self.job.clone() else { return Ok(false) };
+        self.storage.choose(&job.options.namespaces).map_err(at("cannot choose namespaces"))?;
         let store = self.storage.store_id().map_err(at("cannot name the store"))?;
         self.me = Some(store);
         let (role, location) = (self.role(), self.storage.location());
@@ -47,6 +48,8 @@ impl Brain {
                 if options.purpose != Purpose::Sync {
                     self.storage.wrap(|storage| super::for_purpose(storage, options.purpose));
                 }
+                let chosen = self.storage.choose(&options.namespaces);
+                chosen.map_err(at("cannot choose namespaces"))?;
                 self.job = Some(Job { direction, options });
             }
             Some(job) if job.direction != handshake.direction || job.options != handshake.options => {
@@ -106,6 +109,9 @@ impl Brain {
         }
         let log = self.storage.tree_log();
         self.say(Message::Log(log.clone()));
+        let rules = self.storage.rules();
+        self.say(Message::Names(rules.clone()));
+        self.rules[self.end as usize] = rules;
         self.logs[self.end as usize] = log;
         self.list_attributes();
         self.say(Message::End(List::Nodes));
@@ -176,7 +182,7 @@ impl Brain {
         self.guard_source(direction, &options)?;
         let trees = Both([&self.trees[0], &self.trees[1]]);
         check_unique(trees[self.end.other()])?;
-        let scope = Scope::new(trees, self.base.as_ref(), &options, &self.unlisted);
+        let scope = Scope::new(trees, self.base.as_ref(), &options, &self.unlisted, self.rules());
         if let Some(missing) = scope.missing() {
             return Err(SessionError::Refused {
                 status: 68,
@@ -185,7 +191,8 @@ impl Brain {
         }
         let in_scope = |name: &MailboxName| scope.has(name);
         let logs = Both([&self.logs[0], &self.logs[1]]);
-        self.plan = dsync_merge::tree(trees, logs, self.base.as_ref(), direction, &in_scope, self.end);
+        self.plan =
+            dsync_merge::tree(trees, logs, self.rules(), self.base.as_ref(), direction, &in_scope, self.end);
         self.merge_attributes(direction)?;
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;

@@ -19,10 +19,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bincode::{Decode, Encode};
-use dsync_merge::{End, TreePlan};
+use dsync_merge::{Both, End, TreePlan};
 use dsync_model::{
-    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, StoreId, SyncState,
-    TreeLog,
+    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, NameRules, StoreId,
+    SyncState, TreeLog,
 };
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
@@ -103,6 +103,7 @@ pub struct Brain {
     peer: Option<Handshake>,
     trees: [MailboxTree; 2],
     logs: [TreeLog; 2],
+    rules: [NameRules; 2],
     peer_nodes_done: bool,
     /// `None`: the end keeps none.
     attributes: [Option<AttributeList>; 2],
@@ -171,6 +172,7 @@ impl Brain {
             peer: None,
             trees: Default::default(),
             logs: Default::default(),
+            rules: Default::default(),
             peer_nodes_done: false,
             attributes: Default::default(),
             attribute_bytes: 0,
@@ -281,6 +283,10 @@ impl Brain {
                 self.logs[peer] = log;
                 Ok(())
             }
+            Message::Names(rules) if !self.peer_nodes_done && rules.are_sane() => {
+                self.rules[peer] = rules;
+                Ok(())
+            }
             Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
@@ -349,6 +355,10 @@ impl Brain {
             Some(Direction::Mirror { into }) => dsync_merge::Direction::Mirror { into: end(into) },
             Some(Direction::TwoWay) | None => dsync_merge::Direction::TwoWay,
         }
+    }
+
+    fn rules(&self) -> Both<&NameRules> {
+        Both([&self.rules[0], &self.rules[1]])
     }
 
     fn dry_run(&self) -> bool {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Both;
-use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask};
+use dsync_model::{Base, MailboxGuid, MailboxName, MailboxTree, Mask, NameRules};
 use dsync_proto::Options;
 
 /// The names that a session may touch.
@@ -16,6 +16,8 @@ pub(crate) struct Scope<'a> {
     excluded: Vec<Mask>,
     /// Mailboxes that an end has and cannot read: nobody knows what they are.
     unlisted: &'a BTreeSet<MailboxName>,
+    /// Each end's namespaces: those that take no part are left alone at both.
+    rules: Both<&'a NameRules>,
     /// Settled for names that mailboxes have.
     known: BTreeMap<MailboxName, bool>,
     missing: Option<String>,
@@ -27,12 +29,14 @@ impl<'a> Scope<'a> {
         base: Option<&Base>,
         options: &Options,
         unlisted: &'a BTreeSet<MailboxName>,
+        rules: Both<&'a NameRules>,
     ) -> Scope<'a> {
         let mut scope = Scope {
             wanted: options.mailboxes.iter().map(|mask| Mask::list_pattern(mask)).collect(),
             guids: options.guids.iter().copied().collect(),
             excluded: options.exclude.iter().map(|mask| Mask::wildcards(mask)).collect(),
             unlisted,
+            rules,
             known: BTreeMap::new(),
             missing: None,
         };
@@ -49,8 +53,7 @@ impl<'a> Scope<'a> {
             let wanted = (scope.wanted.is_empty() && scope.guids.is_empty())
                 || names.iter().any(|name| scope.wanted.iter().any(|mask| mask.matches(name)))
                 || guids.iter().any(|guid| scope.guids.contains(guid));
-            let masked = |name: &MailboxName| scope.excluded.iter().any(|mask| mask.matches(name));
-            let excluded = names.iter().any(|name| masked(name) || unlisted.contains(*name));
+            let excluded = names.iter().any(|name| scope.leaves(name));
             scope.known.extend(names.into_iter().map(|name| (name.clone(), wanted && !excluded)));
         }
         let plain = |text: &&String| !text.contains(['*', '%']);
@@ -69,6 +72,14 @@ impl<'a> Scope<'a> {
             && self.guids.is_empty()
             && self.excluded.is_empty()
             && self.unlisted.is_empty()
+            && self.rules.0.iter().all(|rules| rules.namespaces.iter().all(|one| one.takes_part))
+    }
+
+    /// Says whether the name itself is one that is left alone.
+    fn leaves(&self, name: &MailboxName) -> bool {
+        self.excluded.iter().any(|mask| mask.matches(name))
+            || self.unlisted.contains(name)
+            || self.rules.0.iter().any(|rules| rules.is_apart(name))
     }
 
     /// Says whether the session is about what has this name.
@@ -78,9 +89,7 @@ impl<'a> Scope<'a> {
         }
         // A directory, a subscription, or all there is.
         let unasked = self.wanted.is_empty() && self.guids.is_empty();
-        (unasked || self.wanted.iter().any(|mask| mask.matches(name)))
-            && !self.excluded.iter().any(|mask| mask.matches(name))
-            && !self.unlisted.contains(name)
+        (unasked || self.wanted.iter().any(|mask| mask.matches(name))) && !self.leaves(name)
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
@@ -119,9 +128,15 @@ fn components<'a>(pairs: &BTreeSet<(&'a MailboxName, MailboxGuid)>) -> Vec<Compo
 mod tests {
     use dsync_model::{BaseNode, Digest, MailboxStatus, ModSeq, Uid, UidValidity};
 
-    use dsync_model::MailboxNode;
+    use dsync_model::{MailboxNode, NamespaceRules};
 
     use super::*;
+
+    /// Ends with one namespace.
+    fn free() -> Both<&'static NameRules> {
+        static RULES: NameRules = NameRules { namespaces: Vec::new() };
+        Both([&RULES, &RULES])
+    }
 
     fn name(text: &str) -> MailboxName {
         MailboxName::parse(text, '/').unwrap()
@@ -160,7 +175,7 @@ mod tests {
 
     fn check(here: &str, there: &str, before: &str, options: &Options, expected: &str) {
         let (here, there, base, unlisted) = (tree(here), tree(there), base(before), BTreeSet::new());
-        let scope = Scope::new(Both([&here, &there]), Some(&base), options, &unlisted);
+        let scope = Scope::new(Both([&here, &there]), Some(&base), options, &unlisted, free());
         let names: BTreeSet<&MailboxName> = here.keys().chain(there.keys()).collect();
         let found: Vec<String> =
             names.into_iter().filter(|name| scope.has(name)).map(ToString::to_string).collect();
@@ -208,7 +223,7 @@ mod tests {
     fn what_cannot_be_read_is_left_alone_under_every_name() {
         let (here, there, base) = (tree("A=a"), tree("A=a Job=w"), base("A=a Work=w"));
         let unlisted = BTreeSet::from([name("Work")]);
-        let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted);
+        let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted, free());
         assert!(scope.has(&name("A")) && !scope.has(&name("Work")) && !scope.has(&name("Job")));
     }
 
@@ -217,7 +232,7 @@ mod tests {
         let trees = [tree("A=a Sub"), tree("B=b")];
         let missing = |options: &Options| {
             let unlisted = BTreeSet::new();
-            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options, &unlisted);
+            let scope = Scope::new(Both([&trees[0], &trees[1]]), None, options, &unlisted, free());
             scope.missing().map(str::to_owned)
         };
         assert_eq!(missing(&only("C")).as_deref(), Some("C"));
@@ -226,5 +241,23 @@ mod tests {
         }
         let by_guid = Options { guids: vec![guid("c")], ..Options::default() };
         assert_eq!(missing(&by_guid), Some("63".repeat(16)));
+    }
+
+    #[test]
+    fn a_namespace_that_takes_no_part_at_one_end_is_left_alone_at_both() {
+        let namespace = |prefix: &[&str], takes_part| NamespaceRules {
+            prefix: prefix.iter().map(|part| part.to_string()).collect(),
+            takes_part,
+            ..NamespaceRules::default()
+        };
+        let rules = NameRules { namespaces: vec![namespace(&[], true), namespace(&["Archive"], false)] };
+        let (here, there) = (tree("A=a Archives=b"), tree("A=a Archive Archive/x=w Archives=b Job=j"));
+        let (base, unlisted) = (base("A=a Archive/x=w Archive/y=j"), BTreeSet::new());
+        for rules in [Both([&rules, free().0[0]]), Both([free().0[0], &rules])] {
+            let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted, rules);
+            let names = ["A", "Archives", "Archive", "Archive/x", "Archive/z", "Job"].map(name);
+            let found = names.each_ref().map(|name| scope.has(name));
+            assert_eq!(found, [true, true, false, false, false, false], "Job was in Archive once");
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_model::{MailboxGuid, MailboxStatus, MailboxTree, Uid, UidValidity};
+use dsync_model::{MailboxGuid, MailboxStatus, MailboxTree, NameRules, Uid, UidValidity};
 use dsync_proto::{Options, Purpose};
 use dsync_storage::Storage as _;
 
@@ -60,7 +60,9 @@ fn mailboxes<'a>(
     options: &Options,
 ) -> impl Iterator<Item = (String, &'a MailboxStatus, bool)> {
     let (nothing, unlisted) = (MailboxTree::new(), BTreeSet::new());
-    let scope = Scope::new(dsync_merge::Both([tree, &nothing]), None, options, &unlisted);
+    let rules = NameRules::default();
+    let both = dsync_merge::Both([&rules, &rules]);
+    let scope = Scope::new(dsync_merge::Both([tree, &nothing]), None, options, &unlisted, both);
     let mailboxes = tree
         .iter()
         .filter_map(|(name, node)| Some((name.to_string(), node.mailbox.as_ref()?, scope.has(name))));

@@ -48,8 +48,10 @@ impl Brain {
     /// Both trees are here: what they say is compared first.
     pub(super) fn begin_verifying(&mut self) -> Result<bool, SessionError> {
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
-        let trees = Both([&self.trees[0], &self.trees[1]]);
-        let scope = Scope::new(trees, None, &options, &self.unlisted);
+        // What an end only calls otherwise is no difference.
+        let trees = dsync_merge::common_trees(Both([&self.trees[0], &self.trees[1]]), self.rules());
+        let trees = Both([&trees.0[0], &trees.0[1]]);
+        let scope = Scope::new(trees, None, &options, &self.unlisted, Both([&self.rules[0], &self.rules[1]]));
         if let Some(missing) = scope.missing() {
             let text = format!("no mailbox of either end is {missing}");
             return Err(SessionError::Refused { status: 68, text });

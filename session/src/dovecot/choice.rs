@@ -4,24 +4,21 @@
 use std::collections::BTreeSet;
 
 use dsync_merge::{Both, Direction, End};
-use dsync_model::{MailboxGuid, MailboxName, MailboxTree, Mask};
+use dsync_model::{MailboxGuid, MailboxName, MailboxTree, Mask, NameRules, Namespaces};
 use dsync_proto::dovecot::items;
 
 use super::Brain;
 use crate::SessionError;
 use crate::brain::Scope;
 
-/// What the configuration calls namespaces and special uses.
+/// Most namespaces that a peer may name.
+const NAMESPACES_MAX: usize = 100;
+
+/// What the configuration calls special uses.
 #[derive(Clone, Debug, Default, bincode::Encode, bincode::Decode)]
 pub struct Names {
-    /// Prefixes of all namespaces, with the separator.
-    pub prefixes: Vec<String>,
     /// `\Trash` and the like, each with a mailbox that has it.
     pub special_uses: Vec<(String, String)>,
-    /// Of a master: the prefixes that `-n` names; none: the peer's default.
-    pub chosen: Vec<String>,
-    /// Of a master: `-N`.
-    pub all: bool,
 }
 
 impl Names {
@@ -36,16 +33,17 @@ impl Names {
         };
         masks.flat_map(resolve).collect()
     }
-
-    /// Says whether a mask is one of those that stand for what `-n` names.
-    fn is_chosen(&self, mask: &str) -> bool {
-        self.chosen.iter().any(|prefix| mask == root(prefix) || mask == format!("{prefix}*"))
-    }
 }
 
-/// The name of the mailbox that is above all of a namespace.
-fn root(prefix: &str) -> &str {
-    prefix.trim_end_matches(['/', '.'])
+/// Which namespaces a master wants.
+pub(super) fn namespaces(line: &items::Handshake) -> Namespaces {
+    match &line.sync_ns_prefix {
+        Some(prefixes) => {
+            Namespaces::Only(text(prefixes).split('\n').take(NAMESPACES_MAX).map(str::to_owned).collect())
+        }
+        None if line.sync_visible_namespaces => Namespaces::All,
+        None => Namespaces::Usual,
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -69,25 +67,24 @@ impl Brain {
             let names = options.exclude.iter().map(|name| name.clone().into_bytes());
             line.exclude_mailboxes = Some(items::Elements(names.collect()));
         }
-        if self.names.all {
-            line.sync_visible_namespaces = true;
-        } else if !self.names.chosen.is_empty() {
-            line.sync_ns_prefix = Some(self.names.chosen.join("\n").into_bytes());
+        match &options.namespaces {
+            Namespaces::Usual => {}
+            Namespaces::All => line.sync_visible_namespaces = true,
+            Namespaces::Only(prefixes) => line.sync_ns_prefix = Some(prefixes.join("\n").into_bytes()),
         }
         let named = options.mailboxes.first().filter(|_| !options.tree_only);
-        match (&options.mailboxes[..], &options.guids[..]) {
-            _ if !self.is_narrowed() => {
+        match () {
+            () if !self.is_narrowed() => {
                 line.sync_box = named.map(|name| name.clone().into_bytes());
                 line.sync_box_guid = options.guids.first().copied();
                 Ok(())
             }
-            (masks, []) if masks.iter().all(|mask| self.names.is_chosen(mask)) => Ok(()),
-            _ if self.direction == (Direction::Mirror { into: End::Responder }) => {
+            () if self.direction == (Direction::Mirror { into: End::Responder }) => {
                 let text = "a Dovecot takes one -m or -g without wildcards, and would delete all other mailboxes of its own in this backup: \
                             run it for each mailbox, or leave out others with -x";
                 Err(SessionError::Refused { status: 64, text: text.into() })
             }
-            _ => Ok(()),
+            () => Ok(()),
         }
     }
 
@@ -106,21 +103,10 @@ impl Brain {
         let excluded = line.exclude_mailboxes.iter().flat_map(|list| &list.0).map(|mask| text(mask));
         let excluded: Vec<Mask> =
             self.names.resolved(excluded).iter().map(|mask| Mask::wildcards(mask)).collect();
-        let chosen = line.sync_ns_prefix.as_deref().filter(|_| self.end == End::Responder);
-        let chosen: Option<Vec<String>> =
-            chosen.map(|prefixes| text(prefixes).split('\n').map(str::to_owned).collect());
-        let others = self.names.prefixes.clone();
         move |name, known| {
             let spelled = ['/', '.'].map(|separator| name.join(separator));
-            let below =
-                |prefix: &str| spelled.iter().any(|name| name == root(prefix) || name.starts_with(prefix));
-            let in_namespace = |prefix: &String| match prefix.is_empty() {
-                true => !others.iter().any(|other| !other.is_empty() && below(other)),
-                false => below(prefix),
-            };
             only.as_ref().is_none_or(|only| only.iter().any(|only| spelled.contains(only)))
                 && guid.is_none_or(|guid| known == Some(guid))
-                && chosen.as_ref().is_none_or(|chosen| chosen.iter().any(in_namespace))
                 && !excluded.iter().any(|mask| mask.matches(name))
         }
     }
@@ -129,7 +115,9 @@ impl Brain {
     pub(super) fn narrow_own(&mut self) {
         let Some(options) = self.job.as_ref().map(|job| &job.options) else { return };
         let (unlisted, nothing) = (BTreeSet::new(), MailboxTree::new());
-        let scope = Scope::new(Both([&self.tree, &nothing]), None, options, &unlisted);
+        let (ours, theirs) = (self.storage.rules(), NameRules::default());
+        let rules = Both([&ours, &theirs]);
+        let scope = Scope::new(Both([&self.tree, &nothing]), None, options, &unlisted, rules);
         let names: Vec<MailboxName> = self.tree.keys().filter(|name| !scope.has(name)).cloned().collect();
         for name in names {
             self.tree.remove(&name);
@@ -140,7 +128,8 @@ impl Brain {
     pub(super) fn narrow(&mut self) -> Result<(), SessionError> {
         let Some(options) = self.job.as_ref().map(|job| &job.options) else { return Ok(()) };
         let (unlisted, trees) = (BTreeSet::new(), Both([&self.tree, &self.peer_tree]));
-        let scope = Scope::new(trees, None, options, &unlisted);
+        let (ours, theirs) = (self.storage.rules(), NameRules::default());
+        let scope = Scope::new(trees, None, options, &unlisted, Both([&ours, &theirs]));
         if let Some(missing) = scope.missing().filter(|_| !options.tree_only) {
             let text = format!("no mailbox of either end is {missing}");
             return Err(SessionError::Refused { status: 68, text });
@@ -166,11 +155,8 @@ mod tests {
 
     /// Those of some names that a slave's handshake lets take part.
     fn chosen(line: items::Handshake) -> String {
-        let names = Names {
-            prefixes: vec![String::new(), "Shared/".into()],
-            special_uses: vec![("\\Sent".into(), "Out".into()), ("\\Trash".into(), "Bin".into())],
-            ..Names::default()
-        };
+        let names =
+            Names { special_uses: vec![("\\Sent".into(), "Out".into()), ("\\Trash".into(), "Bin".into())] };
         let storage = Box::new(MemoryStorage::default());
         let brain = Brain::slave(storage, std::time::Duration::ZERO, "here").with_names(names);
         let brain = Brain { handshake: line, ..brain };
@@ -186,19 +172,35 @@ mod tests {
             let masks = masks.iter().map(|mask| mask.as_bytes().to_vec());
             items::Handshake { exclude_mailboxes: Some(items::Elements(masks.collect())), ..line() }
         };
-        let ns = |text: &str| items::Handshake { sync_ns_prefix: Some(text.into()), ..line() };
         let only = |text: &str| items::Handshake { sync_box: Some(text.into()), ..line() };
         for (line, expected) in [
             (line(), "INBOX Out Bin Shared Shared/x"),
             (excluded(&["\\Trash", "Sh*"]), "INBOX Out"),
-            (ns(""), "INBOX Out Bin"),
-            (ns("Shared/"), "Shared Shared/x"),
-            (ns("\nShared/"), "INBOX Out Bin Shared Shared/x"),
             (only("Shared.x"), "Shared/x"),
             (only("\\sent"), "Out"),
             (only("\\Junk"), ""),
         ] {
             assert_eq!(chosen(line), expected);
+        }
+    }
+
+    #[test]
+    fn a_master_names_namespaces_by_their_prefixes() {
+        let ns = |text: &str| items::Handshake {
+            sync_ns_prefix: Some(text.into()),
+            ..items::Handshake::default()
+        };
+        let only = |all: &[&str]| Namespaces::Only(all.iter().map(|text| text.to_string()).collect());
+        for (line, expected) in [
+            (items::Handshake::default(), Namespaces::Usual),
+            (
+                items::Handshake { sync_visible_namespaces: true, ..items::Handshake::default() },
+                Namespaces::All,
+            ),
+            (ns(""), only(&[""])),
+            (ns("\nShared/"), only(&["", "Shared/"])),
+        ] {
+            assert_eq!(namespaces(&line), expected);
         }
     }
 }

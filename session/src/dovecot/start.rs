@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{Both, Direction, End};
 use dsync_model::{
-    LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, Timestamp, TreeChange,
-    TreeLog, Uid,
+    LastCommon, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, NameRules, NamespaceRules,
+    Timestamp, TreeChange, TreeLog, Uid,
 };
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
+use super::choice::namespaces;
 use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
 use crate::SessionError;
 
@@ -22,6 +23,9 @@ const HASHED_HEADERS: [&str; 2] = ["Date", "Message-ID"];
 
 impl Brain {
     pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
+        if let Some(job) = &self.job {
+            self.storage.choose(&job.options.namespaces).map_err(at("cannot choose namespaces"))?;
+        }
         let hostname = self.hostname.clone().into_bytes();
         let line = match &self.job {
             Some(_) => self.master_line()?,
@@ -140,6 +144,7 @@ impl Brain {
         if line.sync_type.as_deref().is_none_or(|kind| !matches!(kind, b"f" | b"c" | b"s")) {
             return Err(SessionError::Peer("asks for an unknown type of sync".into()));
         }
+        self.storage.choose(&namespaces(&line)).map_err(at("cannot choose namespaces"))?;
         self.direction = lines::direction(&line)?;
         self.filter = filtering::told(&line, self.direction)?;
         if let Some(secs) = line.lock_timeout {
@@ -300,6 +305,8 @@ impl Brain {
             self.tell_deletes(*separator, deletes.escape_char.clone(), &names);
         }
         let (me, direction) = (self.end, self.direction);
+        let names = self.storage.rules();
+        self.peer_tree.retain(|name, _| !names.is_apart(name));
         check_unique(&self.peer_tree)?;
         self.guard()?;
         if direction.source() != Some(me) && !matches!(direction, Direction::Mirror { .. }) {
@@ -312,15 +319,33 @@ impl Brain {
         self.adopt_inbox()?;
         inherit_times(&mut self.tree);
         inherit_times(&mut self.peer_tree);
-        let mut trees = [&self.tree, &self.peer_tree];
+        // What the peer cannot have in a name it replaces as we do.
+        let theirs = NameRules {
+            namespaces: vec![NamespaceRules {
+                inbox: true,
+                takes_part: true,
+                separators: vec![log.separator],
+                ..NamespaceRules::default()
+            }],
+        };
+        let (mut trees, mut names) = ([&self.tree, &self.peer_tree], [&names, &theirs]);
         if me == End::Responder {
             trees.swap(0, 1);
+            names.swap(0, 1);
         }
         // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
         let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
         // What either end deleted is settled already.
         let nothing = TreeLog::default();
-        self.plan = dsync_merge::tree(Both(trees), Both([&nothing, &nothing]), None, rules, &|_| true, me);
+        self.plan = dsync_merge::tree(
+            Both(trees),
+            Both([&nothing, &nothing]),
+            Both(names),
+            None,
+            rules,
+            &|_| true,
+            me,
+        );
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChange, AttributeChanges, AttributeList, Changes, Digest, MailboxGuid, MailboxStatus,
-    MailboxTree, Message, MessageAction, MessageChange, MessageGuid, NewMessage, Since, StoreId, TreeChange,
-    TreeLog, Uid, UidSet, changes_since,
+    MailboxTree, Message, MessageAction, MessageChange, MessageGuid, NameRules, Namespaces, NewMessage,
+    Since, StoreId, TreeChange, TreeLog, Uid, UidSet, changes_since,
 };
 
 use self::digests::Digests;
@@ -60,6 +60,14 @@ impl Storage for ByHeader {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn rules(&self) -> NameRules {
+        self.inner.rules()
+    }
+
+    fn choose(&mut self, namespaces: &Namespaces) -> Result<()> {
+        self.inner.choose(namespaces)
     }
 
     fn store_id(&mut self) -> Result<StoreId> {

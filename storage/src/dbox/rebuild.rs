@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use dsync_model::{FlagSet, MailboxGuid, MailboxName, ModSeq};
+use rand::RngExt;
 
 use super::DboxFile;
 use super::map::{Map, MapState, Place};
@@ -91,7 +92,6 @@ fn rebuild_map(shared: &Shared, store: &Store) -> Result<Map> {
     }
     let mut next = records.iter().map(|(map_uid, _)| *map_uid).max().unwrap_or(0) + 1;
     let mut homes = Homes::of(shared, present, validity)?;
-    homes.make_missing()?;
     let mut seen = BTreeSet::new();
     let mut orphans: BTreeMap<MailboxName, Vec<(u32, [u8; 16])>> = BTreeMap::new();
     for found in &found {
@@ -100,9 +100,12 @@ fn rebuild_map(shared: &Shared, store: &Store) -> Result<Map> {
             continue;
         }
         messages.insert(next, (found.place, 1));
-        orphans.entry(homes.home(found.mailbox.as_deref())).or_default().push((next, found.guid));
+        let home = homes.home(found.mailbox.as_deref()).unwrap_or_else(MailboxName::inbox);
+        orphans.entry(home).or_default().push((next, found.guid));
         next += 1;
     }
+    homes.names.extend(orphans.keys().cloned());
+    homes.make_missing()?;
     tracing::warn!(
         "{}: the map is gone, and was made from the files: {} messages found in them, {missing} messages of mailboxes are \
          not there, {} are in no mailbox and come back without flags, expunged ones among them perhaps",
@@ -165,15 +168,16 @@ pub(super) fn make_mailbox(
                 continue;
             }
         };
-        let home = homes.home(found.mailbox.as_deref());
-        if shared.account.places(&home)?.mail == places.mail {
-            ours.push((uid, found.guid));
-        } else if present.contains(&home) {
-            theirs.entry(home).or_default().push((uid, found.guid));
-        } else {
-            // That mailbox has lost its index too, and fetches it itself.
-            counted.insert(uid, references.into());
-            continue;
+        match homes.home(found.mailbox.as_deref()) {
+            Some(home) if shared.account.places(&home)?.mail != places.mail => {
+                if !present.contains(&home) {
+                    // That mailbox has lost its index too, and fetches it itself.
+                    counted.insert(uid, references.into());
+                    continue;
+                }
+                theirs.entry(home).or_default().push((uid, found.guid));
+            }
+            _ => ours.push((uid, found.guid)),
         }
         counted.insert(uid, 1);
     }
@@ -212,24 +216,32 @@ impl Homes<'_> {
         Ok(Homes { shared, names, present, map_validity })
     }
 
-    /// The mailbox that a message goes back to.
-    fn home(&self, stored: Option<&[u8]>) -> MailboxName {
+    /// The mailbox that a message goes back to: its own, else INBOX. In a namespace that is not the user's there may be neither.
+    fn home(&self, stored: Option<&[u8]>) -> Option<MailboxName> {
         let layout = &self.shared.account.layout;
         let stored = stored.and_then(|stored| std::str::from_utf8(stored).ok());
         let name = stored.and_then(|stored| layout.name_of_parts(&stored.split('/').collect::<Vec<_>>()));
-        name.filter(|name| self.names.contains(name)).unwrap_or_else(MailboxName::inbox)
+        name.into_iter().chain([MailboxName::inbox()]).find(|name| self.names.contains(name))
     }
 
     /// Gives every mailbox an index.
-    fn make_missing(&mut self) -> Result<()> {
+    fn make_missing(&self) -> Result<()> {
+        let account = &self.shared.account;
         for name in self.names.difference(&self.present) {
-            let places = self.shared.account.places(name)?;
+            let places = match account.places(name) {
+                Err(StorageError::NoMailbox(_)) => {
+                    account.new_places(name, MailboxGuid(rand::rng().random()))?
+                }
+                places => places?,
+            };
             let guid = self.shared.new_guid(&places);
-            let validity = self.shared.account.new_uid_validity()?;
-            let first = self.shared.identity_with(guid, self.map_validity);
+            let validity = account.new_uid_validity()?;
+            let mut first = self.shared.identity_with(guid, self.map_validity);
+            first.extend(account.own_name(None, name));
             disk::make_directory(&places.mail)?;
             tracing::warn!("{}: the index is gone, with flags and keywords", places.mail.display());
             Index::create(Shared::paths(&places), validity.get(), 1, first)?;
+            account.list_mailbox(name, guid, validity)?;
         }
         Ok(())
     }

@@ -127,8 +127,8 @@ impl Shared {
     /// The names of all mailboxes, and those that are none of ours.
     pub fn names(&self) -> Result<(Vec<MailboxName>, Vec<MailboxProblem>)> {
         let account = &self.account;
-        let inbox = (!account.lists_by_index() || account.listed(&MailboxName::inbox())?.is_some())
-            .then(MailboxName::inbox);
+        let listed = || Ok(!account.lists_by_index() || account.listed(&MailboxName::inbox())?.is_some());
+        let inbox = (account.layout.has_inbox && listed()?).then(MailboxName::inbox);
         if !account.lists_by_index() && !account.layout.mailboxes().is_dir() {
             return Ok((inbox.into_iter().collect(), Vec::new()));
         }
@@ -261,7 +261,7 @@ impl Shared {
         let mut map = self.store.as_ref().map(Store::open_map).transpose()?;
         let map = map.as_mut().map(|map| self.lock_map(map)).transpose()?;
         let Some(mut index) = Index::open(Shared::paths(&places))? else { return Ok(true) };
-        if name.is_inbox() {
+        if self.account.layout.is_the_inbox(name) {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let mut writer = index.lock(patience())?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
-    TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
+    TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -162,6 +162,10 @@ impl Storage for Dbox {
         }
     }
 
+    fn rules(&self) -> NameRules {
+        NameRules { namespaces: vec![self.shared.account.layout.rules()] }
+    }
+
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -175,28 +179,29 @@ impl Storage for Dbox {
         let shared = self.shared.clone();
         let account = &shared.account;
         account.empty_trash()?;
-        let inbox = MailboxName::inbox();
+        let inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
         if let Some(store) = &self.shared.store {
             super::sweep(&store.directory)?;
             self.map = self.map.take().and_then(|mut map| map.refresh().ok().map(|_| map));
             self.make_missing_map()?;
         }
         account.find_lost()?;
-        if !account.lists_by_index() {
-            disk::make_directory(&account.layout.places(&inbox)?.mail)?;
-        } else if account.listed(&inbox)?.is_none() {
-            shared.create(
-                &inbox,
-                MailboxGuid(rand::rng().random()),
-                account.new_uid_validity()?,
-                Uid::MIN,
-            )?;
+        if let Some(inbox) = &inbox {
+            if !account.lists_by_index() {
+                disk::make_directory(&account.layout.places(inbox)?.mail)?;
+            } else if account.listed(inbox)?.is_none() {
+                let validity = account.new_uid_validity()?;
+                shared.create(inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
+            }
         }
         let subscribed = account.subscribed()?;
         let (found, mut problems) = account.found()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        if let Some(inbox) = inbox {
+            let node = self.list_one(&inbox, &mut cache)?;
+            tree.insert(inbox, node);
+        }
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;

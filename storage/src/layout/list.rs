@@ -40,7 +40,7 @@ struct Listing {
 const DEPTH_MAX: usize = 100;
 
 impl Layout {
-    /// Lists all names but INBOX, sorted. Names of [`Kind::Index`] are not on the disk: they are in the list index.
+    /// Lists all names but that of the user's INBOX, sorted. Names of [`Kind::Index`] are not on the disk: they are in the list index.
     pub fn list(&self) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
         let mut listing = Listing::default();
         match self.kind {
@@ -73,7 +73,7 @@ impl Layout {
             }
             let stored = std::str::from_utf8(&bytes[1..]).ok();
             let name = stored.and_then(|stored| self.name_of_parts(&stored.split('.').collect::<Vec<_>>()));
-            match name.filter(|name| !name.is_inbox() && self.stored(name).is_ok()) {
+            match name.filter(|name| self.is_listed(name, stored) && self.stored(name).is_ok()) {
                 Some(name) => listing.found.push(Found { name, mailbox: true }),
                 None => listing.problems.push(unreadable(&path, bytes)),
             }
@@ -127,8 +127,8 @@ impl Layout {
                 listing.found.truncate(before);
             }
             match MailboxName::new(&listing.above) {
-                Ok(name) if name.is_inbox() => {}
-                Ok(name) if self.stored(&name).is_ok() => {
+                Ok(name) if self.is_the_inbox(&name) => {}
+                Ok(name) if self.is_listed(&name, stored) && self.stored(&name).is_ok() => {
                     listing.found.extend(named.then_some(Found { name, mailbox }));
                 }
                 _ => listing.problems.push(unreadable(&path, bytes)),
@@ -136,6 +136,11 @@ impl Layout {
             listing.above.pop();
         }
         Ok(())
+    }
+
+    /// Says whether a name is found by listing: INBOX is, where it is one like any other and is spelled so.
+    fn is_listed(&self, name: &MailboxName, stored: Option<&str>) -> bool {
+        !name.is_inbox() || (!self.has_inbox && stored.is_some_and(|stored| stored.ends_with("INBOX")))
     }
 
     /// Says whether what a name stands for holds mail.

@@ -4,6 +4,7 @@
 
 mod list;
 mod names;
+mod rules;
 #[cfg(test)]
 mod tests;
 
@@ -70,6 +71,8 @@ pub struct Layout {
     pub cache: Option<PathBuf>,
     /// The mail of INBOX, where it does not lie as other mail does.
     pub inbox: Option<PathBuf>,
+    /// The user's INBOX is here. Else that name is one like any other, and need not be there.
+    pub has_inbox: bool,
     /// Root of alternate storage (dbox).
     pub alt: Option<PathBuf>,
     /// Do not maintain the link `dbox-alt-root`.
@@ -89,6 +92,8 @@ pub struct Layout {
     pub volatile: Option<PathBuf>,
     /// The namespace's hierarchy separator, where the configuration sets one: Dovecot's log spells names with it.
     pub separator: Option<char>,
+    /// The parts of the namespace's prefix: Dovecot's log has them too.
+    pub prefix: Vec<String>,
     /// Annotations of mailboxes.
     pub attributes: Place,
 }
@@ -125,6 +130,7 @@ impl Layout {
             index: Index::Beside,
             cache: None,
             inbox: None,
+            has_inbox: true,
             alt: None,
             alt_no_check: false,
             dirname: dbox.then(|| "dbox-Mails".into()),
@@ -135,6 +141,7 @@ impl Layout {
             list_index: "dovecot.list.index".into(),
             volatile: None,
             separator: None,
+            prefix: Vec::new(),
             attributes: Place::Usual,
         }
     }
@@ -152,7 +159,7 @@ impl Layout {
             self.with_imap(self.below(root, &stored, dirname))
         };
         let mail = match &self.inbox {
-            _ if !name.is_inbox() => self.below(&self.root, &stored, true),
+            _ if !self.is_the_inbox(name) => self.below(&self.root, &stored, true),
             Some(inbox) => inbox.clone(),
             None if self.kind == Kind::MaildirPlusPlus => self.root.clone(),
             None if self.format == Format::Maildir && self.dirname.is_none() => self.root.clone(),
@@ -199,6 +206,11 @@ impl Layout {
             alt: self.alt.as_ref().map(|root| self.below(root, &stored, false)),
             mail,
         }
+    }
+
+    /// Says whether a name is that of the user's INBOX, which is always there and lies elsewhere than others.
+    pub fn is_the_inbox(&self, name: &MailboxName) -> bool {
+        self.has_inbox && name.is_inbox()
     }
 
     /// The directory that stands for a name, whether it holds mail or not ([`Kind::Fs`] only).

@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use dsync_model::MailboxName;
+use dsync_model::{MailboxName, mutf7};
 
 use super::{Format, IMAP, Index, Kind, Layout};
-use crate::{Result, StorageError, mutf7};
+use crate::{Result, StorageError};
 
 /// Longest file name, in bytes.
-const FILE_NAME_BYTES_MAX: usize = 255;
+pub(super) const FILE_NAME_BYTES_MAX: usize = 255;
 /// What the longest name of a mailbox file leaves room for: `.lock`.
-const LOCK_BYTES: usize = 5;
+pub(super) const LOCK_BYTES: usize = 5;
 /// With this begin the names to which deleted mailboxes are renamed first, Dovecot's and ours.
-const TRASH: &str = "..DOVECOT-Tr";
+pub(super) const TRASH: &str = "..DOVECOT-Tr";
 /// Files that lie in the directories of mailboxes, or begin so.
-const BESIDE_MAIL: [&str; 6] = [
+pub(super) const BESIDE_MAIL: [&str; 6] = [
     "dovecot.index",
     "dovecot-uid",
     "dovecot-keywords",
@@ -46,6 +46,9 @@ impl Layout {
             if stored.len() > FILE_NAME_BYTES_MAX {
                 return impossible("is too long for a file name");
             }
+            if self.is_ours(&self.root.join(&stored)) {
+                return impossible("is the name of something else here");
+            }
             return Ok(stored.into());
         }
         let file = usize::from(self.has_imap()) * LOCK_BYTES;
@@ -56,7 +59,7 @@ impl Layout {
             }
             path.push(part);
             let taken = self.is_hidden(part, depth) || self.is_ours(&self.mailboxes().join(&path));
-            if !name.is_inbox() && (taken || self.is_beside_mail(part)) {
+            if !self.is_the_inbox(name) && (taken || self.is_beside_mail(part)) {
                 return impossible("is the name of something else here");
             }
         }

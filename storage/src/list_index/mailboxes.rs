@@ -21,7 +21,7 @@ impl Account {
         self.layout.kind == Kind::Index
     }
 
-    /// Mailboxes and names without mail, INBOX left out.
+    /// Mailboxes and names without mail, the user's INBOX left out.
     pub fn found(&self) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
         if !self.lists_by_index() {
             return self.layout.list();
@@ -52,7 +52,7 @@ impl Account {
                 problem(format!("node {uid}"), "of the list index has a name that cannot be read");
             }
         })?;
-        found.retain(|found| !found.name.is_inbox());
+        found.retain(|found| !self.layout.is_the_inbox(&found.name));
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((found, problems))
     }

@@ -56,9 +56,11 @@ impl Location {
         })
     }
 
-    /// The same with the namespace's hierarchy separator, if the configuration sets one.
-    pub fn with_separator(mut self, separator: Option<char>) -> Location {
-        self.layout.separator = separator;
+    /// The same as the mail of a namespace: the parts of its prefix, its hierarchy separator if the configuration sets one, and
+    /// whether the user's INBOX is in it.
+    #[must_use]
+    pub fn in_namespace(mut self, prefix: Vec<String>, separator: Option<char>, inbox: bool) -> Location {
+        (self.layout.prefix, self.layout.separator, self.layout.has_inbox) = (prefix, separator, inbox);
         self
     }
 

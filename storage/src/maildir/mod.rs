@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
-    TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
+    TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -128,7 +128,10 @@ impl Shared {
         }
         disk::make_directory(&places.control)?;
         let marker = places.mail.join("maildirfolder");
-        if self.account.layout.kind == Kind::MaildirPlusPlus && !name.is_inbox() && !marker.exists() {
+        if self.account.layout.kind == Kind::MaildirPlusPlus
+            && !self.account.layout.is_the_inbox(name)
+            && !marker.exists()
+        {
             drop(disk::create(&marker, disk::file_mode(&places.mail))?);
         }
         Ok(())
@@ -214,7 +217,7 @@ impl Shared {
         if scan.list.guid != Some(guid) || scan.list.uid_next() != uid_next {
             return Ok(false);
         }
-        if name.is_inbox() {
+        if self.account.layout.is_the_inbox(name) {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let root = &self.account.layout.root;
@@ -323,6 +326,10 @@ impl Storage for Maildir {
         Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories, message_guid }
     }
 
+    fn rules(&self) -> NameRules {
+        NameRules { namespaces: vec![self.shared.account.layout.rules()] }
+    }
+
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -334,20 +341,25 @@ impl Storage for Maildir {
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.names.clear();
         self.scans.clear();
-        let inbox = MailboxName::inbox();
         let account = &self.shared.account;
         account.find_lost()?;
-        if account.lists_by_index() && account.listed(&inbox)?.is_none() {
-            let validity = account.new_uid_validity()?;
-            self.shared.create(&inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
-        } else {
-            self.shared.make_mailbox(&inbox, &account.places(&inbox)?)?;
+        let inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
+        if let Some(inbox) = &inbox {
+            if account.lists_by_index() && account.listed(inbox)?.is_none() {
+                let validity = account.new_uid_validity()?;
+                self.shared.create(inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
+            } else {
+                self.shared.make_mailbox(inbox, &account.places(inbox)?)?;
+            }
         }
         account.empty_trash()?;
         let (found, mut problems) = account.found()?;
         let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        if let Some(inbox) = inbox {
+            let node = self.list_one(&inbox, &mut cache)?;
+            tree.insert(inbox, node);
+        }
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, StoreId, TreeChange,
-    TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
+    TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -112,7 +112,7 @@ impl Shared {
         if !places.mail.exists() {
             return Ok(true);
         }
-        if name.is_inbox() {
+        if self.account.layout.is_the_inbox(name) {
             return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
         }
         let mut lock = self.lock(&places, Access::Write)?;
@@ -237,6 +237,10 @@ impl Storage for Mbox {
         }
     }
 
+    fn rules(&self) -> NameRules {
+        NameRules { namespaces: vec![self.shared.account.layout.rules()] }
+    }
+
     fn store_id(&mut self) -> Result<StoreId> {
         self.shared.account.store_id()
     }
@@ -250,12 +254,17 @@ impl Storage for Mbox {
         let shared = self.shared.clone();
         let account = &shared.account;
         account.empty_trash()?;
-        shared.make_inbox()?;
-        let inbox = MailboxName::inbox();
+        let inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
+        if inbox.is_some() {
+            shared.make_inbox()?;
+        }
         let (found, mut problems) = account.layout.list()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
-        tree.insert(inbox.clone(), self.list_one(&inbox, &mut cache)?);
+        if let Some(inbox) = inbox {
+            let node = self.list_one(&inbox, &mut cache)?;
+            tree.insert(inbox, node);
+        }
         for found in found {
             if !found.mailbox {
                 tree.entry(found.name).or_default().directory = true;
