@@ -126,7 +126,11 @@ impl Session<'_> {
     /// As whom to work. Who names nobody works for themselves, as themselves.
     fn identity(&self, user: &User) -> Result<Option<Identity>, Failed> {
         let named = self.many || self.common.user.is_some();
-        Ok(if named { Identity::of(self.settings, user)? } else { None })
+        let identity = if named { Identity::of(self.settings, user)? } else { None };
+        if identity.is_none() {
+            self.served.check_root(self.settings)?;
+        }
+        Ok(identity)
     }
 
     fn task(&self, user: &User, role: Role) -> Result<Task, Failed> {

@@ -194,7 +194,7 @@ fn change(
     served.check(common, users, behind)?;
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
     if let Some(socket) = &common.socket {
-        return remote::run(socket, &settings, common, changes, globals);
+        return remote::run(socket, &settings, common, globals);
     }
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
