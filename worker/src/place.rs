@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use dsync_accounts::{MboxLocks, Settings, User, location_for};
+use dsync_session::storage::disk::Pretend;
+use dsync_session::storage::dry_run::DryRun;
 use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::{Fsync, Location, Storage, StorageError};
 use dsync_session::{SessionError, chain};
@@ -25,6 +27,10 @@ pub struct Place {
     fsync: When,
     /// What is told if it is not there; without, it is made.
     must_exist: Option<String>,
+    /// The user's home is locked, too, as Dovecot does.
+    locks_home: bool,
+    /// Nothing at all is written there.
+    read_only: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -66,13 +72,22 @@ impl Place {
                 dsync_accounts::Fsync::Never => When::Never,
             },
             must_exist: None,
+            locks_home: true,
+            read_only: false,
         })
     }
 
-    /// The same with attributes beside the mail, whatever the configuration says of a dict.
+    /// The same as a second place of the user's: attributes beside the mail, whatever the configuration says of a dict, and the home is
+    /// locked by the first.
     #[must_use]
-    pub fn without_attribute_dict(self) -> Place {
-        Place { attribute_dict: None, ..self }
+    pub fn second(self) -> Place {
+        Place { attribute_dict: None, locks_home: false, ..self }
+    }
+
+    /// The same as one that is only read: no housekeeping either. What has to be noted is kept in memory.
+    #[must_use]
+    pub fn read_only(self) -> Place {
+        Place { read_only: true, ..self }
     }
 
     /// The same, which has to be there: it is not made, and this is told.
@@ -105,6 +120,7 @@ impl Place {
             .with_attachments(self.attachments.clone())
             .with_attribute_dict(self.attribute_dict.clone())
             .with_rotation(self.rotate_bytes, self.rotate_secs)
+            .with_home(self.home.clone().filter(|_| self.locks_home))
             .with_mbox_locks(locking.map_err(|error| storage(&error))?);
         if let Some(what) = &self.must_exist
             && !location.root().is_dir()
@@ -121,7 +137,9 @@ impl Place {
             When::Optimized => Fsync::Optimized,
             When::Never => Fsync::Never,
         };
-        self.find()?.open(fsync).map_err(|error| storage(&error))
+        let _pretend = self.read_only.then(Pretend::begin);
+        let storage = self.find()?.open(fsync).map_err(|error| storage(&error))?;
+        Ok(if self.read_only { Box::new(DryRun::reading(storage)) } else { storage })
     }
 }
 

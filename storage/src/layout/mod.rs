@@ -91,6 +91,8 @@ pub struct Layout {
     pub separator: Option<char>,
     /// Annotations of mailboxes.
     pub attributes: Place,
+    /// The user's home, which is locked as well while the account is synchronised.
+    pub home: Option<PathBuf>,
 }
 
 /// Where one mailbox lies.
@@ -136,6 +138,7 @@ impl Layout {
             volatile: None,
             separator: None,
             attributes: Place::Usual,
+            home: None,
         }
     }
 
