@@ -71,6 +71,15 @@ impl Identity {
     }
 }
 
+/// Refuses to work as root, unless `first_valid_uid = 0` permits it: for whoever others tell where to write.
+pub fn refuse_root(settings: &Settings) -> Result<(), UserError> {
+    if !geteuid().is_root() || number(settings, "first_valid_uid", 500)? == 0 {
+        return Ok(());
+    }
+    let what = "nobody is served as root by network: the userdb or the setting mail_uid has to name a uid, or first_valid_uid = 0 to permit it";
+    Err(UserError::Refused(what.to_owned()))
+}
+
 /// The id, and who named it: the userdb, else the setting.
 fn given(
     settings: &Settings,

@@ -16,7 +16,7 @@ pub use conf::{
     ConfError, Fsync, Mail, MboxLocks, Namespace, Place, Print, Secret, Settings, Ssl, UnixSocket,
     known_settings,
 };
-pub use identity::Identity;
+pub use identity::{Identity, refuse_root};
 pub use passdb::{verify, verify_secret};
 pub use schemes::hash_password;
 pub use user::{User, UserError, check_user, location_for};

@@ -34,6 +34,8 @@ pub struct Session<'a> {
     /// Processes that work for users who have a uid of their own.
     pub pool: &'a Pool,
     pub served: Served,
+    /// Nothing at all is written to the source, which is on this machine.
+    pub read_only_source: bool,
 }
 
 /// A report, and how long it took.
@@ -82,6 +84,12 @@ impl Session<'_> {
             self.direction,
             Direction::Mirror { into: Terminus::Initiator } | Direction::OneWay { into: Terminus::Initiator }
         );
+        let is_away = |destination: &Destination| !matches!(destination, Destination::Local(_));
+        if self.read_only_source && into_here && destinations.iter().any(is_away) {
+            return Err(Failed::usage(
+                "--read-only-source: the source is at the other end, which writes its own",
+            ));
+        }
         if destinations.len() > 1 && (into_here || self.state.is_some()) {
             return Err(Failed::usage("several destinations go neither with -R nor with -s"));
         }
@@ -126,7 +134,11 @@ impl Session<'_> {
     /// As whom to work. Who names nobody works for themselves, as themselves.
     fn identity(&self, user: &User) -> Result<Option<Identity>, Failed> {
         let named = self.many || self.common.user.is_some();
-        Ok(if named { Identity::of(self.settings, user)? } else { None })
+        let identity = if named { Identity::of(self.settings, user)? } else { None };
+        if identity.is_none() {
+            self.served.check_root(self.settings)?;
+        }
+        Ok(identity)
     }
 
     fn task(&self, user: &User, role: Role) -> Result<Task, Failed> {
@@ -158,16 +170,27 @@ impl Session<'_> {
         let text = self.own(text, "the destination")?;
         let place = Place::of(self.destination_settings, user, Some(text))?;
         // Attributes go with the mail: the dict of the configuration is the source's.
-        Ok(self.with_check(place.alone().without_attribute_dict(), Terminus::Responder))
+        Ok(self.with_check(place.alone().second(), Terminus::Responder))
+    }
+
+    /// Where the changes come from, if they go one way.
+    fn source_end(&self) -> Option<Terminus> {
+        match self.direction {
+            Direction::TwoWay => None,
+            Direction::OneWay { into } | Direction::Mirror { into } => Some(match into {
+                Terminus::Initiator => Terminus::Responder,
+                Terminus::Responder => Terminus::Initiator,
+            }),
+        }
     }
 
     /// A source that is not there is a mistyped one: it is not made, and its emptiness not copied.
     fn with_check(&self, place: Place, end: Terminus) -> Place {
-        let must_exist = match self.direction {
-            Direction::TwoWay => false,
-            Direction::OneWay { into } | Direction::Mirror { into } => into != end,
-        };
-        if must_exist { place.existing("the source does not exist") } else { place }
+        if self.source_end() != Some(end) {
+            return place;
+        }
+        let place = place.existing("the source does not exist");
+        if self.read_only_source { place.read_only() } else { place }
     }
 }
 

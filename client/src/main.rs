@@ -143,6 +143,7 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         stop: stop_on_signals()?,
         pool: &Pool::new(),
         served,
+        read_only_source: false,
     };
     let user = users::one(&settings, common.user.as_deref())?;
     let mut connections = Connections::new()?;
@@ -194,7 +195,7 @@ fn change(
     served.check(common, users, behind)?;
     let settings = Settings::load(globals.config.as_deref(), &globals.overrides)?;
     if let Some(socket) = &common.socket {
-        return remote::run(socket, &settings, common, changes, globals);
+        return remote::run(socket, &settings, common, globals);
     }
     let overrides: Vec<String> =
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
@@ -223,6 +224,9 @@ fn change(
     if users.resume.is_some() && changes.dry_run {
         return Err(Failed::usage("--dry-run finishes no user for --resume to note"));
     }
+    if changes.read_only_source && direction == Direction::TwoWay {
+        return Err(Failed::usage("--read-only-source goes with backup and -1: else both ends are written"));
+    }
     if !many && users.resume.is_some() {
         return Err(Failed::usage("--resume goes with many users: -A, -F, or a mask for -u"));
     }
@@ -238,6 +242,7 @@ fn change(
         stop: stop_on_signals()?,
         pool: &Pool::new(),
         served,
+        read_only_source: changes.read_only_source,
     };
     let user = match who {
         Who::Many(names) => return many::run(&session, names, users, common, globals),

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use anyhow::Context as _;
 use bytes::BytesMut;
-use dsync_accounts::Settings;
+use dsync_accounts::{Settings, refuse_root};
 use dsync_session::dial::{self, Way};
 use dsync_session::dovecot::greet::{more, send};
 use dsync_session::proto::dovecot::doveadm::{Client, Command, Level, Refusal};
 use dsync_session::proto::preface::Auth;
 
-use crate::args::{Changes, Common, Globals, Users};
+use crate::args::{Common, Globals, Users};
 use crate::connection::{auth, dial_tls};
 use crate::destination::Destination;
 use crate::{Failed, users};
@@ -71,19 +71,15 @@ impl Served {
             _ => Ok(()),
         }
     }
+
+    /// Refuses to work as root for a client by network, who says where to write.
+    pub fn check_root(self, settings: &Settings) -> Result<(), Failed> {
+        if self == Served::Remote { Ok(refuse_root(settings)?) } else { Ok(()) }
+    }
 }
 
 /// Has the server at `socket` run this command; gives its exit status.
-pub fn run(
-    socket: &str,
-    settings: &Settings,
-    common: &Common,
-    changes: &Changes,
-    globals: &Globals,
-) -> Result<u8, Failed> {
-    if changes.state.as_ref().is_some_and(|state| state.len() > 50_000) {
-        return Err(Failed::usage("-s: the state is too long to be handed on by -S"));
-    }
+pub fn run(socket: &str, settings: &Settings, common: &Common, globals: &Globals) -> Result<u8, Failed> {
     let words: Option<Vec<String>> =
         std::env::args_os().skip(1).map(|word| word.into_string().ok()).collect();
     let words = words.ok_or_else(|| Failed::usage("-S takes words in UTF-8 alone"))?;

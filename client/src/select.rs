@@ -39,7 +39,7 @@ pub fn mailboxes(common: &Common, settings: &Settings) -> Result<Options, Failed
         mailboxes: special_uses(named, "-m", settings)?,
         exclude: special_uses(common.exclude.iter(), "-x", settings)?,
         namespaces: namespaces(common),
-        lock_wait_secs: common.lock_wait.unwrap_or(30),
+        lock_wait_secs: common.lock_wait.unwrap_or(0),
         guids: common.mailbox_guid.iter().filter_map(|guid| guid.0).collect(),
         tree_only,
         ..Options::default()

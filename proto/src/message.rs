@@ -120,7 +120,7 @@ pub struct Options {
     pub mailboxes: Vec<String>,
     /// `-x`: masks of mailboxes to leave alone.
     pub exclude: Vec<String>,
-    /// `-l`: how long to wait for the lock of a store, in seconds.
+    /// `-l`: how long to wait for locks, in seconds, that of the user among them. 0: not said; the store alone is locked.
     pub lock_wait_secs: u32,
     /// `--allow-mass-delete`: what the guard takes for an accident is meant.
     pub allow_mass_delete: bool,

@@ -1,4 +1,4 @@
-//! `-S`: runs `sync` or `backup` for a client that asks for it, by the program `dsync` that lies beside this one.
+//! `-S`: runs `sync` or `backup` for a client that asks for it, dsync or doveadm, by the program `dsync` that lies beside this one.
 //!
 //! No shell sees the words. What the program may be told to do for whom is its own check: it learns from [`SERVED`] who asks.
 
@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use dsync_session::SessionError;
 use dsync_session::dovecot::greet::send;
 use dsync_session::link::Stream;
-use dsync_session::proto::dovecot::doveadm::{Command, PRINTED, Server};
+use dsync_session::proto::dovecot::doveadm::{Command, Manner, PRINTED, Server};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::serve::{Peer, Service};
@@ -17,6 +17,8 @@ use crate::serve::{Peer, Service};
 /// Tells the program that it runs for another: `local` for root or our own uid on a unix socket, else `remote`.
 const SERVED: &str = "DSYNC_SERVED";
 const PIECE_BYTES: usize = 16 << 10;
+/// Longest line that is one value for a Dovecot: a state, or a report.
+const VALUE_BYTES_MAX: usize = 1 << 20;
 
 impl Service<'_> {
     /// Runs it to its end, and gives its exit status. When the client goes, or we are to stop, it is ended: the next run goes on from there.
@@ -25,47 +27,35 @@ impl Service<'_> {
         stream: &mut dyn Stream,
         command: &Command,
         arguments: &[String],
+        manner: Manner,
         peer: &Peer,
     ) -> Result<u8, SessionError> {
+        let (mut printed, mut logged) =
+            (Printed { manner, line: Vec::new() }, Logged { manner, line: Vec::new() });
         let mut child = match self.start(command, arguments, peer) {
             Ok(child) => child,
             Err(text) => {
                 let mut output = BytesMut::new();
-                Server::logged(format!("dsync-server: {text}\n").as_bytes(), &mut output);
-                Server::ended(78, &mut output);
+                logged.take(format!("dsync-server: {text}\n").as_bytes(), &mut output);
+                Server::ended(78, manner, &mut output);
                 send(stream, &output).await?;
                 return Err(SessionError::Refused { status: 78, text });
             }
         };
-        let (mut printed, mut logged) = (child.stdout.take(), child.stderr.take());
+        let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
         let (mut out, mut err) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
-        // A line of the log is passed on as a whole.
-        let mut line = Vec::new();
         let mut stop = self.stop.clone();
         let mut word = [0; 1];
-        while printed.is_some() || logged.is_some() {
+        while stdout.is_some() || stderr.is_some() {
             let mut output = BytesMut::new();
             tokio::select! {
-                read = piece(&mut printed, &mut out) => match read {
-                    0 => printed = None,
-                    read => Server::packet(PRINTED, &out[..read], &mut output),
-                },
-                read = piece(&mut logged, &mut err) => {
-                    line.extend_from_slice(&err[..read]);
-                    if read == 0 {
-                        logged = None;
-                        if !line.is_empty() {
-                            line.push(b'\n');
-                        }
-                    }
-                    let whole = line.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-                    let whole = if line.len() > PIECE_BYTES { line.len() } else { whole };
-                    let rest = line.split_off(whole);
-                    let whole = std::mem::replace(&mut line, rest);
-                    if !whole.is_empty() {
-                        let end: &[u8] = if whole.ends_with(b"\n") { b"" } else { b"\n" };
-                        Server::logged(&[&whole, end].concat(), &mut output);
-                    }
+                read = piece(&mut stdout, &mut out) => {
+                    printed.take(&out[..read], &mut output);
+                    stdout.take_if(|_| read == 0);
+                }
+                read = piece(&mut stderr, &mut err) => {
+                    logged.take(&err[..read], &mut output);
+                    stderr.take_if(|_| read == 0);
                 }
                 _ = stop.wait_for(|stop| *stop) => return Err(self.end(&mut child, SessionError::Stopped).await),
                 // It has nothing more to say, so this is its end.
@@ -81,7 +71,7 @@ impl Service<'_> {
         let ended = child.wait().await.ok().and_then(|status| status.code());
         let status = ended.and_then(|code| u8::try_from(code).ok()).unwrap_or(75);
         let mut output = BytesMut::new();
-        Server::ended(status, &mut output);
+        Server::ended(status, manner, &mut output);
         send(stream, &output).await?;
         Ok(status)
     }
@@ -116,6 +106,66 @@ impl Service<'_> {
         }
         why
     }
+}
+
+/// Passes on what the program prints.
+struct Printed {
+    manner: Manner,
+    /// A line that has not ended yet, where whole ones are wanted.
+    line: Vec<u8>,
+}
+
+impl Printed {
+    /// Takes a piece; the empty one is the last.
+    fn take(&mut self, piece: &[u8], output: &mut BytesMut) {
+        match self.manner {
+            Manner::Packets if piece.is_empty() => {}
+            Manner::Packets => Server::packet(PRINTED, piece, output),
+            Manner::Values => {
+                for line in
+                    whole_lines(&mut self.line, piece, VALUE_BYTES_MAX).split_inclusive(|byte| *byte == b'\n')
+                {
+                    Server::value(line.strip_suffix(b"\n").unwrap_or(line), output);
+                }
+            }
+        }
+    }
+}
+
+/// Passes on what the program says of its work.
+struct Logged {
+    manner: Manner,
+    line: Vec<u8>,
+}
+
+impl Logged {
+    /// Takes a piece; the empty one is the last.
+    fn take(&mut self, piece: &[u8], output: &mut BytesMut) {
+        let lines = whole_lines(&mut self.line, piece, PIECE_BYTES);
+        match self.manner {
+            _ if lines.is_empty() => {}
+            Manner::Packets => Server::logged(&lines, output),
+            // The client's protocol has no place for it; who runs the server may want to know.
+            Manner::Values => {
+                for line in String::from_utf8_lossy(&lines).lines() {
+                    tracing::info!("command: {}", line.escape_debug());
+                }
+            }
+        }
+    }
+}
+
+/// Adds a piece to what is waiting for the end of its line, and gives what is whole, or longer than any line is to be. With the empty piece all ends.
+fn whole_lines(waiting: &mut Vec<u8>, piece: &[u8], bytes_max: usize) -> Vec<u8> {
+    waiting.extend_from_slice(piece);
+    let ended = waiting.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let all = piece.is_empty() || waiting.len() > bytes_max;
+    let rest = waiting.split_off(if all { waiting.len() } else { ended });
+    let mut whole = std::mem::replace(waiting, rest);
+    if !whole.is_empty() && !whole.ends_with(b"\n") {
+        whole.push(b'\n');
+    }
+    whole
 }
 
 /// Reads what there is; 0 at the end. Never, where the end was reached before.

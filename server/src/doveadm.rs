@@ -97,11 +97,11 @@ impl Service<'_> {
         if let Some(permit) = permit {
             permit.authenticated();
         }
-        if let Some(arguments) = command.to_be_run() {
+        if let Some((arguments, manner)) = command.to_be_run() {
             if check_user(&command.user).is_ok() {
                 named.clone_from(&command.user);
             }
-            return self.run_command(talk.stream, &command, arguments, peer).await.map(Doveadm::Ran);
+            return self.run_command(talk.stream, &command, &arguments, manner, peer).await.map(Doveadm::Ran);
         }
         let desk = match self.opened(&command, named).await {
             Ok(desk) => desk,
@@ -160,7 +160,10 @@ impl Service<'_> {
 
     async fn opened(&self, command: &Command, named: &mut String) -> Result<Desk<'_>, (u8, String)> {
         if command.name != "dsync-server" {
-            let text = format!("asks for the command {:?}; only dsync-server is served", command.name);
+            let text = format!(
+                "asks for the command {:?}; only dsync-server, sync and backup are served",
+                command.name
+            );
             return Err((77, text));
         }
         if !command.is_dsync_server() {

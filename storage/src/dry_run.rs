@@ -1,4 +1,4 @@
-//! A storage that only says what it would have done: for `--dry-run`, and for whatever is not to write.
+//! A storage that only says what it would have done: for `--dry-run`, and for whatever is not to be written (`--read-only-source`).
 //!
 //! It reads from the real storage, without housekeeping either ([`Pretend`]), and answers as if all changes had been made. What is saved
 //! is not kept, and bodies are empty: a dry run sends no mail.
@@ -27,6 +27,8 @@ pub struct DryRun {
     bodies: bool,
     /// The root is missing: the account would be made.
     absent: bool,
+    /// Without an id on the disk it has the same one every time.
+    steady: bool,
     names: BTreeMap<MailboxName, MailboxGuid>,
     listed: BTreeMap<MailboxGuid, MailboxStatus>,
     /// Mailboxes that were opened, made or given another identity.
@@ -61,7 +63,20 @@ impl DryRun {
     /// With `bodies`, those that are there can be read.
     pub fn new(inner: Box<dyn Storage>, bodies: bool) -> DryRun {
         let (names, listed, mailboxes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        DryRun { inner, bodies, absent: false, names, listed, mailboxes }
+        DryRun { inner, bodies, absent: false, steady: false, names, listed, mailboxes }
+    }
+
+    /// A source that is read, and not written: bodies and all, and a store that both ends know again.
+    pub fn reading(inner: Box<dyn Storage>) -> DryRun {
+        let mut reading = DryRun::new(inner, true);
+        reading.steady = true;
+        reading
+    }
+
+    /// Says whether the store has this id on its disk: else it was made up just now.
+    fn has_id(&mut self, id: StoreId) -> Result<bool> {
+        let note = self.inner.read_note("store", 200)?;
+        Ok(note.is_some_and(|note| note.starts_with(id.to_string().as_bytes())))
     }
 
     /// A mailbox that is not there yet.
@@ -147,6 +162,10 @@ impl Storage for DryRun {
             Err(error) if is_missing(&error) => {
                 self.absent = true;
                 Ok(StoreId(rand::rng().random()))
+            }
+            Ok(id) if self.steady && !self.has_id(id)? => {
+                let place = MailboxGuid([0; 16]).derived(self.inner.location().as_bytes());
+                Ok(StoreId(place.0))
             }
             told => told,
         }

@@ -43,6 +43,7 @@ pub use by_header::ByHeader;
 pub use disk::Fsync;
 pub use error::{Result, StorageError};
 pub use location::Location;
+pub use lock::UserLock;
 
 /// One account: its mailboxes, subscriptions, and the notes that dsync keeps with it.
 pub trait Storage: Send {
@@ -68,6 +69,13 @@ pub trait Storage: Send {
 
     /// Takes the one lock of the store, held until the guard is dropped. Waits at most `wait`.
     fn lock(&mut self, wait: Duration) -> Result<StoreLock>;
+
+    /// Takes Dovecot's lock of the user whose mail this is, too, so that `doveadm sync -l` waits for us and we for it. `me` and
+    /// `peer` are the ends of the session: one lock is enough for both, if they have the same home. Waits at most `wait`.
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        let _ = (me, peer, wait);
+        Ok(None)
+    }
 
     /// Lists all names with the status of each mailbox, INBOX always among them (made if it is missing).
     ///

@@ -1,4 +1,4 @@
-//! Locks: dot-locks as Dovecot takes them, and the one lock of a store.
+//! Locks: dot-locks as Dovecot takes them, the one lock of a store, and the lock of a user that `doveadm sync -l` takes.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -187,6 +187,84 @@ impl Drop for FileLock {
     }
 }
 
+/// The file that `doveadm sync -l` locks in a user's home (semantics reference 10.1).
+const SYNC_LOCK: &str = ".dovecot-sync.lock";
+
+/// The lock of a user: Dovecot's own, which is there only while somebody holds it.
+#[derive(Debug)]
+pub struct UserLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl UserLock {
+    /// Takes the lock in this home, waiting at most `wait`. While it is held, the file says `me`.
+    ///
+    /// `None`: whoever holds it is `peer`, the other end of the same session, whose home this is as well; or no file can be made
+    /// there, and then Dovecot could make none either.
+    pub fn take(home: &Path, me: &str, peer: &str, wait: Duration) -> Result<Option<UserLock>> {
+        if disk::pretends() {
+            return Ok(None);
+        }
+        let path = home.join(SYNC_LOCK);
+        let begun = Instant::now();
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+        loop {
+            let file = match options.open(&path) {
+                Ok(file) => file,
+                Err(error) if is_no_place(&error) => {
+                    tracing::debug!("{}: {error}: not locked against doveadm sync -l", path.display());
+                    return Ok(None);
+                }
+                Err(error) => return Err(StorageError::io(&path)(error)),
+            };
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(nix::libc::F_WRLCK))) {
+                Ok(_) if is_at(&file, &path) => {
+                    let told = file.set_len(0).and_then(|()| (&file).write_all(me.as_bytes()));
+                    let lock = UserLock { path: path.clone(), _file: file };
+                    return told.map(|()| Some(lock)).map_err(StorageError::io(&path));
+                }
+                // Its holder took it away, and another is there, or none.
+                Ok(_) => continue,
+                Err(Errno::EAGAIN | Errno::EACCES) => {}
+                Err(errno) => return Err(StorageError::io(&path)(errno.into())),
+            }
+            let mut text = [0; 100];
+            let length = file.read_at(&mut text, 0).unwrap_or(0);
+            if text[..length] == *peer.as_bytes() {
+                return Ok(None);
+            }
+            if begun.elapsed() >= wait {
+                return Err(StorageError::Locked { path, holder: holder(&file), waited: wait });
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for UserLock {
+    fn drop(&mut self) {
+        // While it is still locked: who waits for it looks whether it is still there.
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("{}: lock cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+/// Says whether a home is one where nobody can make files.
+fn is_no_place(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), NotADirectory | NotFound | PermissionDenied | ReadOnlyFilesystem)
+}
+
+/// Says whether an open file is the one that has this name now.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    file.metadata().ok().map(place) == fs::symlink_metadata(path).ok().map(place)
+}
+
 /// An open-file-description lock on a whole file that is open already, as writers of Dovecot's logs take it: it excludes
 /// Dovecot's own locks, and outlives the closing of other descriptors of the file.
 #[derive(Debug)]
@@ -278,5 +356,44 @@ pub fn whole_file(kind: i32) -> nix::libc::flock {
         l_start: 0,
         l_len: 0,
         l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_locked_by_one_session_and_by_both_its_ends() {
+        let home = tempfile::tempdir().unwrap();
+        let take = |me: &str, peer: &str| UserLock::take(home.path(), me, peer, Duration::from_millis(50));
+        let lock = take("a", "b").unwrap().expect("it is free");
+        assert!(take("b", "a").unwrap().is_none(), "the other end of this session has it");
+        assert!(matches!(take("b", "c"), Err(StorageError::Locked { .. })));
+        assert!(matches!(take("b", ""), Err(StorageError::Locked { .. })));
+        drop(lock);
+        assert!(!home.path().join(SYNC_LOCK).exists());
+        // What somebody left behind, who is gone, is no lock.
+        fs::write(home.path().join(SYNC_LOCK), "b").unwrap();
+        drop(take("a", "c").unwrap().expect("it is free"));
+        // Whoever waits for a file that goes takes the one that comes.
+        let lock = take("a", "b").unwrap();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| UserLock::take(home.path(), "c", "d", Duration::from_secs(20)));
+            std::thread::sleep(Duration::from_millis(60));
+            drop(lock);
+            assert!(waits.join().unwrap().unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_home_that_is_not_there_or_leads_elsewhere_is_not_written() {
+        let home = tempfile::tempdir().unwrap();
+        let none = UserLock::take(&home.path().join("no"), "a", "b", Duration::ZERO);
+        assert!(none.unwrap().is_none());
+        std::os::unix::fs::symlink("/dev/null", home.path().join(SYNC_LOCK)).unwrap();
+        assert!(UserLock::take(home.path(), "a", "b", Duration::ZERO).is_err());
+        let _pretend = disk::Pretend::begin();
+        assert!(UserLock::take(home.path(), "a", "b", Duration::ZERO).unwrap().is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dsync_model::{AttributeList, MessageGuid};
+use dsync_model::{AttributeList, FlagSet, MailboxGuid, MessageGuid, Uid};
 use dsync_session::storage::memory::Account;
 
 /// **converged**: both accounts look the same to an IMAP client.
@@ -74,6 +74,42 @@ pub fn copies_kept(
         }
     }
     Ok(())
+}
+
+/// **flags-kept**: what one end alone changed in the flags of a message since `base` is changed in the end, wherever either end moved the
+/// message. Told of messages that each account has once, and that one end at most moved.
+pub fn flags_kept(base: &Account, before: [&Account; 2], after: &Account) -> Result<(), String> {
+    let [base, a, b, after] = [base, before[0], before[1], after].map(places);
+    for (guid, was) in base {
+        let found = [&a, &b, &after].map(|places| places.get(guid).copied().flatten());
+        let (Some((home, was)), [Some((at_a, a)), Some((at_b, b)), Some((_, now))]) = (was, found) else {
+            continue;
+        };
+        if at_a != home && at_b != home {
+            continue;
+        }
+        let added = a.minus(was).union(&b.minus(was));
+        let removed = was.minus(a).union(&was.minus(b));
+        let expected = was.minus(&removed).union(&added);
+        if *now != expected {
+            return Err(format!("{guid}: {was:?}, then {a:?} and {b:?}, should be {expected:?}, is {now:?}"));
+        }
+    }
+    Ok(())
+}
+
+type Places<'a> = BTreeMap<&'a MessageGuid, Option<((MailboxGuid, Uid), &'a FlagSet)>>;
+
+/// Where each message is, with its flags; `None`: in more than one place.
+fn places(account: &Account) -> Places<'_> {
+    let mut places = Places::new();
+    for mailbox in account.mailboxes.values() {
+        for (uid, message) in &mailbox.messages {
+            let place = places.entry(&message.guid).or_insert(Some(((mailbox.guid, *uid), &message.flags)));
+            place.take_if(|(_, flags)| !std::ptr::eq(*flags, &message.flags));
+        }
+    }
+    places
 }
 
 /// **no-duplicates**: no message is twice in one mailbox, unless users moved it about.

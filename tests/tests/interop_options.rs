@@ -1,6 +1,7 @@
 //! Sessions with a real Dovecot: attributes, choices of mailboxes and messages, records.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +15,8 @@ use dsync_session::{Job, SessionError};
 use dsync_storage::memory::MemoryStorage;
 use dsync_tests::dovecot::{assert_equal, installed};
 use dsync_tests::interop::{ALL, Ends, World};
-use dsync_tests::programs::Place;
+use dsync_tests::maildirs::Account;
+use dsync_tests::programs::{PASSWORD, Place};
 
 /// The attributes of an account, as the file has them.
 fn attributes(location: &str) -> String {
@@ -314,4 +316,109 @@ fn a_slave_that_waits_for_our_tree_gets_it() {
     assert!(!brain.waits_for_tree());
     brain.handle(Event::Item(Item::End)).unwrap();
     assert_eq!(said(&mut brain).unwrap(), "", "the tree is told once");
+}
+
+/// `doveadm sync -l` and `dsync -l` lock the user in the same place: each waits for the other.
+#[test]
+fn a_doveadm_that_locks_its_user_and_we_keep_each_other_out() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b, c) =
+        (world.location("maildir", "a"), world.location("maildir", "b"), world.location("maildir", "c"));
+    let lock = world.path("home/.dovecot-sync.lock");
+    let ours = || {
+        let mut command = world.dovecot.as_user(&world.path("dsync"));
+        command.args(["-c", "/dev/null", "sync", "--source", &a, "-l"]);
+        command
+    };
+    let theirs = || {
+        let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+        command.arg("-c").arg(world.path("dovecot.conf")).arg("-o").arg(format!("mail_location={a}"));
+        command.args(["sync", "-l"]);
+        command
+    };
+    let said = |command: &mut Command| {
+        let output = command.output().expect("runs");
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // A session that stops for some seconds behind the other end's handshake: it holds its locks meanwhile.
+    let slow = world.path("slow");
+    fs::write(
+        &slow,
+        format!(
+            "#!/bin/sh\n{} -c /dev/null -o mail_location={b} --stdio -u alice | while IFS= read -r line; do\n  printf '%s\\n' \"$line\"\n  case $line in H*) sleep 3;; esac\ndone\n",
+            world.path("dsync-server").display()
+        ),
+    )
+    .expect("written");
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("set");
+    let slow = slow.display().to_string();
+    let held = |command: &mut Command| {
+        let child = command.stderr(std::process::Stdio::null()).spawn().expect("starts");
+        let begun = std::time::Instant::now();
+        while !lock.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody takes the lock");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
+    };
+    // Dovecot has it.
+    let mut doveadm = held(theirs().args(["9", &slow]));
+    let (status, text) = said(ours().args(["1", &c]));
+    assert!(
+        status == 75 && text.contains(".dovecot-sync.lock") && text.contains("(doveadm)"),
+        "{status} {text}"
+    );
+    let (status, text) = said(ours().args(["20", &c]));
+    assert_eq!((status, text.as_str()), (0, ""));
+    assert!(doveadm.wait().expect("ends").success() && !lock.exists());
+    // We have it.
+    let mut dsync = held(ours().args(["9", "--protocol", "dovecot", &slow, "dsync-server"]));
+    let (status, text) = said(theirs().args(["1", &c]));
+    assert!(status == 75 && text.contains(".dovecot-sync.lock"), "{status} {text}");
+    let (status, text) = said(theirs().args(["20", &c]));
+    assert_eq!((status, text.as_str()), (0, ""));
+    assert!(dsync.wait().expect("ends").success() && !lock.exists());
+}
+
+/// `doveadm -S`, with our server: it runs the command, prints its state and ends with its status.
+#[test]
+fn a_doveadm_has_our_server_run_its_command() {
+    if !installed() {
+        return;
+    }
+    let place = Place::new("first_valid_uid = 0");
+    let _server = place.serve();
+    let mail = Account::new(place.path("server/alice"));
+    mail.deliver("", "1700000001.M1P1.test", b"Subject: x\n\nx\n");
+    let conf = place.path("dovecot.conf");
+    fs::write(&conf, format!("doveadm_password = {PASSWORD}\nssl = no\nlog_path = /dev/stderr\n"))
+        .expect("written");
+    let run = |mode: &str, words: &[&str]| {
+        let mut command = Command::new("/usr/bin/doveadm");
+        command.arg("-c").arg(&conf).args([mode, "-S", &format!("127.0.0.1:{}", place.port)]).args(words);
+        let output = command.output().expect("runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    };
+    let copy = Account::new(place.path("copy"));
+    let to = copy.location();
+    let none = (0, String::new(), String::new());
+    assert_eq!(run("sync", &["-u", "alice", "-1", "-l", "5", "-x", "Trash", "-t", "2000-01-01", &to]), none);
+    assert_eq!(copy.view(), mail.view());
+    let (status, state, said) = run("sync", &["-u", "alice", "-s", "", &to]);
+    assert!(status == 0 && said.is_empty() && state.trim().len() > 60, "{status} {state:?} {said}");
+    let (status, again, _) = run("sync", &["-u", "alice", "-s", state.trim(), &to]);
+    assert_eq!((status, again), (0, state));
+    for (words, expected) in [
+        (&["-u", "bob", to.as_str()][..], 78),
+        (&["-u", "alice", "-m", "None", &to], 68),
+        (&["-u", "alice", "-r", "/tmp/x", &to], 77),
+        (&["-u", "alice", "ssh", "mx1", "doveadm", "dsync-server"], 77),
+    ] {
+        let (status, _, said) = run("backup", words);
+        assert_eq!(status, expected, "{words:?}: {said}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use dsync_model::{MailboxName, MessageAction, ModSeq, Since, Uid};
+use dsync_model::{FlagSet, Flags, Keyword, MailboxName, MessageAction, ModSeq, Since, Uid};
 use dsync_session::proto::{Direction, Options, Terminus};
 use dsync_session::storage::Goal;
 use dsync_session::storage::index::{Index, Paths};
@@ -295,6 +295,60 @@ fn moved_messages_are_not_transferred_again() {
         assert_eq!((sent, copied), (1, 100), "{format}");
         assert_eq!(a.view(), b.view(), "{format}");
         assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
+    }
+}
+
+/// Seed 60086 of the oracle's fuzzer: one end moves the mail out of a mailbox and deletes it, the other has set flags there meanwhile.
+#[test]
+fn flags_follow_mail_out_of_a_mailbox_that_is_deleted() {
+    for (format, calls) in [("maildir", true), ("sdbox", false), ("mdbox", true)] {
+        let (dir, a, _) = pair();
+        let b = Account::of(format, dir.path().join("other"));
+        let base = |n: u32| format!("17000{n:05}.M{n}P1.host");
+        (1..=9).for_each(|n| a.deliver("Old", &format!("{}:2,S", base(n)), b"Subject: moved\n\n"));
+        a.deliver("", &base(99), b"Subject: stays\n\n");
+        let meet = || {
+            let (one, two) = if calls { (&a, &b) } else { (&b, &a) };
+            let (one, two) = sync(one, two, Direction::TwoWay).expect("syncs");
+            assert_eq!((one.status(), two.status()), (0, 0), "{format}: {one:?} {two:?}");
+            if calls { (one, two) } else { (two, one) }
+        };
+        meet();
+        let mut storage = b.open();
+        let (tree, _) = storage.tree().expect("lists");
+        let old = MailboxName::parse("Old", '/').expect("valid");
+        let status = tree[&old].mailbox.clone().expect("is a mailbox");
+        let mut mailbox = storage.open(status.guid).expect("opens");
+        let flags = |uid, added: &[Flags], removed| {
+            let keyword = Keyword::new("work").expect("valid");
+            let added = added.iter().fold(Flags::NONE, |all, flag| all.union(*flag));
+            let add = FlagSet { system: added, keywords: [keyword].into() };
+            let uid = Uid::new(uid).expect("above 0");
+            MessageAction::Flags { uid, add, remove: FlagSet::system(removed), modseq_min: ModSeq::NONE }
+        };
+        let actions = [flags(2, &[Flags::FLAGGED, Flags::DELETED], Flags::SEEN), flags(3, &[], Flags::NONE)];
+        mailbox.apply(&actions).expect("applies");
+        let (uid_next_min, modseq_min) = (status.uid_next, ModSeq::NONE);
+        mailbox.commit(Goal { uid_next_min, modseq_min, uid_validity: None }).expect("commits");
+        drop((mailbox, storage));
+        for n in 1..=9 {
+            let name = format!("{}:2,S", base(n));
+            fs::rename(a.folder("Old").join("cur").join(&name), a.root.join("cur").join(&name))
+                .expect("moved");
+        }
+        let answered = |flags| a.root.join("cur").join(format!("{}:2,{flags}", base(2)));
+        fs::rename(answered("S"), answered("RS")).expect("answered");
+        fs::remove_dir_all(a.folder("Old")).expect("deleted");
+        let (here, there) = meet();
+        let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
+        let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
+        assert_eq!((sent, copied), (0, 9), "{format}");
+        assert_eq!(a.view(), b.view(), "{format}");
+        assert_eq!(a.view().keys().collect::<Vec<_>>(), ["INBOX"], "{format}");
+        // Removed there, untouched here: gone. Both ends' additions are there.
+        assert!(answered("FRTa").exists() && a.find("", &base(3)).ends_with(base(3) + ":2,Sa"), "{format}");
+        let (here, there) = meet();
+        assert!(here.mailboxes.is_empty() && there.mailboxes.is_empty(), "{here:?} {there:?}");
     }
 }
 

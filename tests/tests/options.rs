@@ -480,6 +480,72 @@ fn dry(place: &Place, line: &[&str]) -> (i32, String, String) {
     outcome
 }
 
+/// `--read-only-source`: a source that was never looked at before and one that Dovecot or we know stay as they are, every file and
+/// date of it; what comes and goes there arrives all the same.
+#[test]
+fn a_source_that_is_only_to_be_read_is_not_written_at_all() {
+    for (format, known) in
+        [("maildir", false), ("maildir", true), ("sdbox", true), ("mdbox", true), ("mbox", false)]
+    {
+        let (place, first, b) = pair();
+        let a = Account::of(format, place.path("source"));
+        if format == "maildir" && !known {
+            fs::rename(&first.root, &a.root).expect("moved");
+        } else {
+            run(&place, &["backup", "--source", &first.location(), &a.location()]);
+        }
+        let read = |words: &[&str]| {
+            let (from, to) = (a.location(), b.location());
+            let line = [words, &["--read-only-source", "--source", &from, &to]].concat();
+            let before = disk(&a.root);
+            let outcome = dsync(&place, &line);
+            assert!(disk(&a.root) == before, "{format} {known} {line:?}: {:?}", disk(&a.root).keys());
+            outcome
+        };
+        let notes = || {
+            let names = fs::read_dir(&b.root).expect("read").flatten().map(|entry| entry.file_name());
+            names.filter(|name| name.to_string_lossy().contains("dsync-base")).count()
+        };
+        let mode = ["-v", "backup"];
+        let (status, _, said) = read(&mode);
+        assert!(status == 0 && said.contains("2 of 2 mailboxes shown equal"), "{format}: {status} {said}");
+        assert_eq!((bodies(&b, "INBOX"), bodies(&b, "Work"), notes()), (3, 1, 1), "{format}");
+        let copy = b.view();
+        assert_eq!(read(&["backup"]), (0, String::new(), String::new()));
+        assert_eq!((b.view(), notes()), (copy, 1), "{format}: the same again");
+        if format == "maildir" {
+            a.deliver("", &mail(8), b"Subject: new\n\n");
+            fs::remove_file(a.find("", &mail(1))).expect("removed");
+            assert_eq!(read(&["backup"]).0, 0);
+            let inbox = b.view()["INBOX"].join("\n");
+            assert!(inbox.contains(&mail(8)) && !inbox.contains(&mail(1)), "{inbox}");
+            a.deliver("", &mail(9), b"Subject: newer\n\n");
+            assert_eq!(read(&["sync", "-1"]).0, 0);
+            assert_eq!(bodies(&b, "INBOX"), 4);
+        }
+    }
+    let (place, a, b) = pair();
+    let server = place.serve();
+    let (source, copy, tls) = (a.location(), b.location(), place.tls());
+    let words = |words: &[&'static str], to: &str| {
+        let line: Vec<&str> = [words, &["--read-only-source", "--source", &source, to]].concat();
+        dsync(&place, &line)
+    };
+    for (options, to, says) in
+        [(&["sync"][..], &copy, "goes with backup"), (&["backup", "-R"], &tls, "at the other end")]
+    {
+        let (status, _, said) = words(options, to);
+        assert!(status == 64 && said.contains(says), "{status} {said}");
+    }
+    let before = disk(&a.root);
+    assert_eq!(words(&["backup"], &tls).0, 0);
+    assert!(disk(&a.root) == before);
+    drop(server);
+    assert_eq!(Account::new(place.path("server/alice")).view()["INBOX"].len(), 4);
+    // The other way round the destination is here, and may be written.
+    assert_eq!(words(&["backup", "-R", "--allow-mass-delete"], &copy).0, 78, "there is no source");
+}
+
 /// What a dbox has lost is found in its files, as a run would find it; and stays lost.
 #[test]
 fn a_dry_run_of_a_lost_index_mends_nothing() {

@@ -409,7 +409,7 @@ fn signals_end_a_sync_at_a_safe_point() {
 #[test]
 fn a_server_runs_the_command_for_us() {
     let place = Place::new(
-        "base_dir = %PLACE%\nservice doveadm {\n unix_listener doveadm-server {\n mode = 0600\n }\n}\n",
+        "base_dir = %PLACE%\nfirst_valid_uid = 0\nservice doveadm {\n unix_listener doveadm-server {\n mode = 0600\n }\n}\n",
     );
     let dir = place.dir.path().display().to_string();
     let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
@@ -435,6 +435,10 @@ fn a_server_runs_the_command_for_us() {
         assert_eq!(Account::new(&copy).view(), mail.view());
         let line = server.wait_for("command user=alice");
         assert!(line.contains("status=0"), "{line}");
+        // A state is as long as a word may be: here one that says nothing true.
+        let long = "A".repeat(120_000);
+        let (status, _, said) = run(&["backup", "-S", way, "-s", &long, &to]);
+        assert!(status == Some(0) && said.contains("-s: the state"), "{way}: {status:?} {said}");
         // What it says of a failure, and its status.
         let (status, _, said) = run(&["backup", "-S", way, "-u", "bob", &to]);
         assert!(

@@ -24,6 +24,7 @@ const ONCE_FAILED: &[u64] = &[
     365,  // a skip and an end of saves of the next round came before this round was settled
     1867, // mail that came below the agreed UIDNEXT during a sync went with its mailbox when the other end deleted it
     84,   // filtered: what was kept back at one end hid a message of the same UID at the other
+    304, // flags: what was set in a mailbox whose mail the other end moved, and which it deleted then, was lost
     6430, // a mailbox made again took UIDs that the base knew, and mail under them went with it
 ];
 
@@ -111,6 +112,32 @@ fn touched(world: &World) -> BTreeSet<MessageGuid> {
 /// The notes that count: others are caches.
 fn bases(account: &Account) -> Vec<(&String, &Vec<u8>)> {
     account.notes.iter().filter(|(name, _)| name.starts_with("base-")).collect()
+}
+
+/// In peace, flags that one end changed are changed at both ends in the end.
+fn flags(seed: u64) -> Result<(), Failed> {
+    let mut world = World::new(seed);
+    let peace =
+        |world: &mut World| (0..3).any(|_| matches!(world.sync(Direction::TwoWay, Faults::default()), Ok(0)));
+    for _ in 0..3 {
+        for _ in 0..world.dice.roll(16) {
+            world.user();
+        }
+        if !peace(&mut world) {
+            return Err(Box::new(("no status 0 in peace".into(), world)));
+        }
+        let base = world.snapshot(0);
+        for _ in 0..world.dice.roll(16) {
+            world.user();
+        }
+        let before = [world.snapshot(0), world.snapshot(1)];
+        let done = peace(&mut world);
+        let kept = oracle::flags_kept(&base, [&before[0], &before[1]], &world.snapshot(0));
+        if let (false, _) | (_, Err(_)) = (done, &kept) {
+            return Err(Box::new((format!("{done} {kept:?}"), world)));
+        }
+    }
+    Ok(())
 }
 
 fn into_one(mut world: World, mirror: bool, filters: bool) -> Result<(), Failed> {
@@ -260,6 +287,11 @@ fn a_dry_run_changes_nothing_and_says_what_the_run_does() {
 #[test]
 fn two_way_syncs_converge_and_lose_nothing() {
     run("two-way", |seed| two_way(World::new(seed), false));
+}
+
+#[test]
+fn flags_that_one_end_changed_arrive() {
+    run_every(16, "flags", flags);
 }
 
 #[test]

@@ -263,6 +263,45 @@ fn who_may_not_own_mail_is_refused() {
     assert!(status == 78 && text.contains("source does not exist"), "{status} {text}");
 }
 
+/// `-S` by network, which names the place to write to: it is written as the user, and nobody is root there.
+#[test]
+fn a_command_by_network_writes_as_the_user_and_never_as_root() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let dir = place.dir.path().display().to_string();
+    let users = format!("ann::2001:2001::{dir}/there/ann\nnobody:::::{dir}/there/nobody\n");
+    fs::write(place.path("there.users"), users).expect("written");
+    let mail = Account::new(place.path("there/ann/Maildir"));
+    mail.deliver("", "1700000001.M1P1.test", b"Subject: x\n\nx\n");
+    own(&mail.root, 2001);
+    Account::new(place.path("there/nobody/Maildir")).deliver(
+        "",
+        "1700000001.M1P1.test",
+        b"Subject: y\n\ny\n",
+    );
+    let server = place.serve();
+    let way = place.tls();
+    let run = |user: &str, to: &str| place.run(&["backup", "-S", &way, "-u", user, &format!("maildir:{to}")]);
+    assert_eq!(run("ann", "~/copy"), (0, String::new()));
+    assert_owned(&place.path("there/ann/copy"), 2001);
+    for (user, to) in [("ann", "outside"), ("nobody", "outside"), ("nobody", "there/nobody/copy")] {
+        let (status, text) = run(user, &format!("{dir}/{to}"));
+        let says = if user == "ann" { "ermission denied" } else { "nobody is served as root by network" };
+        assert!(
+            status != 0 && (user == "ann" || status == 77) && text.contains(says),
+            "{user}: {status} {text}"
+        );
+        assert!(!place.path(to).exists());
+    }
+    drop(server);
+    let conf = fs::read_to_string(place.path("server.conf")).expect("read") + "first_valid_uid = 0\n";
+    fs::write(place.path("server.conf"), conf).expect("written");
+    let _server = place.serve();
+    assert_eq!(run("nobody", &format!("{dir}/there/nobody/copy")), (0, String::new()));
+}
+
 /// One worker dies while it works: its user fails with 75, or is done by the next attempt; the others do not notice.
 #[test]
 fn a_worker_that_is_killed_costs_one_user_one_attempt() {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bincode::{Decode, Encode};
 use dsync_accounts::{Mail, MboxLocks, Settings, User, location_for};
 use dsync_session::model::Namespaces;
+use dsync_session::storage::disk::Pretend;
+use dsync_session::storage::dry_run::DryRun;
 use dsync_session::storage::mbox::Locking;
 use dsync_session::storage::namespaces::{self, Namespace};
 use dsync_session::storage::{Fsync, Location, Storage, StorageError};
@@ -27,6 +29,10 @@ pub struct Place {
     fsync: When,
     /// What is told if it is not there; without, it is made.
     must_exist: Option<String>,
+    /// The user's home is locked, too, as Dovecot does.
+    locks_home: bool,
+    /// Nothing at all is written there.
+    read_only: bool,
 }
 
 /// One namespace of the user's ([`dsync_accounts::Namespace`], as it travels).
@@ -88,13 +94,27 @@ impl Place {
                 dsync_accounts::Fsync::Never => When::Never,
             },
             must_exist: None,
+            locks_home: true,
+            read_only: false,
         })
     }
 
-    /// The same with attributes beside the mail, whatever the configuration says of a dict.
+    /// The same as a second place of the user's: attributes beside the mail, whatever the configuration says of a dict, and the home is
+    /// locked by the first.
     #[must_use]
-    pub fn without_attribute_dict(self) -> Place {
-        Place { attribute_dict: None, ..self }
+    pub fn second(self) -> Place {
+        Place { attribute_dict: None, locks_home: false, ..self }
+    }
+
+    /// The same as one that is only read: no housekeeping either. What has to be noted is kept in memory.
+    #[must_use]
+    pub fn read_only(self) -> Place {
+        Place { read_only: true, ..self }
+    }
+
+    /// Says whether what is noted there is lost with the thread.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
     }
 
     /// The same without the namespaces that have mail of their own elsewhere: a place that somebody named is all there is.
@@ -155,6 +175,7 @@ impl Place {
                 .with_attachments(self.attachments.clone())
                 .with_attribute_dict(self.attribute_dict.clone())
                 .with_rotation(self.rotate_bytes, self.rotate_secs)
+                .with_home(self.home.clone().filter(|_| self.locks_home))
                 .with_mbox_locks(locking.clone()))
         };
         let namespace = |within: &Within| Namespace {
@@ -176,7 +197,9 @@ impl Place {
             When::Optimized => Fsync::Optimized,
             When::Never => Fsync::Never,
         };
-        namespaces::open(self.parts()?, choice, fsync).map_err(|error| storage(&error))
+        let _pretend = self.read_only.then(Pretend::begin);
+        let storage = namespaces::open(self.parts()?, choice, fsync).map_err(|error| storage(&error))?;
+        Ok(if self.read_only { Box::new(DryRun::reading(storage)) } else { storage })
     }
 }
 

@@ -134,7 +134,8 @@ impl Task {
                 let mut brain = Brain::initiator(storage, job).with_state(state);
                 let mut other = Brain::responder(other, Duration::from_secs(30));
                 let watch = &mut |brain: &Brain| watch(brain.progress());
-                let (report, _) = if self.pretend || rawlog.is_some() {
+                let by_thread = self.pretend || self.place.is_read_only() || destination.is_read_only();
+                let (report, _) = if by_thread || rawlog.is_some() {
                     local::run_recorded(&mut brain, &mut other, watch, rawlog)?
                 } else {
                     abreast::run(&mut brain, &mut other, watch)?

@@ -30,7 +30,7 @@ pub struct Common {
     /// All namespaces, those with a location of their own included
     #[arg(short = 'N', long)]
     pub all_namespaces: bool,
-    /// Wait so many seconds for the lock of a store [default: 30]
+    /// Wait so many seconds for the lock of a store [default: 30]; with it, the user is locked against doveadm sync -l as well
     #[arg(short, long, value_name = "SECS")]
     pub lock_wait: Option<u32>,
     /// Give up when the other end is silent for so many seconds
@@ -108,6 +108,10 @@ pub struct Changes {
     /// Tell the replicator when it is done; here for scripts, since there is none to be told
     #[arg(short = 'U', long = "notify-replicator")]
     pub notify_replicator: bool,
+    /// Write nothing at all to the source, no index, list of UIDs or note either: what has to be kept is kept in memory, so that
+    /// every run compares all messages
+    #[arg(long)]
+    pub read_only_source: bool,
     /// Say what would be done, mailbox by mailbox, and change nothing at either end
     #[arg(long)]
     pub dry_run: bool,

@@ -10,8 +10,10 @@ use bytes::{Buf, BufMut, BytesMut};
 use super::text;
 use crate::ProtoError;
 
-/// Longest line that is read before a session begins.
+/// Longest line that is read before a session begins, and longest one of a log.
 const LINE_BYTES_MAX: usize = 64 << 10;
+/// Longest command line of one who was let in. A state (`-s`) is as long as an argument may be that the system hands to a program: 128 KiB.
+const COMMAND_BYTES_MAX: usize = 1 << 20;
 /// Most arguments of a command.
 const ARGUMENTS_MAX: usize = 100;
 /// The channels of packets: the log, and what a command prints. 0 is the protocol itself.
@@ -62,9 +64,9 @@ fn reply_for(status: u8) -> &'static str {
     CODES.iter().find(|(_, known)| *known == status).map_or("", |(name, _)| name)
 }
 
-fn line(input: &mut BytesMut) -> Result<Option<String>, ProtoError> {
+fn line(input: &mut BytesMut, bytes_max: usize) -> Result<Option<String>, ProtoError> {
     let found = memchr::memchr(b'\n', input);
-    if found.unwrap_or(input.len()) > LINE_BYTES_MAX {
+    if found.unwrap_or(input.len()) > bytes_max {
         return Err(ProtoError::Malformed("a line is too long".into()));
     }
     let Some(end) = found else { return Ok(None) };
@@ -202,7 +204,7 @@ impl Client {
             if matches!(self.asking, Asking::Open) {
                 return Ok(true);
             }
-            let Some(line) = line(source)? else { return Ok(false) };
+            let Some(line) = line(source, LINE_BYTES_MAX)? else { return Ok(false) };
             match (&self.asking, line.as_str()) {
                 (Asking::Greeting, version) if version.starts_with("VERSION\t") => {
                     let minor = version.strip_prefix("VERSION\tdoveadm-client\t1\t");
@@ -283,6 +285,15 @@ impl From<ProtoError> for Refusal {
     }
 }
 
+/// How the reply to a command is to be given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Manner {
+    /// As dsync takes it: what is printed and logged in packets.
+    Packets,
+    /// As Dovecot takes it from one who named no version: values, and a status. There is no place for a log.
+    Values,
+}
+
 /// One command line.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Command {
@@ -300,10 +311,22 @@ impl Command {
         Command { debug, user: user.into(), name: "dsync-server".into(), arguments, ..Command::default() }
     }
 
-    /// The arguments of a command that is to be run here, its reply in packets: `sync` or `backup`, as dsync has them.
-    pub fn to_be_run(&self) -> Option<&[String]> {
-        let (first, arguments) = self.arguments.split_first()?;
-        (first == IN_PACKETS && matches!(self.name.as_str(), "sync" | "backup")).then_some(arguments)
+    /// The arguments of a command that is to be run here, `sync` or `backup`, and how its reply is wanted.
+    pub fn to_be_run(&self) -> Option<(Vec<String>, Manner)> {
+        if !matches!(self.name.as_str(), "sync" | "backup") {
+            return None;
+        }
+        if let Some((first, arguments)) = self.arguments.split_first()
+            && first == IN_PACKETS
+        {
+            return Some((arguments.to_vec(), Manner::Packets));
+        }
+        // A doveadm that was told of its user by the environment names it only ahead of the command.
+        let mut arguments = self.arguments.clone();
+        if !arguments.iter().take_while(|word| *word != "--").any(|word| word == "-u") {
+            arguments.splice(0..0, ["-u".to_owned(), self.user.clone()]);
+        }
+        Some((arguments, Manner::Values))
     }
 
     fn to_line(&self) -> Vec<u8> {
@@ -412,7 +435,11 @@ impl Server {
         output: &mut BytesMut,
     ) -> Result<Option<Asked>, ProtoError> {
         loop {
-            let Some(line) = line(input)? else { return Ok(None) };
+            let bytes_max = match self.serving {
+                Serving::Version | Serving::Password => LINE_BYTES_MAX,
+                Serving::Command => COMMAND_BYTES_MAX,
+            };
+            let Some(line) = line(input, bytes_max)? else { return Ok(None) };
             match self.serving {
                 Serving::Version => {
                     let minor = line.strip_prefix("VERSION\tdoveadm-server\t1\t");
@@ -463,14 +490,26 @@ impl Server {
         output.extend_from_slice(format!("\n-{}\n", reply_for(status)).as_bytes());
     }
 
-    /// A command that was run ended with this exit status; in a packet.
-    pub fn ended(status: u8, output: &mut BytesMut) {
+    /// A command that was run ended with this exit status.
+    pub fn ended(status: u8, manner: Manner, output: &mut BytesMut) {
+        // Dovecot 2.3 reads numbers, and takes its own word for 2 for 75.
         let reply = match (status, reply_for(status)) {
             (0, _) => "\n+\n".to_owned(),
-            (status, "") => format!("\n-{status}\n"),
+            (status, "" | "CHANGED") => format!("\n-{status}\n"),
             (_, known) => format!("\n-{known}\n"),
         };
-        Server::packet(0, reply.as_bytes(), output);
+        match manner {
+            Manner::Packets => Server::packet(0, reply.as_bytes(), output),
+            Manner::Values => output.extend_from_slice(reply.as_bytes()),
+        }
+    }
+
+    /// What a command printed, as a Dovecot's value.
+    pub fn value(text: &[u8], output: &mut BytesMut) {
+        let mut value = Vec::with_capacity(text.len() + 1);
+        text::escape(text, &mut value);
+        value.push(b'\t');
+        output.extend_from_slice(&value);
     }
 
     /// Wraps data of a channel.
@@ -540,8 +579,8 @@ mod tests {
         let Ok(Some(Asked::Command(asked))) = server.advance(&mut to_server, &mut to_client) else {
             panic!("a command")
         };
-        assert_eq!(asked.to_be_run(), Some(&command.arguments[..]));
-        assert!(!asked.is_dsync_server() && command.to_be_run().is_none());
+        assert_eq!(asked.to_be_run(), Some((command.arguments.clone(), Manner::Packets)));
+        assert!(!asked.is_dsync_server());
         Server::packet(PRINTED, b"state\n", &mut to_client);
         Server::logged(b"one\ntwo\n", &mut to_client);
         assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(false));
@@ -553,7 +592,7 @@ mod tests {
         {
             let mut client = Client::to_run(None, &command, &mut BytesMut::new());
             let mut reply = BytesMut::from(&b"+\n"[..]);
-            Server::ended(status, &mut reply);
+            Server::ended(status, Manner::Packets, &mut reply);
             assert_eq!(client.advance(&mut reply, &mut BytesMut::new()), expected, "{status}");
         }
         // A Dovecot's values.
@@ -563,6 +602,34 @@ mod tests {
         let _ = client.advance(&mut reply, &mut sent);
         assert_eq!(sent, &b"\talice\tsync\t-u\talice\tmaildir:~/x\x01ty\n"[..]);
         assert_eq!(client.printed(), &b"AQ==\n"[..]);
+    }
+
+    #[test]
+    fn a_doveadms_command_is_one_to_be_run() {
+        for (line, arguments) in [
+            ("v\talice\tsync\t-u\talice\t-s\t\t-1\t--\tmaildir:/x", "-u alice -s  -1 -- maildir:/x"),
+            ("\talice\tbackup\t--\tssh\t-u\tmx1", "-u alice -- ssh -u mx1"),
+        ] {
+            let (words, manner) = Command::parse(line).unwrap().to_be_run().unwrap();
+            assert_eq!((words.join(" ").as_str(), manner), (arguments, Manner::Values));
+        }
+        assert_eq!(Command::parse("\talice\tpurge").unwrap().to_be_run(), None);
+        let mut output = BytesMut::new();
+        Server::value(b"a\tb", &mut output);
+        Server::ended(2, Manner::Values, &mut output);
+        Server::ended(65, Manner::Values, &mut output);
+        assert_eq!(output, &b"a\x01tb\t\n-2\n\n-DATAERR\n"[..]);
+    }
+
+    #[test]
+    fn a_long_command_is_read_from_one_who_was_let_in() {
+        let line = format!("\talice\tsync\t-s\t{}\t--\tx\n", "A".repeat(128 << 10));
+        let mut input = BytesMut::from(format!("VERSION\tdoveadm-server\t1\t2\n{line}").as_bytes());
+        assert!(Server::new(false).advance(&mut input.clone(), &mut BytesMut::new()).is_err());
+        let asked = Server::new(true).advance(&mut input, &mut BytesMut::new());
+        assert!(
+            matches!(asked, Ok(Some(Asked::Command(command))) if command.arguments[1].len() == 128 << 10)
+        );
     }
 
     #[test]

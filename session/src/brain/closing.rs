@@ -3,7 +3,7 @@
 use dsync_merge::{Direction, End};
 use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    Since, UidSet,
+    Since, TreeChange, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 use dsync_storage::Storage as _;
@@ -70,32 +70,65 @@ impl Brain {
     }
 
     /// Rule **moved-flags**: flags set on a message that the other end moved go to its new place.
+    ///
+    /// What was set in a mailbox that goes is known here alone. It is set here and is not agreed: a change since what both planned, which
+    /// the next round takes to the other end.
     fn carry_flags(&mut self) -> Result<(), SessionError> {
         if self.direction() != Direction::TwoWay {
             return Ok(());
         }
         let plans = self.open.iter().filter_map(|open| open.plan.as_ref());
-        let carried: Vec<(MessageGuid, FlagDelta)> =
-            plans.flat_map(|plan| plan.carried.iter().cloned()).collect();
-        for (guid, delta) in carried {
-            for index in 0..self.open.len() {
-                let open = &mut self.open[index];
-                let Some(plan) = open.plan.as_mut() else { continue };
-                let Some(uid) = plan.arrived.get(&guid).copied() else { continue };
-                let flags = plan.agreed.flags_of(uid).minus(&delta.removed).union(&delta.added);
-                plan.agreed.insert(uid, &flags);
-                let name = open.report.name.clone();
-                let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
-                let status = mailbox.status().map_err(at(name.clone()))?;
+        let known: Vec<_> = plans.flat_map(|plan| plan.carried.iter().cloned()).collect();
+        let own = self.flags_that_go()?;
+        if known.is_empty() && own.is_empty() {
+            return Ok(());
+        }
+        for open in &mut self.open {
+            let Some(plan) = open.plan.as_mut() else { continue };
+            let mut actions = Vec::new();
+            for (nth, (guid, delta)) in known.iter().chain(&own).enumerate() {
+                let Some(uid) = plan.arrived.get(guid).copied() else { continue };
+                if nth < known.len() {
+                    let flags = plan.agreed.flags_of(uid).minus(&delta.removed).union(&delta.added);
+                    plan.agreed.insert(uid, &flags);
+                }
                 let (add, remove) = (delta.added.clone(), delta.removed.clone());
-                let action = MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE };
-                mailbox.apply(&[action]).map_err(at(name.clone()))?;
-                let committed = mailbox.commit(goal(plan, &status)).map_err(at(name))?;
-                open.not_kept.extend(committed.not_kept);
-                open.report.flags += 1;
+                actions.push(MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE });
             }
+            if actions.is_empty() {
+                continue;
+            }
+            let name = open.report.name.clone();
+            let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
+            let status = mailbox.status().map_err(at(name.clone()))?;
+            mailbox.apply(&actions).map_err(at(name.clone()))?;
+            let committed = mailbox.commit(goal(plan, &status)).map_err(at(name))?;
+            open.not_kept.extend(committed.not_kept);
+            open.report.flags += actions.len() as u64;
         }
         Ok(())
+    }
+
+    /// Flags that were changed here, since the base, in mailboxes that are about to be deleted.
+    fn flags_that_go(&mut self) -> Result<Vec<(MessageGuid, FlagDelta)>, SessionError> {
+        let mut found = Vec::new();
+        let Some(base) = &self.base else { return Ok(found) };
+        for change in &self.plan.deletes {
+            let TreeChange::Delete { name, guid, .. } = change else { continue };
+            let Some(base) = base.mailboxes.get(guid) else { continue };
+            let place = || name.to_string();
+            let mut mailbox = self.storage.open(*guid).map_err(at(place()))?;
+            let status = mailbox.status().map_err(at(place()))?;
+            if status.uid_validity != base.uid_validity || base.digest == Some(status.digest) {
+                continue;
+            }
+            let changes = mailbox.changes(Since::Base(base)).map_err(at(place()))?;
+            found.extend(changes.list.into_iter().filter_map(|change| match change {
+                MessageChange::Flags { guid, flags, .. } => Some((guid, flags)),
+                MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
+            }));
+        }
+        Ok(found)
     }
 
     /// Compares what both ends have; what differs is done again.

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{End, Fetch};
-use dsync_model::{MailboxBase, MailboxGuid, MailboxStatus, MessageGuid, NewMessage, Timestamp, Uid};
+use dsync_model::{
+    MailboxBase, MailboxGuid, MailboxStatus, MessageGuid, NewMessage, Timestamp, TreeChange, Uid,
+};
 use dsync_storage::{Body, Mailbox, Storage as _};
 
 use super::mailbox::Open;
@@ -69,8 +71,11 @@ impl Brain {
         Ok(fetches.iter().map(|fetch| (fetch.clone(), donor(fetch))).collect())
     }
 
-    /// Looks through every mailbox but this one in which the other end expunged something, once in a session.
+    /// Looks through every mailbox but this one that the other end deleted, or in which it expunged something, once in a session.
     fn look_for_moved(&mut self, index: usize) -> Result<(), SessionError> {
+        for (guid, name) in self.going() {
+            self.look_through(guid, usize::MAX).map_err(at(name))?;
+        }
         let other = self.end.other();
         for at_index in (0..self.open.len()).filter(|other| *other != index) {
             let open = &self.open[at_index];
@@ -81,6 +86,29 @@ impl Brain {
             self.look_through(guid, usize::MAX).map_err(at(name))?;
         }
         Ok(())
+    }
+
+    /// Mailboxes of the base that are about to be deleted here, and were not looked through yet.
+    fn going(&self) -> Vec<(MailboxGuid, String)> {
+        let deleted = self.plan.deletes.iter().filter_map(|change| match change {
+            TreeChange::Delete { name, guid, .. } => Some((*guid, name)),
+            _ => None,
+        });
+        let mut going: BTreeMap<MailboxGuid, String> = deleted
+            .filter(|(guid, _)| !self.donors.searched.contains(guid))
+            .map(|(guid, name)| (guid, name.to_string()))
+            .collect();
+        if !going.is_empty() {
+            let nodes = self.trees[self.end as usize].values();
+            let statuses = nodes.filter_map(|node| node.mailbox.as_ref());
+            let usable = statuses.filter(|status| {
+                let base = self.base_of(status.guid, std::iter::once(*status));
+                base.is_some_and(|base| base.uids.len() <= MESSAGES_MAX)
+            });
+            let usable: BTreeSet<MailboxGuid> = usable.map(|status| status.guid).collect();
+            going.retain(|guid, _| usable.contains(guid));
+        }
+        going.into_iter().collect()
     }
 
     /// Looks through other mailboxes, once in a session each, for messages that are older than the last change of the mailbox: those

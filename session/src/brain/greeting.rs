@@ -1,7 +1,5 @@
 //! The first stages: who is there, locks, bases, and the trees.
 
-use std::time::Duration;
-
 use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
@@ -42,9 +40,7 @@ impl Brain {
         match &self.job {
             None => {
                 let Handshake { direction, options, .. } = handshake.clone();
-                if options.lock_wait_secs > 0 {
-                    self.lock_wait = Duration::from_secs(options.lock_wait_secs.into());
-                }
+                self.lock_wait = super::lock_wait(&options, self.lock_wait);
                 if options.purpose != Purpose::Sync {
                     self.storage.wrap(|storage| super::for_purpose(storage, options.purpose));
                 }
@@ -80,7 +76,12 @@ impl Brain {
         if me > peer && self.bases[self.end.other() as usize].is_none() {
             return Ok(false);
         }
-        self.lock = Some(self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?);
+        let store = self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?;
+        let user = match self.job.as_ref().is_some_and(|job| job.options.lock_wait_secs > 0) {
+            true => self.storage.lock_user(me, peer, self.lock_wait).map_err(at("cannot lock the user"))?,
+            false => None,
+        };
+        self.lock = Some((store, user));
         let refs = self.read_bases(&me.pair(peer))?;
         self.bases[self.end as usize] = Some(refs.clone());
         self.say(Message::Bases(refs));

@@ -29,7 +29,7 @@ use dsync_proto::{
     Terminus,
 };
 use dsync_storage::dry_run::DryRun;
-use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock};
+use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock, UserLock};
 
 pub(crate) use scope::Scope;
 
@@ -88,12 +88,23 @@ enum Stage {
 /// Messages on channels that may wait until we are where the peer is.
 const EARLY_MAX: usize = 100_000;
 
+/// How long to wait for a lock where nobody says.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// How long the job says to wait for locks, else `default`.
+pub(crate) fn lock_wait(options: &Options, default: Duration) -> Duration {
+    match options.lock_wait_secs {
+        0 => default,
+        secs => Duration::from_secs(secs.into()),
+    }
+}
+
 /// One end of a session.
 pub struct Brain {
     end: End,
     storage: ByHeader,
     job: Option<Job>,
-    lock: Option<StoreLock>,
+    lock: Option<(StoreLock, Option<UserLock>)>,
     lock_wait: Duration,
     stopping: bool,
     stage: Stage,
@@ -140,7 +151,7 @@ pub struct Brain {
 impl Brain {
     /// The end that began the session; `job` counts for both.
     pub fn initiator(storage: Box<dyn Storage>, job: Job) -> Brain {
-        let wait = Duration::from_secs(job.options.lock_wait_secs.into());
+        let wait = lock_wait(&job.options, LOCK_WAIT);
         let storage = for_purpose(storage, job.options.purpose);
         Brain { job: Some(job), ..Brain::new(End::Initiator, storage, wait) }
     }

@@ -28,8 +28,9 @@ use dsync_model::{
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
-use dsync_storage::{Body, Storage, StorageError, StoreLock};
+use dsync_storage::{Body, Storage, StorageError, StoreLock, UserLock};
 
+use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
 use exchange::Exchange;
@@ -68,7 +69,7 @@ pub struct Brain {
     end: End,
     hostname: String,
     storage: Box<dyn Storage>,
-    lock: Option<StoreLock>,
+    lock: Option<(StoreLock, Option<UserLock>)>,
     lock_wait: Duration,
     job: Option<Job>,
     direction: Direction,
@@ -119,7 +120,7 @@ impl Brain {
             dsync_proto::Direction::OneWay { into } => Direction::OneWay { into: end(into) },
             dsync_proto::Direction::Mirror { into } => Direction::Mirror { into: end(into) },
         };
-        let wait = Duration::from_secs(job.options.lock_wait_secs.into());
+        let wait = lock_wait(&job.options, LOCK_WAIT);
         let brain = Brain::new(End::Initiator, storage, wait, hostname);
         Brain {
             job: Some(job),

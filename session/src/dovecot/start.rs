@@ -88,12 +88,23 @@ impl Brain {
         let Some(item) = self.next_item()? else { return Ok(false) };
         let Item::Handshake(theirs) = item else { return Err(unexpected(&item, "a handshake")) };
         tracing::debug!("the other end is {}", String::from_utf8_lossy(&theirs.hostname).escape_debug());
+        let mut locks = locks_user(self.end, self.hostname.as_bytes(), &theirs.hostname);
         if self.end == End::Responder {
+            locks &= theirs.lock_timeout.is_some();
             self.take_job(*theirs)?;
+        } else {
+            locks &= self.job.as_ref().is_some_and(|job| job.options.lock_wait_secs > 0);
         }
         // A store is made by asking for its id, which a Dovecot is not told.
-        self.storage.store_id().map_err(at("cannot name the store"))?;
-        self.lock = Some(self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?);
+        let store = self.storage.store_id().map_err(at("cannot name the store"))?;
+        let lock = self.storage.lock(self.lock_wait).map_err(at("cannot lock the store"))?;
+        let user = match locks {
+            true => {
+                self.storage.lock_user(store, store, self.lock_wait).map_err(at("cannot lock the user"))?
+            }
+            false => None,
+        };
+        self.lock = Some((lock, user));
         let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
         if let Some(problem) = problems.first().filter(|_| mirrored) {
@@ -527,6 +538,14 @@ fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
     match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
         Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),
         None => Ok(()),
+    }
+}
+
+/// Says which end takes the lock of its user: the one whose host name sorts first; on one host the master (semantics reference 10.1).
+fn locks_user(end: End, ours: &[u8], theirs: &[u8]) -> bool {
+    match ours.cmp(theirs) {
+        std::cmp::Ordering::Equal => end == End::Initiator,
+        order => order.is_lt(),
     }
 }
 

@@ -19,7 +19,7 @@ use self::digests::Digests;
 use crate::memory::MemoryStorage;
 use crate::{
     Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError,
-    StoreLock,
+    StoreLock, UserLock,
 };
 
 /// What Dovecot gives for the GUID of a message in an mbox that has nothing to tell it by: many have it.
@@ -76,6 +76,10 @@ impl Storage for ByHeader {
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
         self.inner.lock(wait)
+    }
+
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        self.inner.lock_user(me, peer, wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {

@@ -20,7 +20,7 @@ use crate::layout::{Format, Layout};
 use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
-    disk,
+    UserLock, disk,
 };
 
 /// When a file `m.N` takes no further message.
@@ -172,6 +172,10 @@ impl Storage for Dbox {
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
         self.shared.account.lock(wait)
+    }
+
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        self.shared.account.lock_user(me, peer, wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {

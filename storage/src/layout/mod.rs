@@ -96,6 +96,8 @@ pub struct Layout {
     pub prefix: Vec<String>,
     /// Annotations of mailboxes.
     pub attributes: Place,
+    /// The user's home, which is locked as well while the account is synchronised.
+    pub home: Option<PathBuf>,
 }
 
 /// Where one mailbox lies.
@@ -143,6 +145,7 @@ impl Layout {
             separator: None,
             prefix: Vec::new(),
             attributes: Place::Usual,
+            home: None,
         }
     }
 

@@ -89,6 +89,12 @@ impl Location {
         self
     }
 
+    /// The same as the mail of a user with this home: [`Storage::lock_user`] locks it.
+    pub fn with_home(mut self, home: Option<PathBuf>) -> Location {
+        self.layout.home = home;
+        self
+    }
+
     /// The same with other locks for mbox than those of Debian's Dovecot (`mbox_read_locks` and its kin).
     pub fn with_mbox_locks(mut self, locking: Locking) -> Location {
         self.locking = locking;

@@ -27,7 +27,7 @@ use crate::lock::{DotLock, patience};
 use crate::status_cache::{self, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
-    compressed, disk,
+    UserLock, compressed, disk,
 };
 use filename::Keywords;
 use mailbox::MaildirMailbox;
@@ -110,7 +110,7 @@ impl Shared {
                 None => (self.account.new_uid_validity()?, Uid::MIN),
             };
             let guid = self.account.guid_of_directory(places);
-            let guid = guid.unwrap_or_else(|| MailboxGuid(rand::rng().random()));
+            let guid = guid.unwrap_or_else(|| Account::new_guid(&places.mail));
             Ok(Fresh { guid, uid_validity, uid_next })
         })
     }
@@ -336,6 +336,10 @@ impl Storage for Maildir {
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
         self.shared.account.lock(wait)
+    }
+
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        self.shared.account.lock_user(me, peer, wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {

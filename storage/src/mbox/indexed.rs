@@ -8,7 +8,6 @@ use std::os::unix::fs::MetadataExt;
 
 use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
 use jiff::tz::TimeZone;
-use rand::RngExt;
 
 use super::locks::{Access, Locking, MboxLock};
 use super::rewrite::{self, Edits, Writing};
@@ -201,12 +200,12 @@ impl Shared {
         let mut index = match index {
             Some(index) => index,
             None => {
-                let guid = *guid.get_or_insert_with(|| MailboxGuid(rand::rng().random()));
+                let guid = *guid.get_or_insert_with(|| Account::new_guid(&places.mail));
                 create_index(paths(places), validity, Uid::MIN, guid)?
             }
         };
         if guid_of(index.state()).is_none() || index.state().header.uid_validity == 0 {
-            let guid = guid_of(index.state()).unwrap_or_else(|| MailboxGuid(rand::rng().random()));
+            let guid = guid_of(index.state()).unwrap_or_else(|| Account::new_guid(&places.mail));
             self.identify_index(&mut index, guid, validity)?;
         }
         let goal = Goal { uid_next_min: next_of(&file), ..NO_GOAL };

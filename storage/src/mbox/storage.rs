@@ -20,7 +20,8 @@ use crate::account::Account;
 use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
 use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
-    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support, disk,
+    Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
+    UserLock, disk,
 };
 
 /// An account of mbox files.
@@ -247,6 +248,10 @@ impl Storage for Mbox {
 
     fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
         self.shared.account.lock(wait)
+    }
+
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        self.shared.account.lock_user(me, peer, wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {

@@ -17,7 +17,7 @@ use rand::RngExt;
 use self::choice::{chosen, parts, subscriptions_of, texts};
 use crate::{
     Capabilities, Fsync, Location, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock,
-    Support,
+    Support, UserLock,
 };
 
 /// One namespace, as the configuration has it.
@@ -303,6 +303,10 @@ impl Storage for Namespaced {
         let locks: Result<Vec<StoreLock>> =
             self.open.iter_mut().map(|open| open.storage.lock(wait)).collect();
         Ok(StoreLock(Box::new(locks?)))
+    }
+
+    fn lock_user(&mut self, me: StoreId, peer: StoreId, wait: Duration) -> Result<Option<UserLock>> {
+        self.main_mut()?.lock_user(me, peer, wait)
     }
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
