@@ -1,0 +1,157 @@
+//! What is to be done in one mailbox, once both lists are here.
+
+use std::collections::BTreeMap;
+
+use dsync_merge::dovecot::{self, From, Save};
+use dsync_merge::{Both, Direction, End, MailboxView};
+use dsync_model::{MailboxStatus, MessageAction, MessageChange, ModSeq, Uid, UidSet, UidValidity};
+use dsync_proto::dovecot::items;
+
+use super::receiving::key;
+use super::{Exchange, Part, Plan, at};
+use crate::{Progress, SessionError};
+
+impl Exchange {
+    /// Both lists are here: what is to be done?
+    pub(super) fn decide(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
+        let name = self.name.clone();
+        let wrong = |error: dsync_merge::Desync| SessionError::Peer(format!("lists {name} wrongly: {error}"));
+        let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
+        let modseq = ModSeq::new(self.theirs.highest_modseq)
+            .ok_or_else(|| SessionError::Peer(format!("has a modseq of 2^63 or more in {}", self.name)))?;
+        let mirror = matches!(self.terms.direction, Direction::Mirror { .. });
+        let (plan, actions) = match self.part {
+            // One way without overwriting, the receiver's own changes count as they do in both directions.
+            Part::Both | Part::Receiver if !mirror => {
+                let terms = dovecot::Terms {
+                    end: self.terms.end,
+                    uid_next: next(&self.ours),
+                    peer_uid_next: next(&self.theirs),
+                    peer_modseq: modseq,
+                    last_common: self.terms.known.map(|known| known.uid),
+                    kept_back: Some(&self.kept_back),
+                };
+                let plan = dovecot::messages(&self.own, &self.peer, &terms).map_err(wrong)?;
+                let decided = Plan {
+                    saves: plan.saves,
+                    expunges: plan.expunges,
+                    last_common: plan.last_common,
+                    uid_next_min: plan.last_common.saturating_add(1).max(self.theirs.uid_next),
+                    modseq_min: self.theirs.highest_modseq,
+                };
+                (decided, plan.actions)
+            }
+            Part::Receiver => self.decide_alone(modseq)?,
+            Part::Both | Part::Sender => {
+                return Err(SessionError::Peer("lists messages where it only receives".into()));
+            }
+        };
+        self.act(plan, actions, progress)
+    }
+
+    /// A mirror, which we are: our own rules, as both ends of our own would have them. Dovecot makes a mailbox anew where we repair it.
+    fn decide_alone(&mut self, modseq: ModSeq) -> Result<(Plan, Vec<MessageAction>), SessionError> {
+        if let Some(known) = self.terms.known {
+            complete(&mut self.peer, &self.own, known.uid);
+        }
+        let mut mine = self.status.clone();
+        mine.uid_next = Uid::new(self.ours.uid_next).unwrap_or(Uid::MIN);
+        let theirs = MailboxStatus {
+            guid: self.theirs.mailbox_guid,
+            uid_validity: UidValidity::new(self.theirs.uid_validity).unwrap_or(mine.uid_validity),
+            uid_next: Uid::new(self.theirs.uid_next).unwrap_or(Uid::MIN),
+            messages: self.theirs.messages_count,
+            highest_modseq: modseq,
+            digest: dsync_model::Digest::default(),
+        };
+        let views = [
+            MailboxView { status: &mine, changes: &self.own, filtered: &UidSet::new() },
+            MailboxView { status: &theirs, changes: &self.peer, filtered: &self.kept_back },
+        ];
+        let views = if self.terms.end == End::Initiator { views } else { [views[1], views[0]] };
+        let plan = dsync_merge::messages(Both(views), None, self.terms.direction, self.terms.end)
+            .map_err(|error| SessionError::Peer(format!("lists {} wrongly: {error}", self.name)))?;
+        let saves = plan.fetches.iter().filter_map(|fetch| {
+            let (uid, guid) = (fetch.uid, fetch.guid.clone()?);
+            let from = From::Peer(fetch.from);
+            Some(Save { uid, guid, flags: fetch.flags.clone(), modseq: fetch.modseq, from })
+        });
+        let decided = Plan {
+            saves: saves.collect(),
+            expunges: plan.expunges,
+            last_common: self.theirs.uid_next.saturating_sub(1),
+            uid_next_min: plan.uid_next_min.get(),
+            modseq_min: plan.modseq_min.get().max(self.theirs.highest_modseq),
+        };
+        Ok((decided, plan.actions))
+    }
+
+    /// Does at once what needs no body, and asks for the bodies.
+    fn act(
+        &mut self,
+        plan: Plan,
+        actions: Vec<MessageAction>,
+        progress: &mut Progress,
+    ) -> Result<(), SessionError> {
+        for action in &actions {
+            match action {
+                MessageAction::Flags { .. } => self.report.flags += 1,
+                MessageAction::Renumber { .. } => self.report.renumbered += 1,
+                MessageAction::Expunge { .. } => {}
+            }
+        }
+        for save in &plan.saves {
+            match save.from {
+                From::Here(uid) => self.copies.push((save.guid.clone(), save.clone(), uid)),
+                From::Peer(uid) => {
+                    let guid = self.spelled.get(&uid).cloned();
+                    let guid = guid.unwrap_or_else(|| save.guid.as_str().as_bytes().to_vec());
+                    // In an mbox, messages without the usual headers share one GUID, whatever they hold: each is asked for by its UID.
+                    let guid = self.theirs.have_save_guids.then_some(guid);
+                    let request = items::Request { guid, uid: Some(uid.get()) };
+                    let group = self.wanted.entry(key(request.guid.as_deref(), request.uid)).or_default();
+                    if group.is_empty() {
+                        progress.wanted += 1;
+                        self.requests.push_back(request);
+                    }
+                    group.push(save.clone());
+                }
+            }
+        }
+        self.to_come = plan.saves.iter().map(|save| save.uid).collect();
+        self.plan = Some(plan);
+        let first = self.to_come.first();
+        let behind = |action: &MessageAction| matches!(action, MessageAction::Renumber { to, .. } if first.is_some_and(|first| to > first));
+        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, and what its log knew of
+        // expunges and changed flags is lost. A mirror has to make room first.
+        let mirrors = matches!(self.terms.direction, Direction::Mirror { .. });
+        if !mirrors && actions.iter().any(behind) {
+            self.waiting = actions;
+        } else if !actions.is_empty() || self.uid_validity.is_some() {
+            self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
+            self.commit()?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes a complete list of one that tells only what changed: up to the last common UID the peer had what we have.
+fn complete(peer: &mut Vec<MessageChange>, own: &[MessageChange], last: u32) {
+    let mut all: BTreeMap<Uid, MessageChange> = own
+        .iter()
+        .filter(|change| change.uid().get() <= last && matches!(change, MessageChange::Save { .. }))
+        .map(|change| (change.uid(), change.clone()))
+        .collect();
+    for change in std::mem::take(peer) {
+        match change {
+            MessageChange::Flags { uid, guid, modseq, flags } => {
+                if all.contains_key(&uid) {
+                    all.insert(uid, MessageChange::Save { uid, guid, modseq, flags, size: None });
+                }
+            }
+            MessageChange::Expunge { uid, .. } => drop(all.insert(uid, change)),
+            MessageChange::Save { uid, .. } => drop(all.insert(uid, change)),
+        }
+    }
+    peer.extend(all.into_values());
+}

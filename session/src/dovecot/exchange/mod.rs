@@ -1,0 +1,381 @@
+//! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
+//!
+//! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `sending` what goes out, `receiving` the bodies and the end.
+
+mod deciding;
+mod receiving;
+mod sending;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dsync_merge::dovecot::Save;
+use dsync_merge::{Direction, End};
+use dsync_model::{
+    AttributeChanges, AttributeList, Changes, Filter, LastCommon, MailboxGuid, MailboxStatus, MessageAction,
+    MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
+};
+use dsync_proto::dovecot::codec::Event;
+use dsync_proto::dovecot::items::{self, Item};
+use dsync_storage::Mailbox;
+
+use super::attributes::Attributes;
+use super::{at, filtering, lines, unexpected};
+use crate::{MailboxReport, Progress, SessionError};
+
+/// Most entries that a peer may list, in each list.
+const ENTRIES_MAX: usize = 20_000_000;
+
+/// What is known before the exchange begins.
+#[derive(Clone)]
+pub(super) struct Terms {
+    pub end: End,
+    pub direction: Direction,
+    /// Bodies are asked for; else all that is listed is sent.
+    pub requests: bool,
+    /// Attributes are listed.
+    pub attributes: bool,
+    /// What the state says; `None`: the lists are complete.
+    pub known: Option<LastCommon>,
+    /// What a message must be to be saved where it is missing.
+    pub filter: Filter,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum List {
+    Attributes,
+    Changes,
+    Requests,
+    Mails,
+    State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Both,
+    Sender,
+    Receiver,
+}
+
+impl Part {
+    fn of(end: End, direction: Direction) -> Part {
+        match direction.source() {
+            None => Part::Both,
+            Some(source) if source == end => Part::Sender,
+            Some(_) => Part::Receiver,
+        }
+    }
+
+    /// What this part says, in its order.
+    fn lists(self, terms: &Terms) -> VecDeque<List> {
+        let all: &[List] = match self {
+            Part::Both => &[List::Attributes, List::Changes, List::Requests, List::Mails, List::State],
+            Part::Sender => &[List::Attributes, List::Changes, List::Mails, List::State],
+            Part::Receiver => &[List::Requests, List::State],
+        };
+        let said = |list: &&List| match list {
+            List::Attributes => terms.attributes,
+            List::Requests => terms.requests,
+            _ => true,
+        };
+        all.iter().filter(said).copied().collect()
+    }
+}
+
+/// What this end does, whoever planned it.
+#[derive(Default)]
+struct Plan {
+    saves: Vec<Save>,
+    expunges: Vec<MessageAction>,
+    last_common: u32,
+    uid_next_min: u32,
+    modseq_min: u64,
+}
+
+/// A body that is coming in.
+enum Incoming {
+    /// For these saves; the first one takes it.
+    Wanted(Vec<Save>),
+    /// Of nothing that we asked for.
+    Other,
+}
+
+/// What both ends were told, and what came of it.
+pub(super) struct Outcome {
+    pub guid: MailboxGuid,
+    pub common: LastCommon,
+    pub disturbed: bool,
+    pub problems: Vec<(String, u8)>,
+    pub notes: Vec<String>,
+    pub report: MailboxReport,
+    pub bytes: u64,
+}
+
+/// One mailbox under way.
+pub(super) struct Exchange {
+    name: String,
+    mailbox: Box<dyn Mailbox>,
+    ours: items::Mailbox,
+    theirs: items::Mailbox,
+    terms: Terms,
+    part: Part,
+    status: MailboxStatus,
+    attributes: Attributes,
+    /// What we say, without what came since we told our counters.
+    own: Vec<MessageChange>,
+    told: usize,
+    reading: VecDeque<List>,
+    writing: VecDeque<List>,
+    peer: Vec<MessageChange>,
+    /// Of the peer's messages those that the filter keeps back.
+    kept_back: UidSet,
+    /// GUIDs that are no text as we have it, as the peer spells them.
+    spelled: BTreeMap<Uid, Vec<u8>>,
+    uid_validity: Option<UidValidity>,
+    plan: Option<Plan>,
+    requests: VecDeque<items::Request>,
+    /// By [`receiving::key`].
+    wanted: BTreeMap<Vec<u8>, Vec<Save>>,
+    incoming: Option<Incoming>,
+    /// Saves of a message that is here, or will be.
+    copies: Vec<(MessageGuid, Save, Uid)>,
+    unsaved: (u64, u64),
+    /// UIDs that are still to come, bodies and copies.
+    to_come: BTreeSet<Uid>,
+    /// Actions that wait for saves below the UIDs that they give.
+    waiting: Vec<MessageAction>,
+    asked: VecDeque<items::Request>,
+    listed: BTreeSet<MessageGuid>,
+    not_kept: Vec<Uid>,
+    disturbed: bool,
+    said: Option<items::State>,
+    heard: Option<items::State>,
+    problems: Vec<(String, u8)>,
+    report: MailboxReport,
+    bytes: u64,
+}
+
+impl Exchange {
+    /// Begins, both ends having told their counters.
+    pub fn begin(
+        name: String,
+        mut mailbox: Box<dyn Mailbox>,
+        ours: items::Mailbox,
+        theirs: items::Mailbox,
+        terms: Terms,
+        attributes: Option<&AttributeList>,
+    ) -> Result<Exchange, SessionError> {
+        let part = Part::of(terms.end, terms.direction);
+        check_guids(&name, &ours, &theirs, part)?;
+        let Changes { status, mut list } = mailbox.changes(Since::All).map_err(at(name.clone()))?;
+        // What came since we told our counters is not mentioned: the peer reckons with the counters.
+        list.retain(|change| change.uid().get() < ours.uid_next);
+        let listed = list.iter().filter_map(|change| match change {
+            MessageChange::Save { guid, .. } => Some(guid.clone()),
+            MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
+        });
+        let peer_part = Part::of(terms.end.other(), terms.direction);
+        let uid_validity = uid_validity(&ours, &theirs, part);
+        let attributes = match attributes {
+            None => Attributes::default(),
+            Some(all) => {
+                let log = mailbox.attribute_log().map_err(at(name.clone()))?;
+                let last_common = terms.known.map(|known| known.modseq);
+                Attributes::new(ours.mailbox_guid, all, log, last_common)
+            }
+        };
+        Ok(Exchange {
+            attributes,
+            listed: listed.collect(),
+            report: MailboxReport { name: name.clone(), ..MailboxReport::default() },
+            name,
+            mailbox,
+            reading: peer_part.lists(&terms),
+            writing: part.lists(&terms),
+            ours,
+            theirs,
+            terms,
+            part,
+            status,
+            own: list,
+            told: 0,
+            peer: Vec::new(),
+            kept_back: UidSet::new(),
+            spelled: BTreeMap::new(),
+            uid_validity,
+            plan: None,
+            requests: VecDeque::new(),
+            wanted: BTreeMap::new(),
+            incoming: None,
+            copies: Vec::new(),
+            unsaved: (0, 0),
+            to_come: BTreeSet::new(),
+            waiting: Vec::new(),
+            asked: VecDeque::new(),
+            not_kept: Vec::new(),
+            disturbed: false,
+            said: None,
+            heard: None,
+            problems: Vec::new(),
+            bytes: 0,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is to be changed here, once the peer has told all its attributes; told once.
+    pub fn attribute_changes(&mut self) -> AttributeChanges {
+        let told = !self.reading.contains(&List::Attributes);
+        if told { self.attributes.changes() } else { AttributeChanges::new() }
+    }
+
+    /// Notes in the mailbox's log that its attributes were changed.
+    pub fn log_attributes(&mut self, changes: &AttributeChanges) -> dsync_storage::Result<()> {
+        self.mailbox.log_attributes(changes)
+    }
+
+    /// Whether the peer was told attributes, which it may not be able to keep.
+    pub fn told_attributes(&self) -> bool {
+        self.attributes.were_told()
+    }
+
+    pub fn has_read_all(&self) -> bool {
+        self.reading.is_empty()
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.reading.is_empty() && self.writing.is_empty()
+    }
+
+    /// Takes one event of the peer.
+    pub fn take(&mut self, event: Event, progress: &mut Progress) -> Result<(), SessionError> {
+        let item = match event {
+            Event::Item(item) => item,
+            Event::Body(piece) => return self.piece(&piece, progress),
+            Event::BodyEnd => return self.end_body(progress),
+            Event::Version(_) => return Err(SessionError::Peer("names its version twice".into())),
+        };
+        match (self.reading.front(), item) {
+            (Some(List::Attributes), Item::Attribute(line)) => {
+                self.attributes.take(self.ours.mailbox_guid, *line)?;
+            }
+            (Some(List::Changes), Item::Change(line)) => {
+                let change = lines::read_change(&line)?;
+                if self.peer.len() >= ENTRIES_MAX {
+                    return Err(SessionError::Peer(format!(
+                        "lists more than {ENTRIES_MAX} messages in {}",
+                        self.name
+                    )));
+                }
+                if let (MessageChange::Save { guid, uid, .. }, Some(spelled)) = (&change, &line.guid)
+                    && guid.as_str().as_bytes() != &spelled[..]
+                {
+                    self.spelled.insert(*uid, spelled.clone());
+                }
+                if let MessageChange::Save { uid, flags, .. } = &change
+                    && !filtering::passes(&self.terms.filter, &line, &flags.current)?
+                {
+                    self.kept_back.insert(uid.get());
+                }
+                self.peer.push(change);
+            }
+            (Some(List::Requests), Item::Request(request)) => {
+                if self.asked.len() >= ENTRIES_MAX {
+                    return Err(SessionError::Peer(format!(
+                        "asks for more than {ENTRIES_MAX} messages of {}",
+                        self.name
+                    )));
+                }
+                progress.asked += 1;
+                self.asked.push_back(*request);
+            }
+            (Some(List::Mails), Item::Mail(mail)) => self.begin_body(*mail)?,
+            (Some(List::State), Item::State(state)) => {
+                if state.mailbox_guid != self.ours.mailbox_guid {
+                    return Err(SessionError::Peer("ends another mailbox than the one it began".into()));
+                }
+                self.disturbed |= state.changes_during_sync;
+                self.heard = Some(*state);
+                self.reading.pop_front();
+            }
+            (Some(List::State) | None, item) => return Err(unexpected(&item, "the state of a mailbox")),
+            (Some(list), Item::End) => {
+                let list = *list;
+                self.reading.pop_front();
+                match list {
+                    List::Changes => self.decide(progress)?,
+                    List::Mails => self.all_came()?,
+                    List::Attributes | List::Requests | List::State => {}
+                }
+            }
+            (Some(list), item) => {
+                return Err(SessionError::Peer(format!("sends {:?} in the list of {list:?}", item.tag())));
+            }
+        }
+        Ok(())
+    }
+
+    /// What came of it, both ends having told how they stand.
+    pub fn into_outcome(self) -> Outcome {
+        let low = |value: fn(&items::State) -> u64| {
+            let values = [&self.said, &self.heard].into_iter().flatten().map(value);
+            values.min().unwrap_or(0)
+        };
+        let known_to_both = [&self.said, &self.heard]
+            .iter()
+            .all(|state| state.as_ref().is_some_and(|state| state.last_uidvalidity != 0));
+        let common = LastCommon {
+            uid_validity: self.uid_validity.map_or(self.ours.uid_validity, UidValidity::get),
+            uid: if known_to_both { low(|state| state.last_common_uid.into()) as u32 } else { 0 },
+            modseq: if known_to_both { low(|state| state.last_common_modseq) } else { 0 },
+            private_modseq: 0,
+            messages: self.said.as_ref().and_then(|state| state.last_messages_count).unwrap_or(0),
+        };
+        Outcome {
+            guid: self.ours.mailbox_guid,
+            common,
+            disturbed: self.disturbed,
+            problems: self.problems,
+            notes: self.attributes.notes,
+            report: self.report,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// Messages without GUIDs that last could only be compared by a hash of their headers; Dovecot 2.3.19 doubles mail in doing so, or crashes.
+fn check_guids(
+    name: &str,
+    ours: &items::Mailbox,
+    theirs: &items::Mailbox,
+    part: Part,
+) -> Result<(), SessionError> {
+    let cannot = |who: &str| {
+        let text = format!(
+            "{name}: {who} cannot keep the GUIDs of messages (mbox, most likely): mail would be doubled, or Dovecot 2.3.19 crash; \
+             make it the source of a backup, or convert it to another format first"
+        );
+        Err(SessionError::Refused { status: 65, text })
+    };
+    match part {
+        Part::Both if !ours.have_save_guids => cannot("the mailbox here"),
+        Part::Receiver if !ours.have_save_guids => cannot("the mailbox here"),
+        Part::Both | Part::Sender if !theirs.have_save_guids => cannot("the mailbox of the other end"),
+        Part::Receiver if !theirs.have_guids => cannot("the mailbox of the other end"),
+        Part::Both | Part::Sender | Part::Receiver => Ok(()),
+    }
+}
+
+/// The UIDVALIDITY to take over: that of the end with more messages, of equal ones the higher; one way that of the source.
+fn uid_validity(ours: &items::Mailbox, theirs: &items::Mailbox, part: Part) -> Option<UidValidity> {
+    let rank = |line: &items::Mailbox| (line.messages_count, line.uid_validity);
+    let taken = match part {
+        Part::Both => rank(theirs) > rank(ours),
+        Part::Receiver => true,
+        Part::Sender => false,
+    };
+    let other = theirs.uid_validity != ours.uid_validity;
+    UidValidity::new(theirs.uid_validity).filter(|_| taken && other)
+}

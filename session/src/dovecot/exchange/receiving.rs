@@ -1,0 +1,217 @@
+//! Bodies that come in, what is copied of them, and how a mailbox is closed: saves first, expunges last.
+
+use dsync_merge::dovecot::Save;
+use dsync_model::{MessageAction, ModSeq, NewMessage, Timestamp, Uid};
+use dsync_proto::dovecot::items;
+use dsync_storage::Goal;
+
+use super::{Exchange, Incoming, at};
+use crate::{Progress, SessionError, commits};
+
+impl Exchange {
+    fn goal(&self) -> Goal {
+        let (uid_next, modseq) =
+            self.plan.as_ref().map_or((0, 0), |plan| (plan.uid_next_min, plan.modseq_min));
+        // UIDNEXT moves past what is still to come only when it has come.
+        let uid_next = if self.to_come.is_empty() { uid_next } else { 0 };
+        Goal {
+            uid_next_min: Uid::new(uid_next).unwrap_or(Uid::MIN).max(self.status.uid_next),
+            modseq_min: ModSeq::new(modseq).unwrap_or_default().max(self.status.highest_modseq),
+            uid_validity: self.uid_validity,
+        }
+    }
+
+    pub(super) fn commit(&mut self) -> Result<(), SessionError> {
+        let next = self.to_come.first();
+        let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|action| match action {
+            MessageAction::Renumber { to, .. } => next.is_none_or(|next| to < next),
+            MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
+        });
+        self.waiting = later;
+        self.mailbox.apply(&Vec::from_iter(now)).map_err(at(self.name.clone()))?;
+        let goal = self.goal();
+        let committed = self.mailbox.commit(goal).map_err(at(self.name.clone()))?;
+        self.report.saved += committed.saved;
+        self.bytes += committed.bytes;
+        self.not_kept.extend(committed.not_kept);
+        self.unsaved = (0, 0);
+        Ok(())
+    }
+
+    pub(super) fn begin_body(&mut self, mail: items::Mail) -> Result<(), SessionError> {
+        if self.incoming.is_some() {
+            return Err(SessionError::Peer("begins a message in the middle of another".into()));
+        }
+        let asked = self.wanted.remove(&key(mail.guid.as_deref(), mail.uid));
+        let Some(group) = asked.filter(|group| !group.is_empty()) else {
+            self.incoming = mail.stream.then_some(Incoming::Other);
+            return Ok(());
+        };
+        if !mail.stream {
+            // Expunged meanwhile: the next run tells us so.
+            for save in &group {
+                self.to_come.remove(&save.uid);
+            }
+            self.disturbed = true;
+            return Ok(());
+        }
+        let time = |secs: Option<u64>| secs.and_then(|secs| i64::try_from(secs).ok()).map(Timestamp);
+        let text =
+            |bytes: &[u8]| std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty()).map(Into::into);
+        let message = |save: &Save| NewMessage {
+            received: time(mail.received_date),
+            saved: time(mail.saved_date),
+            pop3_uidl: mail.pop3_uidl.as_deref().and_then(text),
+            pop3_order: mail.pop3_order.filter(|order| *order > 0),
+            ..new_message(save)
+        };
+        if let Some(first) = group.first() {
+            let message = message(first);
+            self.mailbox.begin_save(message).map_err(at(format!("{}: UID {}", self.name, first.uid)))?;
+        }
+        self.incoming = Some(Incoming::Wanted(group));
+        Ok(())
+    }
+
+    pub(super) fn piece(&mut self, piece: &[u8], progress: &mut Progress) -> Result<(), SessionError> {
+        match &self.incoming {
+            Some(Incoming::Wanted(_)) => {
+                progress.bytes_received += piece.len() as u64;
+                self.unsaved.1 += piece.len() as u64;
+                self.mailbox.write(piece).map_err(at(self.name.clone()))
+            }
+            Some(Incoming::Other) => Ok(()),
+            None => {
+                self.attributes.piece(piece);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn end_body(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
+        if self.attributes.end_body()? {
+            return Ok(());
+        }
+        let Some(Incoming::Wanted(group)) = self.incoming.take() else { return Ok(()) };
+        self.mailbox.end_save().map_err(at(self.name.clone()))?;
+        progress.received += 1;
+        self.unsaved.0 += 1;
+        let mut group = group.into_iter();
+        if let Some(first) = group.next() {
+            self.to_come.remove(&first.uid);
+            // The peer sends one body, however many messages have it.
+            self.copies.extend(group.map(|save| (save.guid.clone(), save, first.uid)));
+        }
+        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn all_came(&mut self) -> Result<(), SessionError> {
+        let missing = self.wanted.values().flatten().next();
+        match missing.filter(|_| self.terms.requests) {
+            Some(save) => Err(SessionError::Peer(format!(
+                "never sent UID {} of {}, which we asked for",
+                save.uid, self.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes durable what came, then removes what is to go; and tells how this end stands.
+    pub(super) fn close(&mut self) -> Result<items::State, SessionError> {
+        let mut state = items::State {
+            mailbox_guid: self.ours.mailbox_guid,
+            last_uidvalidity: self.ours.uid_validity,
+            last_common_uid: self.ours.uid_next.saturating_sub(1),
+            last_common_modseq: self.ours.highest_modseq,
+            last_messages_count: Some(self.ours.messages_count),
+            ..items::State::default()
+        };
+        let Some(plan) = &mut self.plan else { return Ok(state) };
+        let (expunges, last_common) = (std::mem::take(&mut plan.expunges), plan.last_common);
+        self.to_come = self.copies.iter().map(|(_, save, _)| save.uid).collect();
+        let goal = self.goal();
+        let behind = goal.uid_next_min > self.status.uid_next || goal.modseq_min > self.status.highest_modseq;
+        if self.unsaved.0 > 0 || !self.to_come.is_empty() || !self.waiting.is_empty() || behind {
+            self.commit()?;
+        }
+        self.copy()?;
+        if !expunges.is_empty() {
+            self.report.expunged += expunges.len() as u64;
+            self.mailbox.apply(&expunges).map_err(at(self.name.clone()))?;
+            self.commit()?;
+        }
+        let status = self.mailbox.status().map_err(at(self.name.clone()))?;
+        let untroubled = self.not_kept.is_empty() && !self.disturbed;
+        state.last_messages_count = Some(status.messages);
+        if untroubled {
+            state.last_common_uid = last_common;
+            state.last_common_modseq = self.theirs.highest_modseq;
+        } else {
+            state.last_common_uid = last_common.min(state.last_common_uid);
+            state.changes_during_sync = true;
+            self.disturbed = true;
+        }
+        Ok(state)
+    }
+
+    /// Saves what has its body in this mailbox.
+    fn copy(&mut self) -> Result<(), SessionError> {
+        let mut copies = std::mem::take(&mut self.copies);
+        if copies.is_empty() {
+            return Ok(());
+        }
+        copies.sort_by_key(|(_, save, _)| save.uid);
+        for (guid, save, from) in copies {
+            let below = |action: &MessageAction| matches!(action, MessageAction::Renumber { to, .. } if *to < save.uid);
+            if self.waiting.iter().any(below) {
+                self.commit()?;
+            }
+            self.to_come.remove(&save.uid);
+            let context = || format!("{}: UID {}", self.name, save.uid);
+            match self.mailbox.body(from, Some(&guid)).map_err(at(context()))? {
+                Some(body) => {
+                    let message = NewMessage {
+                        received: body.received,
+                        saved: body.saved,
+                        size: body.size,
+                        ..new_message(&save)
+                    };
+                    self.mailbox.save(message, body).map_err(at(context()))?;
+                }
+                None => self.disturbed = true,
+            }
+        }
+        self.commit()
+    }
+
+    /// Keeps what has come whole.
+    pub fn make_safe(&mut self) -> Result<(), SessionError> {
+        self.mailbox.abandon_save();
+        if self.unsaved.0 > 0 { self.commit() } else { Ok(()) }
+    }
+}
+
+/// By what a body is told from others: its GUID, or its UID if it was asked for by that. No GUID has a zero byte.
+pub(super) fn key(guid: Option<&[u8]>, uid: Option<u32>) -> Vec<u8> {
+    match guid {
+        Some(guid) if !guid.is_empty() => guid.to_vec(),
+        _ => format!("\0{}", uid.unwrap_or(0)).into_bytes(),
+    }
+}
+
+fn new_message(save: &Save) -> NewMessage {
+    NewMessage {
+        uid: save.uid,
+        guid: save.guid.clone(),
+        flags: save.flags.clone(),
+        modseq: save.modseq,
+        received: None,
+        saved: None,
+        pop3_uidl: None,
+        pop3_order: None,
+        size: None,
+    }
+}
