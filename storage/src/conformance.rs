@@ -270,6 +270,20 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     let after = flags(Flags::FLAGGED, &["$Label1", "New"]);
     assert_eq!(listed, [expected[0].clone(), (20, keeps.guid("five.guid"), after)]);
     assert_eq!(body(&mut *open_box(open), 20, None).map(|b| b.len()), Some(28), "renumbering keeps the body");
+    // Flags in any order of their messages.
+    let answered = |n| MessageAction::Flags {
+        uid: uid(n),
+        add: flags(Flags::ANSWERED, &["Done"]),
+        remove: FlagSet::default(),
+        modseq_min: ModSeq::NONE,
+    };
+    let mut again = open_box(open);
+    again.apply(&[answered(20), answered(listed[0].0)]).expect("takes note");
+    commit(&mut *again, 1);
+    let both = list(&mut *open_box(open));
+    let all = |(_, _, flags): &(u32, String, FlagSet)| flags.system.contains(Flags::ANSWERED);
+    assert!(both.len() == 2 && both.iter().all(all), "{both:?}");
+    drop(again);
     let goal = Goal { uid_next_min: uid(50), modseq_min: ModSeq::NONE, uid_validity: Some(validity(99)) };
     open_box(open).commit(goal).expect("commits");
     let status = open_box(open).status().expect("tells");

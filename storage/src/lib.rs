@@ -208,7 +208,7 @@ pub trait Mailbox: Send {
     /// Forgets the message begun last, if one is.
     fn abandon_save(&mut self);
 
-    /// Takes note of changes to be made by `commit`.
+    /// Takes note of changes to be made by `commit`, in their order; flags of different messages in any.
     fn apply(&mut self, actions: &[MessageAction]) -> Result<()>;
 
     /// Makes saves durable, then visible, then carries out the actions in their order; raises UIDNEXT and

@@ -1,12 +1,14 @@
 //! The last stages: expunges, digests, the base, and good-bye.
 
+use std::collections::BTreeMap;
+
 use dsync_merge::{Direction, End};
 use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    Since, TreeChange, UidSet,
+    Since, TreeChange, Uid, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
-use dsync_storage::Storage as _;
+use dsync_storage::{Storage as _, StorageError};
 
 use super::greeting::note_name;
 use super::mailbox::goal;
@@ -85,19 +87,25 @@ impl Brain {
         }
         for open in &mut self.open {
             let Some(plan) = open.plan.as_mut() else { continue };
-            let mut actions = Vec::new();
+            let mut changes: BTreeMap<Uid, FlagDelta> = BTreeMap::new();
             for (nth, (guid, delta)) in known.iter().chain(&own).enumerate() {
                 let Some(uid) = plan.arrived.get(guid).copied() else { continue };
                 if nth < known.len() {
                     let flags = plan.agreed.flags_of(uid).minus(&delta.removed).union(&delta.added);
                     plan.agreed.insert(uid, &flags);
                 }
-                let (add, remove) = (delta.added.clone(), delta.removed.clone());
-                actions.push(MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE });
+                // It may come from two places.
+                let change = changes.entry(uid).or_default();
+                change.added = change.added.minus(&delta.removed).union(&delta.added);
+                change.removed = change.removed.minus(&delta.added).union(&delta.removed);
             }
-            if actions.is_empty() {
+            if changes.is_empty() {
                 continue;
             }
+            let actions = changes.into_iter().map(|(uid, FlagDelta { added: add, removed: remove, .. })| {
+                MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE }
+            });
+            let actions: Vec<MessageAction> = actions.collect();
             let name = open.report.name.clone();
             let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
             let status = mailbox.status().map_err(at(name.clone()))?;
@@ -116,14 +124,21 @@ impl Brain {
         for change in &self.plan.deletes {
             let TreeChange::Delete { name, guid, .. } = change else { continue };
             let Some(base) = base.mailboxes.get(guid) else { continue };
-            let place = || name.to_string();
-            let mut mailbox = self.storage.open(*guid).map_err(at(place()))?;
-            let status = mailbox.status().map_err(at(place()))?;
-            if status.uid_validity != base.uid_validity || base.digest == Some(status.digest) {
-                continue;
-            }
-            let changes = mailbox.changes(Since::Base(base)).map_err(at(place()))?;
-            found.extend(changes.list.into_iter().filter_map(|change| match change {
+            let changes = self.storage.open(*guid).and_then(|mut mailbox| {
+                let status = mailbox.status()?;
+                let differs = status.uid_validity == base.uid_validity && base.digest != Some(status.digest);
+                if differs {
+                    mailbox.changes(Since::Base(base)).map(|changes| changes.list)
+                } else {
+                    Ok(Vec::new())
+                }
+            });
+            let changes = match changes {
+                // Somebody was faster to delete it.
+                Err(error) if is_gone(&error) => Vec::new(),
+                listed => listed.map_err(at(name.to_string()))?,
+            };
+            found.extend(changes.into_iter().filter_map(|change| match change {
                 MessageChange::Flags { guid, flags, .. } => Some((guid, flags)),
                 MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
             }));
@@ -327,5 +342,14 @@ impl Brain {
         self.lock = None;
         self.stage = Stage::Done;
         Ok(true)
+    }
+}
+
+/// Says whether a mailbox is not there any more.
+fn is_gone(error: &StorageError) -> bool {
+    match error {
+        StorageError::NoMailbox(_) => true,
+        StorageError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }

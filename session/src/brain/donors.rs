@@ -74,7 +74,10 @@ impl Brain {
     /// Looks through every mailbox but this one that the other end deleted, or in which it expunged something, once in a session.
     fn look_for_moved(&mut self, index: usize) -> Result<(), SessionError> {
         for (guid, name) in self.going() {
-            self.look_through(guid, usize::MAX).map_err(at(name))?;
+            if let Err(error) = self.look_through(guid, usize::MAX) {
+                // Somebody was faster to delete it.
+                tracing::debug!("{name}: {error}");
+            }
         }
         let other = self.end.other();
         for at_index in (0..self.open.len()).filter(|other| *other != index) {

@@ -231,6 +231,7 @@ impl DboxMailbox {
         let saved = uids.iter().zip(self.pending.iter().map(Pending::message));
         edit.headers = self.shared.pop3_headers(state, saved);
         edit.appended.sort_by_key(|mail| mail.uid);
+        edit.flagged.sort_by_key(|change| change.uid);
         edit.expunged.sort_unstable();
         let saved = uids.into_iter().zip(std::mem::take(&mut self.pending)).collect();
         Ok((edit, Moves { saved, renumbered }))

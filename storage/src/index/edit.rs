@@ -1,6 +1,6 @@
 //! What a commit does to a mailbox, as one transaction of its index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{FlagSet, Flags, Keyword, ModSeq, Uid};
 
@@ -161,16 +161,16 @@ impl Edit {
 
     /// Changes of one modseq that are alike share a record.
     fn flag_changes(&self, log: &mut Transaction) {
-        let mut system: BTreeMap<(ModSeq, u8, u8), Vec<u32>> = BTreeMap::new();
-        let mut keywords: BTreeMap<(ModSeq, bool, &Keyword), Vec<u32>> = BTreeMap::new();
+        let mut system: BTreeMap<(ModSeq, u8, u8), BTreeSet<u32>> = BTreeMap::new();
+        let mut keywords: BTreeMap<(ModSeq, bool, &Keyword), BTreeSet<u32>> = BTreeMap::new();
         for change in &self.flagged {
             let (add, remove) = (change.add.system.bits(), change.remove.system.bits());
             if add | remove != 0 {
-                system.entry((change.modseq, add, remove)).or_default().push(change.uid);
+                system.entry((change.modseq, add, remove)).or_default().insert(change.uid);
             }
             for (set, adds) in [(&change.remove, false), (&change.add, true)] {
                 for keyword in &set.keywords {
-                    keywords.entry((change.modseq, adds, keyword)).or_default().push(change.uid);
+                    keywords.entry((change.modseq, adds, keyword)).or_default().insert(change.uid);
                 }
             }
         }
@@ -184,7 +184,7 @@ impl Edit {
 
     /// Everything that the index is to hold after the edit, for a log that starts anew: for UIDs that lie below UIDNEXT.
     pub fn rebuilt(&self, state: &State, goal: Goal, extensions: &[Extension]) -> Transaction {
-        let gone: std::collections::BTreeSet<u32> = self.expunged.iter().map(|(uid, _)| *uid).collect();
+        let gone: BTreeSet<u32> = self.expunged.iter().map(|(uid, _)| *uid).collect();
         let names = keywords(state);
         let kept: Vec<&Extension> = state
             .extensions

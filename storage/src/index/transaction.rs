@@ -205,10 +205,11 @@ fn update(at: u16, data: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// Ranges, both ends included, of ascending UIDs.
+/// Ranges, both ends included, of ascending UIDs. In any other order they would spoil the log: that is a bug of ours.
 pub fn ranges(uids: impl IntoIterator<Item = u32>) -> Vec<(u32, u32)> {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for uid in uids {
+        assert!(ranges.last().is_none_or(|(_, last)| *last < uid), "UIDs of a record must ascend");
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == uid => *last = uid,
             _ => ranges.push((uid, uid)),
