@@ -4,8 +4,9 @@
 
 use bincode::{Decode, Encode};
 use dsync_model::{
-    AttributeKey, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName,
-    MailboxNode, MailboxStatus, MessageChange, MessageGuid, StoreId, Timestamp, TreeLog, Uid,
+    AttributeKey, AttributeTime, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon,
+    MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid, StoreId, Timestamp,
+    TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -69,6 +70,9 @@ pub enum Message {
     /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this
     /// end keeps any, even if it is empty.
     Attributes(Vec<(AttributeKey, AttributeValue)>),
+    /// Of the session, behind `Nodes` of both ends if attributes are not the same at both: what this end knows of when they came to be as
+    /// they are, ascending; ended by `End(List::AttributeTimes)`.
+    AttributeTimes(Vec<(AttributeKey, AttributeTime)>),
 }
 
 /// The lists that `End` can end.
@@ -81,6 +85,7 @@ pub enum List {
     Requests,
     /// Messages to verify, of all mailboxes.
     Listing,
+    AttributeTimes,
 }
 
 /// Who began the session. Settles ties, so the ends must differ in it.

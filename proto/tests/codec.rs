@@ -95,6 +95,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         (comment(AttributeScope::Private), AttributeValue::Bytes(b"mine".to_vec())),
         (comment(AttributeScope::Shared), AttributeValue::TooLarge),
     ];
+    let time = AttributeTime { changed: Some(1_700_000_000), known_since: None };
+    let times = vec![(comment(AttributeScope::Private), time)];
     let handshake = Handshake {
         role: Role::Initiator,
         store: StoreId([1; 16]),
@@ -149,6 +151,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("listing", of(Message::Listing(name, vec![listed]))),
         ("log", of(Message::Log(log))),
         ("attributes", of(Message::Attributes(attributes))),
+        ("attribute-times", of(Message::AttributeTimes(times))),
+        ("end-attribute-times", of(Message::End(List::AttributeTimes))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),

@@ -20,10 +20,7 @@ use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use dsync_merge::{End, TreePlan};
-use dsync_model::{
-    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, StoreId, SyncState,
-    TreeLog,
-};
+use dsync_model::{Base, Generation, MailboxName, MailboxTree, StoreId, SyncState, TreeLog};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
     Terminus,
@@ -34,6 +31,7 @@ use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock};
 pub(crate) use scope::Scope;
 
 use crate::{Progress, Report, SessionError};
+use attributes::Attributes;
 use donors::Donors;
 use mailbox::Open;
 
@@ -75,6 +73,7 @@ enum Stage {
     Start,
     Greeted,
     Trees,
+    Planned,
     Mailboxes,
     Expunges,
     Settling,
@@ -104,10 +103,7 @@ pub struct Brain {
     trees: [MailboxTree; 2],
     logs: [TreeLog; 2],
     peer_nodes_done: bool,
-    /// `None`: the end keeps none.
-    attributes: [Option<AttributeList>; 2],
-    attribute_bytes: usize,
-    agreed_attributes: BTreeMap<AttributeKey, Digest>,
+    attributes: Attributes,
     bases: [Option<Vec<BaseRef>>; 2],
     base: Option<Base>,
     plan: TreePlan,
@@ -172,9 +168,7 @@ impl Brain {
             trees: Default::default(),
             logs: Default::default(),
             peer_nodes_done: false,
-            attributes: Default::default(),
-            attribute_bytes: 0,
-            agreed_attributes: BTreeMap::new(),
+            attributes: Attributes::default(),
             bases: Default::default(),
             base: None,
             plan: TreePlan::default(),
@@ -235,6 +229,7 @@ impl Brain {
             Stage::Start => self.greet()?,
             Stage::Greeted => self.list_trees()?,
             Stage::Trees => self.merge_trees()?,
+            Stage::Planned => self.change_trees()?,
             Stage::Mailboxes => self.work_on_mailboxes()?,
             Stage::Expunges => self.expunge()?,
             Stage::Settling => self.settle()?,
@@ -282,6 +277,13 @@ impl Brain {
                 Ok(())
             }
             Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
+            Message::AttributeTimes(batch) if self.stage <= Stage::Planned => {
+                self.take_attribute_times(batch)
+            }
+            Message::End(List::AttributeTimes) if self.stage <= Stage::Planned => {
+                self.end_attribute_times();
+                Ok(())
+            }
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())
