@@ -16,7 +16,7 @@ mod tree;
 
 use dsync_model::{MailboxStatus, Timestamp, Uid};
 
-pub use attributes::{AttributePlan, attributes};
+pub use attributes::{AttributePlan, attributes, unequal_attributes};
 pub use flags::merge as merge_flags;
 pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages};
 pub use tree::{Pair, TreePlan, common_trees, tree};

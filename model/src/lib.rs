@@ -28,7 +28,8 @@ mod tree;
 
 pub use attribute::{
     ATTRIBUTE_BYTES_MAX, ATTRIBUTE_KEY_BYTES_MAX, AttributeChange, AttributeChanges, AttributeKey,
-    AttributeList, AttributeScope, AttributeValue,
+    AttributeList, AttributeLog, AttributeRecord, AttributeRecords, AttributeScope, AttributeTime,
+    AttributeTimes, AttributeValue,
 };
 pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, UidSet};
 pub use changes::{Changes, Since, changes_since};

@@ -4,9 +4,9 @@
 
 use bincode::{Decode, Encode};
 use dsync_model::{
-    AttributeKey, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon, MailboxGuid, MailboxName,
-    MailboxNode, MailboxStatus, MessageChange, MessageGuid, NameRules, Namespaces, StoreId, Timestamp,
-    TreeLog, Uid,
+    AttributeKey, AttributeTime, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon,
+    MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid, NameRules, Namespaces,
+    StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -72,6 +72,9 @@ pub enum Message {
     Attributes(Vec<(AttributeKey, AttributeValue)>),
     /// Of the session, before `End(List::Nodes)`: which names this end can hold, and which of them take part.
     Names(NameRules),
+    /// Of the session, behind `Nodes` of both ends if attributes are not the same at both: what this end knows of when they came to be as
+    /// they are, ascending; ended by `End(List::AttributeTimes)`.
+    AttributeTimes(Vec<(AttributeKey, AttributeTime)>),
 }
 
 /// The lists that `End` can end.
@@ -84,6 +87,7 @@ pub enum List {
     Requests,
     /// Messages to verify, of all mailboxes.
     Listing,
+    AttributeTimes,
 }
 
 /// Who began the session. Settles ties, so the ends must differ in it.

@@ -186,6 +186,15 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
                 (_, false) => long("attribute"),
             }
         }
+        Message::AttributeTimes(times) => {
+            let ascending = times.windows(2).all(|pair| pair[0].0 < pair[1].0);
+            let fits = times.iter().all(|(key, _)| key.key.len() <= ATTRIBUTE_KEY_BYTES_MAX);
+            match (ascending, fits && times.len() <= BATCH_MAX) {
+                (true, true) => Ok(()),
+                (false, _) => Err(ProtoError::Malformed("times of attributes do not ascend".into())),
+                (_, false) => long("list of attributes"),
+            }
+        }
         Message::Planned { mailboxes, notes } => {
             let names = mailboxes.iter().flat_map(|mailbox| mailbox.tree.iter().chain([&mailbox.name]));
             let short = names.chain(notes).map(String::len).all(|bytes| bytes <= 5 * TEXT_BYTES_MAX);

@@ -108,6 +108,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
             reserved: vec![Reserved { place: Where::FirstBegin, text: "~".into() }],
         }],
     };
+    let time = AttributeTime { changed: Some(1_700_000_000), known_since: None };
+    let times = vec![(comment(AttributeScope::Private), time)];
     let handshake = Handshake {
         role: Role::Initiator,
         store: StoreId([1; 16]),
@@ -163,6 +165,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("log", of(Message::Log(log))),
         ("names", of(Message::Names(names))),
         ("attributes", of(Message::Attributes(attributes))),
+        ("attribute-times", of(Message::AttributeTimes(times))),
+        ("end-attribute-times", of(Message::End(List::AttributeTimes))),
         ("end-listing", of(Message::End(List::Listing))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),

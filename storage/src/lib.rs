@@ -34,9 +34,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChange, AttributeChanges, AttributeList, Changes, MailboxGuid, MailboxStatus, MailboxTree,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage, Since, StoreId,
-    Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    AttributeChanges, AttributeList, AttributeLog, AttributeRecords, Changes, MailboxGuid, MailboxStatus,
+    MailboxTree, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage, Since,
+    StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use by_header::ByHeader;
@@ -218,15 +218,15 @@ pub trait Mailbox: Send {
     /// On an error before anything became visible, nothing has happened; later, a prefix has.
     fn commit(&mut self, goal: Goal) -> Result<Committed>;
 
-    /// Last changes of attributes, as far back as the log of the mailbox reaches; none where no log is kept.
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
-        Ok(Vec::new())
+    /// Last changes of attributes, as far back as the log of the mailbox reaches.
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
+        Ok(AttributeLog::default())
     }
 
     /// Notes in the log which attributes of this mailbox [`Storage::change_attributes`] changed, which raises HIGHESTMODSEQ;
     /// does nothing where no log is kept.
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        let _ = changes;
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        let _ = records;
         Ok(())
     }
 }

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, AttributeValue, Changes, Digest, FlagSet, MailboxGuid, MailboxName,
-    MailboxNode, MailboxStatus, MailboxTree, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since,
-    StoreId, Timestamp, TreeChange, Uid, UidSet, UidValidity, changes_since,
+    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeLog, AttributeRecords,
+    AttributeValue, Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode, MailboxStatus,
+    MailboxTree, Message, MessageAction, MessageGuid, ModSeq, NewMessage, Since, StoreId, Timestamp,
+    TreeChange, Uid, UidSet, UidValidity, changes_since,
 };
 
 use crate::by_header::NO_GUID;
@@ -30,6 +31,10 @@ pub struct Account {
     pub subscriptions: BTreeSet<MailboxName>,
     pub notes: BTreeMap<String, Vec<u8>>,
     pub attributes: AttributeList,
+    /// Of attributes that were set or removed (`true`), when it was.
+    pub attribute_log: BTreeMap<AttributeKey, (bool, u32)>,
+    /// Seconds since 1970, for what is logged without a time.
+    pub now: u32,
     /// Messages get a GUID made of their content in place of the one they come with, as in an mbox.
     pub drops_guids: bool,
     /// Storage calls that still succeed; `None`: all. For tests of failing storages.
@@ -130,6 +135,11 @@ impl MemoryStorage {
 }
 
 impl Account {
+    /// Takes out what is told of the attributes of a mailbox.
+    fn drop_log(&mut self, mailbox: MailboxGuid) -> Vec<(AttributeKey, (bool, u32))> {
+        self.attribute_log.extract_if(.., |key, _| key.mailbox == mailbox).collect()
+    }
+
     fn by_guid(&mut self, guid: MailboxGuid) -> Result<&mut StoredMailbox> {
         let found = self.mailboxes.values_mut().find(|mailbox| mailbox.guid == guid);
         found.ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
@@ -211,11 +221,18 @@ impl Storage for MemoryStorage {
             TreeChange::Identify { name, guid, uid_validity } => {
                 let mailbox =
                     account.mailboxes.get_mut(name).ok_or(StorageError::NoMailbox(name.to_string()))?;
-                (mailbox.guid, mailbox.uid_validity) = (*guid, *uid_validity);
+                let before = std::mem::replace(&mut mailbox.guid, *guid);
+                mailbox.uid_validity = *uid_validity;
+                // The log stays with the mailbox.
+                let log = account.drop_log(before);
+                account.drop_log(*guid);
+                let moved = log.into_iter().map(|(key, told)| (AttributeKey { mailbox: *guid, ..key }, told));
+                account.attribute_log.extend(moved);
             }
             TreeChange::Delete { name, guid, uid_next } => match account.mailboxes.get(name) {
                 Some(mailbox) if mailbox.guid == *guid && mailbox.uid_next == *uid_next => {
                     account.mailboxes.remove(name);
+                    account.drop_log(*guid);
                 }
                 Some(_) => return Ok(false),
                 None => {}
@@ -303,6 +320,31 @@ impl MemoryMailbox {
 }
 
 impl Mailbox for MemoryMailbox {
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
+        let account = self.storage.call()?;
+        let here = account.attribute_log.range(AttributeKey::first_of(self.guid)..);
+        let here = here.take_while(|(key, _)| key.mailbox == self.guid);
+        let change = |(key, (removed, at)): (&AttributeKey, &(bool, u32))| AttributeChange {
+            scope: key.scope,
+            key: key.key.clone(),
+            removed: *removed,
+            at: *at,
+            modseq: ModSeq::NONE,
+        };
+        let changes: Vec<AttributeChange> = here.map(change).collect();
+        Ok(AttributeLog { since: Some(0), first: changes.clone(), changes })
+    }
+
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        let mut account = self.storage.call()?;
+        let now = account.now;
+        let told = records
+            .iter()
+            .map(|(key, record)| (key.clone(), (record.bytes.is_none(), record.at.unwrap_or(now))));
+        account.attribute_log.extend(told);
+        Ok(())
+    }
+
     fn status(&mut self) -> Result<MailboxStatus> {
         self.with(|mailbox| mailbox.status())
     }

@@ -18,6 +18,29 @@ pub struct Database {
     pub place: String,
 }
 
+impl Database {
+    /// What PostgreSQL answers.
+    pub fn sql(&self, sql: &str) -> String {
+        let mut psql = Command::new("psql");
+        psql.args([
+            "-qAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "vmail",
+            "-d",
+            "postgres",
+            "-h",
+            &self.place,
+            "-c",
+            sql,
+        ]);
+        let output = psql.env("PGPASSWORD", "secret").stderr(Stdio::inherit()).output().expect("psql runs");
+        assert!(output.status.success(), "{sql}");
+        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         // Started through setpriv, which becomes the server: this is its own pid.
@@ -86,21 +109,7 @@ pub fn postgres(sql: &str) -> Database {
         .current_dir("/");
     let child = start(server, "ready to accept connections");
     let database = Database { child, dir, place };
-    let mut psql = Command::new("psql");
-    psql.args([
-        "-q",
-        "-v",
-        "ON_ERROR_STOP=1",
-        "-U",
-        "vmail",
-        "-d",
-        "postgres",
-        "-h",
-        &database.place,
-        "-c",
-        sql,
-    ]);
-    assert!(psql.env("PGPASSWORD", "secret").status().expect("psql runs").success());
+    database.sql(sql);
     database
 }
 

@@ -224,7 +224,9 @@ impl World {
                 let value = AttributeValue::Bytes(self.made.to_string().into_bytes());
                 let added = account.subscriptions.insert(name.clone());
                 // Annotated and subscribed in one: costs no dice.
-                match added || !self.made.is_multiple_of(3) {
+                let removed = !added && self.made.is_multiple_of(3);
+                account.attribute_log.insert(comment.clone(), (removed, self.made as u32));
+                match !removed {
                     true => account.attributes.insert(comment, value),
                     false => account.attributes.remove(&comment),
                 };

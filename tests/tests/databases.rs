@@ -113,6 +113,34 @@ fn users_in_postgresql() {
          fields {{\n mail = maildir:~/Maildir:INDEX=/idx/%{{user|domain}}/%{{user|username}}\n }}\n}}\n"
     );
     check_sql(&new(dir.path(), &text));
+    // Another host answers where the first does not, at once and later.
+    let first = dir.path().join("first");
+    std::os::unix::fs::symlink(place, &first).expect("linked");
+    let words = "dbname=postgres user=vmail password=secret";
+    let several = |words: &str| {
+        let hosts = format!("host=/nowhere host={} host={place}", first.display());
+        old(dir.path(), "sql", &format!("driver = pgsql\nconnect = {hosts} {words}\n{QUERIES}"))
+    };
+    let settings = several(&format!("{words} maxconns=1"));
+    let others = "FROM pg_stat_activity WHERE usename = 'vmail' AND pid <> pg_backend_pid()";
+    let connections = || database.sql(&format!("SELECT count(*) {others}")).parse::<u32>().expect("a number");
+    let look = |settings: &Settings| {
+        let found = lookup(settings, "alice@example.org").expect("is there");
+        assert_eq!(found.uid, Some(5000));
+    };
+    let before = connections();
+    look(&settings);
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| look(&settings)))));
+    assert_eq!(connections(), before + 1);
+    fs::remove_file(&first).expect("removed");
+    database.sql(&format!("SELECT pg_terminate_backend(pid) {others}"));
+    look(&settings);
+    let text = text.replace("pgsql /", "pgsql /nowhere {\n user = nobody\n connection_limit = 2\n}\npgsql /");
+    look(&new(dir.path(), &text));
+    for count in ["0", "none", "1001"] {
+        let wrong = several(&format!("{words} maxconns={count}"));
+        assert_eq!(lookup(&wrong, "alice@example.org").expect_err("is refused").status(), 78, "{count}");
+    }
     let wrong = old(dir.path(), "sql", &format!("{}{QUERIES}", connect("wrong-one")));
     let error = lookup(&wrong, "alice@example.org").expect_err("is refused");
     let text = format!("{:#}", anyhow::Error::from(error));

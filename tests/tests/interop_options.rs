@@ -17,6 +17,7 @@ use dsync_tests::dovecot::{assert_equal, installed};
 use dsync_tests::interop::{ALL, Ends, World};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::{PASSWORD, Place};
+use dsync_tests::scenario::tick;
 
 /// The attributes of an account, as the file has them.
 fn attributes(location: &str) -> String {
@@ -75,6 +76,69 @@ fn attributes_are_merged_as_by_dovecot() {
             for location in [&left, &right] {
                 let now = attributes(location);
                 assert!(!now.contains("changed at B") && !now.contains("at A"), "{format} {ends:?}: {now}");
+            }
+        }
+    }
+}
+
+/// Both ends ours: of what Dovecots changed at both the later change counts, and what we wrote a Dovecot takes for new.
+#[test]
+fn attributes_that_dovecots_changed_at_both_ends_are_as_the_later_says() {
+    if !installed() {
+        return;
+    }
+    for (format, other) in [("maildir", "sdbox"), ("mdbox", "maildir")] {
+        let world = World::new();
+        let (a, b, c) =
+            (world.location(format, "a"), world.location(other, "b"), world.location("sdbox", "c"));
+        let ours = |words: &[&str]| {
+            let mut command = world.dovecot.as_user(&world.path("dsync"));
+            let output = command.args(["-c", "/dev/null"]).args(words).output().expect("runs");
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success() && text.is_empty(), "{words:?}: {text}");
+        };
+        let read = |location: &str, key: &str| {
+            world.metadata(location, &format!("get|INBOX|{key}")).trim_end().to_owned()
+        };
+        world.fill(&a);
+        world.metadata(&a, "set|INBOX|/shared/comment|z old");
+        ours(&["backup", "--source", &a, &b]);
+        world.session(Ends::Dovecots, &["backup"], &b, &c, &[0]);
+        assert_eq!(read(&c, "/shared/comment"), "z old");
+        world.metadata(&a, "set|INBOX|/private/both|z earlier");
+        world.metadata(&b, "set|INBOX|/private/gone|z earlier");
+        world.metadata(&b, "unset|INBOX|/shared/comment");
+        tick();
+        world.metadata(&b, "set|INBOX|/private/both|later");
+        world.metadata(&a, "set|INBOX|/private/gone|x");
+        world.metadata(&a, "unset|INBOX|/private/gone");
+        world.metadata(&a, "set|INBOX|/shared/comment|a new");
+        // With a base, and as it is for two stores that never met.
+        for with_base in [true, false] {
+            let end = |name: &str| format!("{name}-{with_base}");
+            world.copy("a", &end("a"));
+            world.copy("b", &end("b"));
+            world.copy("c", &end("c"));
+            let (a, b) = (world.location(format, &end("a")), world.location(other, &end("b")));
+            let c = world.location("sdbox", &end("c"));
+            if !with_base {
+                for entry in fs::read_dir(world.path(&end("a"))).expect("read").flatten() {
+                    if entry.file_name().to_string_lossy().starts_with(".dsync-base-") {
+                        fs::remove_file(entry.path()).expect("removed");
+                    }
+                }
+            }
+            ours(&["sync", "--source", &a, &b]);
+            for location in [&a, &b] {
+                let found =
+                    ["/private/both", "/private/gone", "/shared/comment"].map(|key| read(location, key));
+                assert_eq!(found, ["later", "", "a new"], "{location}");
+            }
+            world.session(Ends::Dovecots, &["sync", "-f"], &b, &c, &[0]);
+            for location in [&b, &c] {
+                let found =
+                    ["/private/both", "/private/gone", "/shared/comment"].map(|key| read(location, key));
+                assert_eq!(found, ["later", "", "a new"], "{location}");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Every format converted into every other: a real Dovecot must see in our copy what it sees in its own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -18,7 +19,8 @@ const SOURCES: [(&str, &str); 4] = [
 ];
 /// Names in the list index alone.
 const BY_INDEX: [&str; 3] = ["sdbox:%:LAYOUT=index", "mdbox:%:LAYOUT=index", "maildir:%:LAYOUT=index"];
-const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%", "maildir:%:LAYOUT=fs"];
+const MAILDIRPP: &str = "maildir:%";
+const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", MAILDIRPP];
 const MBOX: (&str, &str) = ("mbox", "mbox:%/mail:INBOX=%/mbox-inbox");
 const INTO_MBOX: &str = "mbox:%";
 
@@ -39,12 +41,12 @@ fn names_go_into_list_indexes_as_dovecot_writes_them() {
 #[test]
 fn names_come_out_of_list_indexes() {
     let source = ("mdbox-layoutindex", "mdbox:%/mdbox:LAYOUT=index");
-    check(&[source], &[TARGETS[0], TARGETS[3], BY_INDEX[0]]);
+    check(&[source], &[TARGETS[0], TARGETS[2], BY_INDEX[0]]);
 }
 
 #[test]
 fn an_mbox_is_converted_as_dovecot_does_it() {
-    check(&[MBOX], &["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", INTO_MBOX]);
+    check(&[MBOX], &["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", INTO_MBOX, MAILDIRPP]);
 }
 
 #[test]
@@ -68,6 +70,28 @@ fn view(dovecot: &Dovecot, location: &str) -> String {
     view
 }
 
+/// Rule **directory**: what is no mailbox at the source is none in our copy. In Maildir++, which has no directories without mail, Dovecot's
+/// own copy has an empty mailbox for each; those are no part of what is compared.
+fn remove_directories(dovecot: &Dovecot, source: &str, copy: &str) {
+    let mailboxes = |location: &str| {
+        let told = dovecot.doveadm(location, &["-f", "tab", "mailbox", "status", "messages", "*"]);
+        let lines = told.lines().skip(1).filter_map(|line| line.split_once('\t'));
+        lines.map(|(name, messages)| (name.to_owned(), messages.to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let (there, copied) = (mailboxes(source), mailboxes(copy));
+    let root = Path::new(copy.trim_start_matches("maildir:"));
+    for (name, messages) in copied.iter().filter(|(name, _)| !there.contains_key(*name)) {
+        let below = format!("{name}/");
+        assert!(messages == "0" && there.keys().any(|name| name.starts_with(&below)), "{name} in {copy}");
+        fs::remove_dir_all(root.join(format!(".{}", name.replace('/', ".")))).expect("removed");
+    }
+    for entry in fs::read_dir(root).expect("read").flatten() {
+        if entry.file_name().to_string_lossy().starts_with("dovecot.list.index") {
+            fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+}
+
 fn check(sources: &[(&str, &str)], targets: &[&str]) {
     if !installed() {
         return;
@@ -87,8 +111,8 @@ fn check(sources: &[(&str, &str)], targets: &[&str]) {
         let source = at(source, &home);
         for (i, target) in targets.iter().copied().enumerate() {
             // Maildir++ cannot store a dot within a name.
-            if target == "maildir:%" && fixture != "maildirpp" {
-                continue;
+            if target == MAILDIRPP && fixture != "maildirpp" {
+                dovecot.doveadm(&source, &["mailbox", "delete", "dotted.name"]);
             }
             // Twice in the mailbox: Dovecot copies the first for both, with its date; ours are both as they were.
             if fixture == "mbox" {
@@ -113,6 +137,9 @@ fn check(sources: &[(&str, &str)], targets: &[&str]) {
             dovecot.doveadm(&source, &["backup", &at(target, &theirs)]);
             let what = format!("{source} to {target}");
             let (ours, theirs) = (at(target, &ours), at(target, &theirs));
+            if target == MAILDIRPP {
+                remove_directories(&dovecot, &source, &theirs);
+            }
             assert_equal(&view(&dovecot, &ours), &view(&dovecot, &theirs), &what);
             // Dovecot's own copies count on; ours have the modseqs of the source.
             assert_equal(&dovecot.modseqs(&ours), &dovecot.modseqs(&source), &what);

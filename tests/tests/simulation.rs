@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use dsync_model::MessageGuid;
+use dsync_model::{AttributeKey, AttributeValue, MailboxName, MessageGuid};
 use dsync_session::proto::{Direction, Options, Purpose, Terminus};
 use dsync_session::storage::memory::Account;
 use dsync_session::{MailboxReport, Report};
@@ -96,6 +96,61 @@ fn two_way(mut world: World, filters: bool) -> Result<(), Failed> {
         return fail(format!("an idle sync changed something: {still:?}"), world);
     }
     Ok(())
+}
+
+/// Of what users changed at both ends the later change counts, a removal too, whichever end began, with a base and without; what
+/// arrives is logged with the time it has at the other end.
+#[test]
+fn the_later_change_of_an_attribute_arrives() {
+    for early in [0, 1] {
+        let late = 1 - early;
+        let mut world = World::new(1);
+        let change = |world: &World, end: usize, key: &str, value: &str, at: u32| {
+            let mut account = world.ends[end].account();
+            let inbox = account.mailboxes[&MailboxName::inbox()].guid;
+            let key = AttributeKey { key: key.into(), ..AttributeKey::first_of(inbox) };
+            account.attribute_log.insert(key.clone(), (value.is_empty(), at));
+            match value {
+                "" => account.attributes.remove(&key),
+                value => account.attributes.insert(key, AttributeValue::Bytes(value.into())),
+            };
+        };
+        let told = |world: &World, end: usize| {
+            let account = world.ends[end].account();
+            let log = account.attribute_log.iter().map(|(key, (removed, at))| {
+                let value = account.attributes.get(key);
+                assert_eq!(value.is_none(), *removed, "{key:?}");
+                let value = value.map(|value| match value {
+                    AttributeValue::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+                    AttributeValue::TooLarge => unreachable!("none was made"),
+                });
+                (key.key.clone(), value.unwrap_or_default(), *at)
+            });
+            log.collect::<Vec<_>>()
+        };
+        let all = |entries: &[(&str, &str, u32)]| {
+            entries.iter().map(|(key, value, at)| ((*key).into(), (*value).into(), *at)).collect::<Vec<_>>()
+        };
+        change(&world, early, "both", "z", 105);
+        change(&world, late, "both", "b", 109);
+        change(&world, early, "gone", "x", 105);
+        change(&world, late, "gone", "", 108);
+        change(&world, early, "kept", "", 105);
+        change(&world, late, "kept", "x", 106);
+        change(&world, early, "one", "x", 107);
+        assert_eq!(world.sync(Direction::TwoWay, Faults::default()).expect("ends"), 0);
+        let agreed = all(&[("both", "b", 109), ("gone", "", 108), ("kept", "x", 106), ("one", "x", 107)]);
+        assert_eq!((told(&world, 0), told(&world, 1)), (agreed.clone(), agreed), "{early}");
+        change(&world, late, "both", "y", 112);
+        change(&world, early, "both", "", 111);
+        change(&world, early, "kept", "w", 120);
+        change(&world, late, "kept", "", 121);
+        // Only one end changed it since: its clock may be slow.
+        change(&world, early, "one", "v", 1);
+        assert_eq!(world.sync(Direction::TwoWay, Faults::default()).expect("ends"), 0);
+        let agreed = all(&[("both", "y", 112), ("gone", "", 108), ("kept", "", 121), ("one", "v", 1)]);
+        assert_eq!((told(&world, 0), told(&world, 1)), (agreed.clone(), agreed), "{early}");
+    }
 }
 
 /// Messages that may well be twice in a mailbox.

@@ -103,15 +103,38 @@ impl Settings {
         Ok(Some(path))
     }
 
-    /// The dict of mailbox attributes (`mail_attribute_dict`), variables and `~/` of a file dict expanded; `None` if nobody says.
+    /// The dict of mailbox attributes (`mail_attribute_dict`, or 2.4's `mail_attribute`) in the words of 2.3, variables and `~/` of a file
+    /// dict expanded; `None` if nobody says.
     pub fn mail_attribute_dict(&self, user: &User) -> Result<Option<String>, ConfError> {
-        let Some((place, text)) = self.expanded("mail_attribute_dict", user)? else { return Ok(None) };
+        let set = self.expanded("mail_attribute_dict", user)?;
+        let Some((place, text)) = set.map_or_else(|| self.attribute_block(user), |set| Ok(Some(set)))? else {
+            return Ok(None);
+        };
         match (text.strip_prefix("file:~/"), &user.home) {
             _ if text.is_empty() => Ok(None),
             (Some(rest), Some(home)) => Ok(Some(format!("file:{}", home.join(rest).display()))),
             (Some(_), None) => Err(invalid(place, "mail_attribute_dict", "the user has no home".to_owned())),
             (None, _) => Ok(Some(text)),
         }
+    }
+
+    /// `mail_attribute { dict file { path = P } }`, or with `dict_driver` and `dict_file_path`.
+    fn attribute_block(&self, user: &User) -> Result<Option<(Place, String)>, ConfError> {
+        let Some(block) = self.root().of_kind("mail_attribute").last() else { return Ok(None) };
+        let dict = block.of_kind("dict").last();
+        let named = dict.map(|dict| dict.text("driver").or(dict.text("dict_driver")).unwrap_or(&dict.title));
+        let Some(driver) = named.or(block.text("dict_driver")) else { return Ok(None) };
+        if driver != "file" {
+            return Ok(Some((block.place.clone(), driver.to_owned())));
+        }
+        let path = dict.and_then(|dict| dict.text("path").or(dict.text("dict_file_path")));
+        let path = path.or_else(|| block.of_kind("dict_file").last()?.text("path"));
+        let Some(path) = path.or(block.text("dict_file_path")).filter(|path| !path.is_empty()) else {
+            let what = "the file dict has no path".to_owned();
+            return Err(invalid(block.place.clone(), "mail_attribute", what));
+        };
+        let text = self.expanded_text(&format!("file:{path}"), "mail_attribute", &block.place, user)?;
+        Ok(Some((block.place.clone(), text)))
     }
 
     /// The place and text of a setting, variables expanded.

@@ -313,6 +313,24 @@ fn the_dict_of_attributes_is_expanded() {
     assert_eq!(dict(file), Ok(Some("file:/home/alice/Maildir/dovecot-attributes".into())));
     assert_eq!(dict("mail_attribute_dict = file:~/a\n"), Ok(Some("file:/home/alice/a".into())));
     assert_eq!(dict("mail_attribute_dict = proxy::x/%n\n"), Ok(Some("proxy::x/alice".into())));
+    // As Dovecot 2.4 writes it, in each of its ways.
+    for block in [
+        "dict file {\n path = %{home}/a\n }",
+        "dict mine {\n driver = file\n path = ~/a\n }",
+        "dict_driver = file\n dict_file_path = %{home}/a",
+        "dict_driver = file\n dict_file {\n path = ~/a\n }",
+    ] {
+        let text = format!("mail_attribute {{\n {block}\n}}\n");
+        assert_eq!(dict(&text), Ok(Some("file:/home/alice/a".into())), "{text}");
+        let printed = settings(&text).printed(crate::Print { non_default: true, secrets: false }).join("\n");
+        assert_eq!(dict(&printed), dict(&text), "{printed}");
+        let both = format!("mail_attribute_dict = file:/b\n{text}");
+        assert_eq!(dict(&both), Ok(Some("file:/b".into())));
+    }
+    let proxy = "mail_attribute {\n dict proxy {\n name = metadata\n }\n}\n";
+    assert_eq!(dict(proxy), Ok(Some("proxy".into())));
+    assert!(dict("mail_attribute {\n dict file {\n }\n}\n").is_err_and(|error| error.contains("no path")));
+    assert_eq!(dict("mail_attribute {\n}\n"), Ok(None));
 }
 
 #[test]

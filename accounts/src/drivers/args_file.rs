@@ -59,10 +59,12 @@ impl<'a> Source<'a> {
         self.get(names).ok_or_else(|| self.wrong(&format!("{} is not set", names[0])))
     }
 
-    /// The first section of one kind, `pgsql host { ... }` say, of this database or of all of them.
-    pub fn section(&self, kind: &str) -> Option<&Section> {
-        let own = self.section.sections.iter().find(|section| section.kind == kind);
-        own.or_else(|| self.settings.root().sections.iter().find(|section| section.kind == kind))
+    /// The sections of one kind, `pgsql host { ... }` say, of this database or else of all of them.
+    pub fn sections(&self, kind: &str) -> Vec<&Section> {
+        let of =
+            |holder: &'a Section| holder.sections.iter().filter(|section| section.kind == kind).collect();
+        let own: Vec<&Section> = of(self.section);
+        if own.is_empty() { of(self.settings.root()) } else { own }
     }
 
     /// An error of the configuration, with its place.

@@ -5,7 +5,7 @@
 mod connect;
 mod template;
 
-use std::sync::LazyLock;
+use std::{io, sync::LazyLock};
 
 use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _};
 
@@ -90,20 +90,31 @@ fn ask(
 ) -> Result<Vec<Fields>, UserError> {
     let target = connect::Target::of(source)?;
     background::wait("SQL", async move {
-        let pool = POOLS.get(&target).await?;
-        match &pool {
-            Pool::Sqlite(pool) => rows!(sqlite, pool, query, values, limit),
-            Pool::Postgres(pool) => rows!(postgres, pool, query, values, limit),
-            Pool::MySql(pool) => rows!(mysql, pool, query, values, limit),
+        let known = POOLS.get(&target).await?;
+        match fetch(&known, &query, &values, limit).await {
+            // The server that we know went away: another may answer in its place.
+            Err(UserError::Temporary { source, .. }) if source.kind() != io::ErrorKind::Other => {
+                POOLS.forget(&target);
+                fetch(&POOLS.get(&target).await?, &query, &values, limit).await
+            }
+            answer => answer,
         }
     })
+}
+
+async fn fetch(pool: &Pool, query: &str, values: &[String], limit: usize) -> Result<Vec<Fields>, UserError> {
+    match pool {
+        Pool::Sqlite(pool) => rows!(sqlite, pool, query, values, limit),
+        Pool::Postgres(pool) => rows!(postgres, pool, query, values, limit),
+        Pool::MySql(pool) => rows!(mysql, pool, query, values, limit),
+    }
 }
 
 /// The three databases have types of their own, and the same words.
 macro_rules! rows {
     ($value:ident, $pool:expr, $query:expr, $values:expr, $limit:expr) => {{
         use futures_util::TryStreamExt as _;
-        let mut query = sqlx::query(AssertSqlSafe($query));
+        let mut query = sqlx::query(AssertSqlSafe($query.to_owned()));
         for value in $values {
             query = query.bind(value);
         }
@@ -166,15 +177,14 @@ fn mysql(row: &sqlx::mysql::MySqlRow, at: usize, kind: &str) -> Result<String, s
     })
 }
 
-/// Who must act: whoever wrote the query, or nobody, since it passes.
+/// Nobody must act, since it passes. [`io::ErrorKind::Other`]: the server answered.
 fn failed(error: sqlx::Error) -> UserError {
-    match error {
-        sqlx::Error::Database(error) => {
-            UserError::Temporary { what: "SQL".to_owned(), source: std::io::Error::other(error.to_string()) }
+    let source = match error {
+        sqlx::Error::Io(source) => source,
+        gone @ (sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) => {
+            io::Error::new(io::ErrorKind::TimedOut, gone.to_string())
         }
-        sqlx::Error::Io(source) => UserError::Temporary { what: "SQL".to_owned(), source },
-        other => {
-            UserError::Temporary { what: "SQL".to_owned(), source: std::io::Error::other(other.to_string()) }
-        }
-    }
+        other => io::Error::other(other.to_string()),
+    };
+    UserError::Temporary { what: "SQL".to_owned(), source }
 }

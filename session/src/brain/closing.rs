@@ -32,6 +32,7 @@ impl Brain {
                         self.counters.disturbed += 1;
                     }
                 }
+                self.log_attributes();
             }
             self.stage = Stage::Settling;
             return Ok(true);
@@ -197,7 +198,7 @@ impl Brain {
             let known = self.bases.iter().flatten().flatten().map(|base| base.generation.0).max();
             let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
             base.tree = std::mem::take(&mut self.plan.agreed);
-            base.attributes = std::mem::take(&mut self.agreed_attributes);
+            base.attributes = std::mem::take(&mut self.attributes.agreed);
             base.tree.retain(|_, node| *node != BaseNode::default());
             let old = self.base.take();
             let kept = |guid| old.as_ref().and_then(|old| old.mailboxes.get(guid)).cloned();

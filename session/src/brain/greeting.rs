@@ -159,7 +159,7 @@ impl Brain {
         Ok(())
     }
 
-    /// Merges the trees, and makes the mailboxes as they are to be.
+    /// Merges the trees.
     pub(super) fn merge_trees(&mut self) -> Result<bool, SessionError> {
         let [Some(a), Some(b)] = &self.bases else { return Ok(false) };
         if !self.peer_nodes_done {
@@ -194,6 +194,18 @@ impl Brain {
         let logs = Both([&self.logs[0], &self.logs[1]]);
         self.plan =
             dsync_merge::tree(trees, logs, self.rules(), self.base.as_ref(), direction, &in_scope, self.end);
+        self.tell_attribute_times();
+        self.stage = Stage::Planned;
+        Ok(true)
+    }
+
+    /// Makes the mailboxes as they are to be.
+    pub(super) fn change_trees(&mut self) -> Result<bool, SessionError> {
+        if !self.attribute_times_known() {
+            return Ok(false);
+        }
+        let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
+        let direction = self.direction();
         self.merge_attributes(direction)?;
         for change in std::mem::take(&mut self.plan.changes) {
             self.change_tree(&change)?;

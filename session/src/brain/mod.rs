@@ -20,10 +20,7 @@ use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use dsync_merge::{Both, End, TreePlan};
-use dsync_model::{
-    AttributeKey, AttributeList, Base, Digest, Generation, MailboxName, MailboxTree, NameRules, StoreId,
-    SyncState, TreeLog,
-};
+use dsync_model::{Base, Generation, MailboxName, MailboxTree, NameRules, StoreId, SyncState, TreeLog};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
     Terminus,
@@ -34,6 +31,7 @@ use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock, UserLock};
 pub(crate) use scope::Scope;
 
 use crate::{Progress, Report, SessionError};
+use attributes::Attributes;
 use donors::Donors;
 use mailbox::Open;
 
@@ -75,6 +73,7 @@ enum Stage {
     Start,
     Greeted,
     Trees,
+    Planned,
     Mailboxes,
     Expunges,
     Settling,
@@ -116,10 +115,7 @@ pub struct Brain {
     logs: [TreeLog; 2],
     rules: [NameRules; 2],
     peer_nodes_done: bool,
-    /// `None`: the end keeps none.
-    attributes: [Option<AttributeList>; 2],
-    attribute_bytes: usize,
-    agreed_attributes: BTreeMap<AttributeKey, Digest>,
+    attributes: Attributes,
     bases: [Option<Vec<BaseRef>>; 2],
     base: Option<Base>,
     plan: TreePlan,
@@ -185,9 +181,7 @@ impl Brain {
             logs: Default::default(),
             rules: Default::default(),
             peer_nodes_done: false,
-            attributes: Default::default(),
-            attribute_bytes: 0,
-            agreed_attributes: BTreeMap::new(),
+            attributes: Attributes::default(),
             bases: Default::default(),
             base: None,
             plan: TreePlan::default(),
@@ -248,6 +242,7 @@ impl Brain {
             Stage::Start => self.greet()?,
             Stage::Greeted => self.list_trees()?,
             Stage::Trees => self.merge_trees()?,
+            Stage::Planned => self.change_trees()?,
             Stage::Mailboxes => self.work_on_mailboxes()?,
             Stage::Expunges => self.expunge()?,
             Stage::Settling => self.settle()?,
@@ -299,6 +294,13 @@ impl Brain {
                 Ok(())
             }
             Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
+            Message::AttributeTimes(batch) if self.stage <= Stage::Planned => {
+                self.take_attribute_times(batch)
+            }
+            Message::End(List::AttributeTimes) if self.stage <= Stage::Planned => {
+                self.end_attribute_times();
+                Ok(())
+            }
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
                 Ok(())

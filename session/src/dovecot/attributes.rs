@@ -54,7 +54,7 @@ impl Attributes {
                 AttributeValue::TooLarge => drop(attributes.too_large.insert(key.clone())),
             }
         }
-        for AttributeChange { scope, key, removed, modseq } in log {
+        for AttributeChange { scope, key, removed, modseq, .. } in log {
             let key = AttributeKey { mailbox, scope, key };
             match attributes.own.get_mut(&key) {
                 Some(known) => known.modseq = modseq.get(),
@@ -246,7 +246,7 @@ mod tests {
 
     fn logged(key: &str, removed: bool, modseq: u64) -> AttributeChange {
         let modseq = ModSeq::new(modseq).unwrap();
-        AttributeChange { scope: AttributeScope::Private, key: key.into(), removed, modseq }
+        AttributeChange { scope: AttributeScope::Private, key: key.into(), removed, at: 0, modseq }
     }
 
     fn a(kind: &str, key: &str, value: Option<&str>) -> items::Attribute {

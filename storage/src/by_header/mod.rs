@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChange, AttributeChanges, AttributeList, Changes, Digest, MailboxGuid, MailboxStatus,
-    MailboxTree, Message, MessageAction, MessageChange, MessageGuid, NameRules, Namespaces, NewMessage,
-    Since, StoreId, TreeChange, TreeLog, Uid, UidSet, changes_since,
+    AttributeChanges, AttributeList, AttributeLog, AttributeRecords, Changes, Digest, MailboxGuid,
+    MailboxStatus, MailboxTree, Message, MessageAction, MessageChange, MessageGuid, NameRules, Namespaces,
+    NewMessage, Since, StoreId, TreeChange, TreeLog, Uid, UidSet, changes_since,
 };
 
 use self::digests::Digests;
@@ -321,11 +321,11 @@ impl Mailbox for MailboxByHeader {
         self.inner.commit(goal)
     }
 
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
         self.inner.attribute_log()
     }
 
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        self.inner.log_attributes(changes)
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        self.inner.log_attributes(records)
     }
 }

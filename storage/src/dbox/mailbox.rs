@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dsync_model::{
-    AttributeChange, AttributeChanges, Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid,
+    AttributeLog, AttributeRecords, Changes, Digest, MailboxStatus, Message, MessageAction, MessageGuid,
     ModSeq, NewMessage, Since, Uid, UidSet, UidValidity, changes_since,
 };
 
@@ -473,12 +473,12 @@ impl Mailbox for DboxMailbox {
         outcome
     }
 
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
         self.index.attribute_log()
     }
 
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        self.index.log_attributes(changes, self.shared.account.fsync)
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        self.index.log_attributes(records, self.shared.account.fsync)
     }
 }
 

@@ -19,8 +19,12 @@ pub struct History {
     asked: BTreeMap<u32, [u8; 16]>,
     /// Flags and keywords that were last added to or removed from messages that are still there.
     pub flags: BTreeMap<u32, FlagHistory>,
-    /// Attributes that were last set or removed: by scope (`p`, `s`) and key, whether removed, and the modseq.
-    pub attributes: BTreeMap<(u8, Vec<u8>), (bool, u64)>,
+    /// Attributes that were last set or removed: by scope (`p`, `s`) and key, whether removed, when (seconds since 1970), and the modseq.
+    pub attributes: BTreeMap<(u8, Vec<u8>), (bool, u32, u64)>,
+    /// The same by the first of each record alone.
+    pub attributes_first: BTreeMap<(u8, Vec<u8>), (bool, u32, u64)>,
+    /// When the oldest log was begun, in seconds since 1970.
+    pub begun: Option<u32>,
 }
 
 /// Each flag and keyword is in one of each two sets at most: that of its last change.
@@ -43,6 +47,7 @@ impl Index {
             && (header.index_id, header.sequence) == (self.header.index_id, self.header.previous_sequence)
         {
             history.since = header.initial_modseq.max(since);
+            history.begun = Some(header.created);
             history.walk(&self.state, &header, &bytes, since);
         }
         let log = self.paths.log();
@@ -53,6 +58,7 @@ impl Index {
                 what,
             })?;
             if header.sequence == self.header.sequence {
+                history.begun.get_or_insert(header.created);
                 let end = bytes.len().min(self.offset as usize);
                 history.walk(&self.state, &header, &bytes[..end], since);
             }
@@ -158,8 +164,12 @@ impl History {
                 }
             }
             kind::ATTRIBUTE_UPDATE => {
-                if let Some((scope, key, removed)) = attributes::name(payload) {
-                    self.attributes.insert((scope, key.to_vec()), (removed, modseq));
+                for (n, told) in attributes::entries(payload).enumerate() {
+                    let (key, change) = ((told.scope, told.key.to_vec()), (told.removed, told.at, modseq));
+                    if n == 0 {
+                        self.attributes_first.insert(key.clone(), change);
+                    }
+                    self.attributes.insert(key, change);
                 }
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! Records to be appended to a log as one transaction (storage formats reference, 4.2, 4.3).
 
-use dsync_model::AttributeChanges;
+use dsync_model::AttributeRecords;
 
 use super::format::{EXTERNAL, RECORD_HEADER_BYTES, encode_size, kind};
 use super::state::Extension;
@@ -145,12 +145,11 @@ impl Transaction {
         self.record(kind::EXT_ATOMIC_INC, &entries.collect::<Vec<u8>>());
     }
 
-    /// Attributes of the mailbox that were set or removed at `at`, seconds since 1970.
-    pub fn attributes(&mut self, changes: &AttributeChanges, at: u32) {
-        let payload = super::attributes::record(changes, at);
-        if !payload.is_empty() {
+    /// Attributes of the mailbox that were set or removed, a record each; `now` in seconds since 1970.
+    pub fn attributes(&mut self, records: &AttributeRecords, now: u32) {
+        for (key, change) in records {
             // As Dovecot writes it: there is nothing to be carried out in either case.
-            push(&mut self.bytes, kind::ATTRIBUTE_UPDATE, &payload);
+            push(&mut self.bytes, kind::ATTRIBUTE_UPDATE, &super::attributes::record(key, change, now));
             self.records += 1;
         }
     }

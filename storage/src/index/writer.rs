@@ -286,6 +286,6 @@ fn new_log(paths: &Paths) -> PathBuf {
     paths.beside(".log.dsync")
 }
 
-fn now() -> u32 {
+pub(super) fn now() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs() as u32)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use dsync_model::{
-    AttributeChange, AttributeChanges, Changes, Digest, FlagSet, MailboxStatus, Message, MessageAction,
+    AttributeLog, AttributeRecords, Changes, Digest, FlagSet, MailboxStatus, Message, MessageAction,
     MessageGuid, NewMessage, Since, Timestamp, Uid, UidSet, changes_since,
 };
 
@@ -539,13 +539,13 @@ impl Mailbox for MaildirMailbox {
         Ok(committed)
     }
 
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
-        self.index.as_ref().map_or(Ok(Vec::new()), Index::attribute_log)
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
+        self.index.as_ref().map_or(Ok(AttributeLog::default()), Index::attribute_log)
     }
 
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
         let policy = self.shared.account.fsync;
-        self.index.as_mut().map_or(Ok(()), |index| index.log_attributes(changes, policy))
+        self.index.as_mut().map_or(Ok(()), |index| index.log_attributes(records, policy))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
-    AttributeChange, AttributeChanges, Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid,
+    AttributeLog, AttributeRecords, Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid,
     NewMessage, Since, Timestamp, Uid, UidSet, UidValidity, changes_since,
 };
 
@@ -438,12 +438,12 @@ impl Mailbox for MboxMailbox {
         outcome
     }
 
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
         self.content.index.attribute_log()
     }
 
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        self.content.index.log_attributes(changes, self.shared.account.fsync)
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        self.content.index.log_attributes(records, self.shared.account.fsync)
     }
 }
 

@@ -14,10 +14,12 @@ use sqlx::{
 };
 
 use super::{super::Source, failed};
-use crate::user::UserError;
+use crate::{conf::Section, user::UserError};
 
-/// Connections to one database.
-const CONNECTIONS_MAX: u32 = 8;
+/// Connections to one database where nobody says how many.
+const CONNECTIONS: u32 = 8;
+/// Most that may be asked for.
+const CONNECTIONS_MAX: u32 = 1000;
 const CONNECT_WAIT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,11 +29,18 @@ pub(super) enum Kind {
     MySql,
 }
 
-/// What to connect to; several hosts are tried in order. It holds a password: never printed.
+/// What to connect to; the first host that answers is taken.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target {
     kind: Kind,
-    hosts: Vec<String>,
+    hosts: Vec<Host>,
+}
+
+/// How to reach one host. It holds a password: never printed.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+struct Host {
+    /// Empty: wherever the driver looks.
+    name: String,
     /// Words of a connect string, or of a section, the host left out.
     words: Vec<(String, String)>,
 }
@@ -56,6 +65,11 @@ impl Pools {
         let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(pools.entry(target.clone()).or_insert(opened).clone())
     }
+
+    /// The next to ask connects anew, to whichever host answers then.
+    pub fn forget(&self, target: &Target) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
+    }
 }
 
 /// The kind of database that the settings name.
@@ -77,47 +91,71 @@ pub(super) fn kind(source: &Source<'_>) -> Result<Kind, UserError> {
 impl Target {
     pub fn of(source: &Source<'_>) -> Result<Target, UserError> {
         let kind = kind(source)?;
-        let mut target = Target { kind, hosts: Vec::new(), words: Vec::new() };
-        if let Some(connect) = source.get(&["connect"]) {
-            if kind == Kind::Sqlite && !connect.contains('=') {
-                target.hosts.push(connect);
-                return Ok(target);
+        let host = |name: String| Host { name, words: Vec::new() };
+        let hosts = if let Some(connect) = source.get(&["connect"]) {
+            match kind {
+                Kind::Sqlite if !connect.contains('=') => vec![host(connect)],
+                _ => of_words(source, &connect)?,
             }
-            for word in connect.split_whitespace() {
-                let Some((key, value)) = word.split_once('=') else {
-                    // It may be a part of a password: it is not quoted.
-                    return Err(source.wrong("connect: a word without \"=\""));
-                };
-                match key {
-                    "host" | "hostaddr" => target.hosts.push(value.to_owned()),
-                    _ => target.words.push((key.to_owned(), value.trim_matches('\'').to_owned())),
-                }
+        } else if kind == Kind::Sqlite {
+            vec![host(source.need(&["sqlite_path"])?)]
+        } else {
+            let name = if kind == Kind::Postgres { "pgsql" } else { "mysql" };
+            let sections = source.sections(name);
+            if sections.is_empty() {
+                return Err(source.wrong(&format!("no connect, and no section {name} host {{ ... }}")));
             }
-            return Ok(target);
-        }
-        if kind == Kind::Sqlite {
-            target.hosts.push(source.need(&["sqlite_path"])?);
-            return Ok(target);
-        }
-        let name = if kind == Kind::Postgres { "pgsql" } else { "mysql" };
-        let Some(section) = source.section(name) else {
-            return Err(source.wrong(&format!("no connect, and no section {name} host {{ ... }}")));
+            sections.into_iter().map(|section| of_section(name, section)).collect()
         };
-        target.hosts.push(section.title.clone());
-        let deeper = section.of_kind("parameters").chain(section.of_kind("pgsql_parameters"));
-        for entry in section.entries.iter().chain(deeper.flat_map(|parameters| &parameters.entries)) {
-            let key =
-                entry.key.strip_prefix(name).and_then(|key| key.strip_prefix('_')).unwrap_or(&entry.key);
-            let value = section.text(&entry.key).map(str::to_owned);
-            let value = value.or_else(|| {
-                let deeper = section.of_kind("parameters").chain(section.of_kind("pgsql_parameters"));
-                deeper.filter_map(|parameters| parameters.text(&entry.key)).next().map(str::to_owned)
-            });
-            target.words.extend(value.map(|value| (key.to_owned(), value)));
-        }
-        Ok(target)
+        Ok(Target { kind, hosts })
     }
 
+    /// Connects to the first host that answers.
+    async fn open(&self) -> Result<Pool, UserError> {
+        let mut last = None;
+        for host in &self.hosts {
+            match host.open(self.kind).await {
+                Ok(pool) => return Ok(pool),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| UserError::Invalid("SQL: no host".to_owned())))
+    }
+}
+
+/// 2.3's `connect`: several `host=`, and words that count for all of them.
+fn of_words(source: &Source<'_>, connect: &str) -> Result<Vec<Host>, UserError> {
+    let (mut names, mut words) = (Vec::new(), Vec::new());
+    for word in connect.split_whitespace() {
+        let Some((key, value)) = word.split_once('=') else {
+            // It may be a part of a password: it is not quoted.
+            return Err(source.wrong("connect: a word without \"=\""));
+        };
+        match key {
+            "host" | "hostaddr" => names.push(value.to_owned()),
+            _ => words.push((key.to_owned(), value.trim_matches('\'').to_owned())),
+        }
+    }
+    if names.is_empty() {
+        names.push(String::new());
+    }
+    Ok(names.into_iter().map(|name| Host { name, words: words.clone() }).collect())
+}
+
+/// 2.4's `pgsql host { ... }`.
+fn of_section(kind: &str, section: &Section) -> Host {
+    let deeper = || section.of_kind("parameters").chain(section.of_kind("pgsql_parameters"));
+    let mut host = Host { name: section.title.clone(), words: Vec::new() };
+    for holder in std::iter::once(section).chain(deeper()) {
+        for key in holder.entries.iter().map(|entry| &entry.key) {
+            let short = key.strip_prefix(kind).and_then(|key| key.strip_prefix('_')).unwrap_or(key);
+            host.words.extend(holder.text(key).map(|value| (short.to_owned(), value.to_owned())));
+        }
+    }
+    host
+}
+
+impl Host {
     fn word(&self, names: &[&str]) -> Option<&str> {
         self.words
             .iter()
@@ -133,25 +171,24 @@ impl Target {
         Ok(Some(port))
     }
 
-    async fn open(&self) -> Result<Pool, UserError> {
-        let mut last = None;
-        let local = [String::new()];
-        for host in if self.hosts.is_empty() { &local[..] } else { &self.hosts[..] } {
-            match self.open_at(host).await {
-                Ok(pool) => return Ok(pool),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| UserError::Invalid("SQL: no host".to_owned())))
+    /// Most connections at a time: `maxconns`, in 2.4 `connection_limit`.
+    fn connections(&self) -> Result<u32, UserError> {
+        let Some(text) = self.word(&["maxconns", "connection_limit"]) else { return Ok(CONNECTIONS) };
+        text.parse().ok().filter(|count| (1..=CONNECTIONS_MAX).contains(count)).ok_or_else(|| {
+            UserError::Invalid(format!(
+                "SQL: {text:?} connections: from 1 to {CONNECTIONS_MAX} may be asked for"
+            ))
+        })
     }
 
-    async fn open_at(&self, host: &str) -> Result<Pool, UserError> {
-        match self.kind {
+    async fn open(&self, kind: Kind) -> Result<Pool, UserError> {
+        let (host, connections) = (self.name.as_str(), self.connections()?);
+        match kind {
             Kind::Sqlite => {
                 // Only read: a file that is not there is not made.
                 let options = SqliteConnectOptions::new().filename(host).read_only(true);
                 let pool =
-                    SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                    SqlitePoolOptions::new().max_connections(connections).acquire_timeout(CONNECT_WAIT);
                 pool.connect_with(options).await.map(Pool::Sqlite).map_err(failed)
             }
             Kind::Postgres => {
@@ -181,8 +218,7 @@ impl Target {
                 if let Some(root) = self.word(&["sslrootcert"]) {
                     options = options.ssl_root_cert(root);
                 }
-                let pool =
-                    PgPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT_WAIT);
                 pool.connect_with(options).await.map(Pool::Postgres).map_err(failed)
             }
             Kind::MySql => {
@@ -207,8 +243,7 @@ impl Target {
                 if let Some(ca) = self.word(&["ssl_ca", "ssl_client_ca_file"]) {
                     options = options.ssl_ca(ca).ssl_mode(sqlx::mysql::MySqlSslMode::VerifyIdentity);
                 }
-                let pool =
-                    MySqlPoolOptions::new().max_connections(CONNECTIONS_MAX).acquire_timeout(CONNECT_WAIT);
+                let pool = MySqlPoolOptions::new().max_connections(connections).acquire_timeout(CONNECT_WAIT);
                 pool.connect_with(options).await.map(Pool::MySql).map_err(failed)
             }
         }

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dsync_merge::dovecot::Save;
 use dsync_merge::{Direction, End};
 use dsync_model::{
-    AttributeChanges, AttributeList, Changes, Filter, LastCommon, MailboxGuid, MailboxStatus, MessageAction,
-    MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
+    AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter, LastCommon, MailboxGuid,
+    MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -179,7 +179,7 @@ impl Exchange {
         let attributes = match attributes {
             None => Attributes::default(),
             Some(all) => {
-                let log = mailbox.attribute_log().map_err(at(name.clone()))?;
+                let log = mailbox.attribute_log().map_err(at(name.clone()))?.first;
                 let last_common = terms.known.map(|known| known.modseq);
                 Attributes::new(ours.mailbox_guid, all, log, last_common)
             }
@@ -233,7 +233,10 @@ impl Exchange {
 
     /// Notes in the mailbox's log that its attributes were changed.
     pub fn log_attributes(&mut self, changes: &AttributeChanges) -> dsync_storage::Result<()> {
-        self.mailbox.log_attributes(changes)
+        let record = |(key, value): (&AttributeKey, &Option<Vec<u8>>)| {
+            (key.clone(), AttributeRecord::now(value.as_ref()))
+        };
+        self.mailbox.log_attributes(&changes.iter().map(record).collect())
     }
 
     /// Whether the peer was told attributes, which it may not be able to keep.
