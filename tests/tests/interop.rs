@@ -2,6 +2,10 @@
 
 #[path = "interop/kills.rs"]
 mod kills;
+#[path = "interop/recorded.rs"]
+mod recorded;
+#[path = "interop/replay.rs"]
+mod replay;
 
 use std::fs;
 use std::io::{Read, Write};
