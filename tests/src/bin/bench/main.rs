@@ -1,11 +1,14 @@
 //! Times dsync side by side with a real Dovecot on the same mail, and prints the ratios.
 //!
-//! `cargo run --release -p dsync-tests --bin bench [messages [runs]]`: 20,000 messages and 5 runs otherwise. Works in /dev/shm, so that
-//! the disk's moods stay out of it. Each figure is a median; runs alternate. An idle sync is timed for ten times as many messages too.
+//! `cargo run --release -p dsync-tests --bin bench [with-dovecot] [messages [runs]]`: 20,000 messages and 5 runs otherwise. Works in /dev/shm,
+//! so that the disk's moods stay out of it. Each figure is a median; runs alternate. An idle sync is timed for ten times as many messages too.
+//! `with-dovecot`: not alone on this machine, but with a Dovecot at the other end.
+
+mod with_dovecot;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,67 +25,81 @@ const SETTLED: Duration = Duration::from_millis(2100);
 
 struct Bench {
     dovecot: Dovecot,
-    dsync: std::path::PathBuf,
+    /// Copies that the unprivileged user finds.
+    programs: PathBuf,
 }
 
 fn main() {
-    let numbers: Vec<u64> =
-        std::env::args().skip(1).map(|number| number.parse().expect("bench [messages [runs]]")).collect();
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    let with_dovecot = words.first().is_some_and(|word| word == "with-dovecot");
+    words.drain(..usize::from(with_dovecot));
+    let number = |word: &String| word.parse().expect("bench [with-dovecot] [messages [runs]]");
+    let numbers: Vec<u64> = words.iter().map(number).collect();
     let (messages, runs) = (numbers.first().copied().unwrap_or(20_000), numbers.get(1).copied().unwrap_or(5));
     let place = Path::new("/dev/shm");
     let dir = tempfile::tempdir_in(if place.is_dir() { place } else { Path::new("/tmp") }).expect("made");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-    let dsync = dir.path().join("dsync");
-    fs::copy(programs().join("dsync"), &dsync).expect("copied");
-    let bench = Bench { dovecot: Dovecot::new(dir.path()), dsync };
-    bench.dovecot.own(&dir.path().join("home"));
-    let source = bench.source(&dir.path().join("source"), messages, 16);
-    for format in FORMATS {
-        let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(format!("{format}-{name}")));
-        let [to_ours, to_theirs] = [&ours, &theirs].map(|path| format!("{format}:{}", path.display()));
-        let mut times = [Vec::new(), Vec::new()];
-        for _ in 0..runs {
-            for path in [&ours, &theirs] {
-                let _ = fs::remove_dir_all(path);
-            }
-            times[0].push(bench.doveadm(&source, "backup", &to_theirs));
-            times[1].push(bench.dsync(&source, "backup", &to_ours));
-        }
-        report(&format!("Maildir to {format}, {messages} messages"), times);
-        // Dovecot needs a few runs until it has nothing to do any more.
-        for _ in 0..3 {
-            bench.doveadm(&source, "sync", &to_theirs);
-            bench.dsync(&source, "sync", &to_ours);
-            std::thread::sleep(SETTLED);
-        }
-        let idle = [(); IDLE_RUNS]
-            .map(|()| [bench.doveadm(&source, "sync", &to_theirs), bench.dsync(&source, "sync", &to_ours)]);
-        report(
-            &format!("idle sync with {format}, {messages} messages"),
-            [0, 1].map(|who| idle.iter().map(|pair| pair[who]).collect()),
-        );
-        let _ = fs::remove_dir_all(theirs);
+    for program in ["dsync", "dsync-server"] {
+        fs::copy(programs().join(program), dir.path().join(program)).expect("copied");
     }
-    let many = bench.source(&dir.path().join("many"), messages * 10, 9);
-    for format in FORMATS {
-        let target = format!("{format}:{}", dir.path().join(format!("{format}-many")).display());
-        let first = bench.dsync(&many, "backup", &target);
-        for _ in 0..2 {
-            std::thread::sleep(SETTLED);
-            bench.dsync(&many, "sync", &target);
-        }
-        let mut idle = [(); IDLE_RUNS].map(|()| bench.dsync(&many, "sync", &target));
-        idle.sort_unstable();
-        println!(
-            "idle sync with {format}, {} messages: dsync {:.1} ms (first backup {:.1} s)",
-            messages * 10,
-            idle[IDLE_RUNS / 2].as_secs_f64() * 1e3,
-            first.as_secs_f64()
-        );
+    let bench = Bench { dovecot: Dovecot::new(dir.path()), programs: dir.path().to_owned() };
+    bench.dovecot.own(&dir.path().join("home"));
+    if with_dovecot {
+        with_dovecot::run(&bench, dir.path(), messages, runs);
+    } else {
+        bench.side_by_side(dir.path(), messages, runs);
     }
 }
 
 impl Bench {
+    /// Both convert the same accounts on this machine.
+    fn side_by_side(&self, dir: &Path, messages: u64, runs: u64) {
+        let source = self.source(&dir.join("source"), messages, 16);
+        for format in FORMATS {
+            let [ours, theirs] = ["ours", "theirs"].map(|name| dir.join(format!("{format}-{name}")));
+            let [to_ours, to_theirs] = [&ours, &theirs].map(|path| format!("{format}:{}", path.display()));
+            let mut times = [Vec::new(), Vec::new()];
+            for _ in 0..runs {
+                for path in [&ours, &theirs] {
+                    let _ = fs::remove_dir_all(path);
+                }
+                times[0].push(self.doveadm(&source, "backup", &to_theirs));
+                times[1].push(self.dsync(&source, "backup", &to_ours));
+            }
+            report(&format!("Maildir to {format}, {messages} messages"), times);
+            // Dovecot needs a few runs until it has nothing to do any more.
+            for _ in 0..3 {
+                self.doveadm(&source, "sync", &to_theirs);
+                self.dsync(&source, "sync", &to_ours);
+                std::thread::sleep(SETTLED);
+            }
+            let idle = [(); IDLE_RUNS]
+                .map(|()| [self.doveadm(&source, "sync", &to_theirs), self.dsync(&source, "sync", &to_ours)]);
+            report(
+                &format!("idle sync with {format}, {messages} messages"),
+                [0, 1].map(|who| idle.iter().map(|pair| pair[who]).collect()),
+            );
+            let _ = fs::remove_dir_all(theirs);
+        }
+        let many = self.source(&dir.join("many"), messages * 10, 9);
+        for format in FORMATS {
+            let target = format!("{format}:{}", dir.join(format!("{format}-many")).display());
+            let first = self.dsync(&many, "backup", &target);
+            for _ in 0..2 {
+                std::thread::sleep(SETTLED);
+                self.dsync(&many, "sync", &target);
+            }
+            let mut idle = [(); IDLE_RUNS].map(|()| self.dsync(&many, "sync", &target));
+            idle.sort_unstable();
+            println!(
+                "idle sync with {format}, {} messages: dsync {:.1} ms (first backup {:.1} s)",
+                messages * 10,
+                idle[IDLE_RUNS / 2].as_secs_f64() * 1e3,
+                first.as_secs_f64()
+            );
+        }
+    }
+
     /// A Maildir of so many messages, the larger ones of some 2 to the power of `scale` bytes; half of them in INBOX.
     fn source(&self, root: &Path, messages: u64, scale: u64) -> String {
         let account = Account::new(root);
@@ -118,7 +135,14 @@ impl Bench {
     }
 
     fn dsync(&self, source: &str, command: &str, target: &str) -> Duration {
-        time(self.dovecot.as_user(&self.dsync).args(["-c", "/dev/null", command, "--source", source, target]))
+        time(self.dovecot.as_user(&self.programs.join("dsync")).args([
+            "-c",
+            "/dev/null",
+            command,
+            "--source",
+            source,
+            target,
+        ]))
     }
 }
 
