@@ -203,6 +203,11 @@ impl Service {
         format!("tcps:localhost:{}", self.ports[1])
     }
 
+    /// The process that all others of it are children of.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The port of the IMAP server.
     pub fn imap(&self) -> u16 {
         self.ports[2]

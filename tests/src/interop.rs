@@ -141,13 +141,7 @@ impl World {
         let mails = self.doveadm(location, "-f|tab|fetch|mailbox guid flags hdr.subject|all");
         let mut lines: Vec<String> = mails
             .lines()
-            .map(|line| {
-                line.split(' ')
-                    .filter(|word| !word.ends_with("\\Recent"))
-                    .collect::<Vec<_>>()
-                    .join(" ")
-                    .replace("\\Recent", "")
-            })
+            .map(|line| line.replace(" \\Recent", "").replace("\\Recent ", "").replace("\\Recent", ""))
             .collect();
         lines.extend(list.lines().map(str::to_owned));
         lines.sort();

@@ -1,5 +1,14 @@
 //! Sessions with a real Dovecot, which calls or is called: the same end state as when both ends are Dovecots, and nothing to complain of in its log.
 
+#[path = "interop/kills.rs"]
+mod kills;
+#[path = "interop/migrating.rs"]
+mod migrating;
+#[path = "interop/recorded.rs"]
+mod recorded;
+#[path = "interop/replay.rs"]
+mod replay;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

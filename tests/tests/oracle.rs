@@ -3,6 +3,7 @@
 //! `tests/fixtures/oracle/NAME.json` is a scenario, `NAME.dovecot` what `doveadm sync` of 2.3.19 left. Where dsync does better on purpose, [`BETTER`] says why
 //! and `NAME.dsync` says how. `DSYNC_ORACLE=write` writes these anew; read the difference before it is committed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
@@ -203,7 +204,8 @@ const TRANSPORTS: [Transport; 3] = [Transport::Pipe, Transport::Tcp, Transport::
 /// A scenario, format and way.
 type Case = (String, &'static str, Transport);
 
-/// With `DSYNC_PEERS=sdbox-Tcp,…` all scenarios are run so, beside two Dovecots, and what differs is printed, whether it is meant so or not.
+/// Each scenario of [`WITH_DOVECOT`] in one format and one way. With `DSYNC_PEERS=sdbox-Tcp,…`, or all of them where `DSYNC_LONG` is set, every scenario is
+/// run so, beside two Dovecots. What differs is printed, and must be a row of docs/dovecot-protocol.md.
 #[test]
 fn scenarios_with_one_dovecot_end_as_with_two() {
     if !installed() {
@@ -211,23 +213,37 @@ fn scenarios_with_one_dovecot_end_as_with_two() {
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
     let copies = copies();
-    let asked = std::env::var("DSYNC_PEERS").ok();
-    let cases = match &asked {
-        Some(words) => asked_for(words, &names(&fixtures)),
+    let every = FORMATS.iter().flat_map(|format| TRANSPORTS.map(|way| (*format, way)));
+    let asked = match std::env::var("DSYNC_PEERS") {
+        Err(_) if std::env::var_os("DSYNC_LONG").is_some() => Some(every.clone().collect()),
+        Err(_) => None,
+        Ok(words) => Some(
+            every.clone().filter(|(f, way)| words.split(',').any(|w| w == format!("{f}-{way:?}"))).collect(),
+        ),
+    };
+    let live = asked.is_some();
+    let cases = match asked {
+        Some(peers) => asked_for(peers, &names(&fixtures)),
         None => {
-            let ways = TRANSPORTS.iter().cycle();
-            WITH_DOVECOT.iter().zip(ways).map(|(name, way)| ((*name).to_owned(), FORMATS[0], *way)).collect()
+            let peers = every.cycle();
+            WITH_DOVECOT
+                .iter()
+                .zip(peers)
+                .map(|(name, (format, way))| ((*name).to_owned(), format, way))
+                .collect()
         }
     };
+    let documented = documented_with_dovecot();
     let (next, told) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..2 * AT_ONCE {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let lines = with_one_dovecot(&fixtures, copies.path(), case, asked.is_some());
+                    let lines = with_one_dovecot(&fixtures, copies.path(), case, live);
                     if !lines.is_empty() {
                         let text = format!("{} {} {:?}\n{}", case.0, case.1, case.2, lines.join("\n"));
-                        told.lock().expect("no panic").push(text);
+                        let known = live && documented.contains(&case.0);
+                        told.lock().expect("no panic").push((text, known));
                     }
                 }
             });
@@ -235,16 +251,48 @@ fn scenarios_with_one_dovecot_end_as_with_two() {
     });
     let mut told = told.into_inner().expect("no panic");
     told.sort();
-    assert!(told.is_empty(), "{} of {}:\n{}", told.len(), cases.len(), told.join("\n"));
+    told.iter().filter(|(_, known)| *known).for_each(|(text, _)| eprintln!("{text}"));
+    let new: Vec<&str> = told.iter().filter(|(_, known)| !known).map(|(text, _)| text.as_str()).collect();
+    assert!(new.is_empty(), "{} of {}:\n{}", new.len(), cases.len(), new.join("\n"));
 }
 
-fn asked_for(words: &str, names: &[String]) -> Vec<Case> {
-    let every = FORMATS.iter().flat_map(|format| TRANSPORTS.map(|way| (*format, way)));
-    let wanted = every.filter(|(format, way)| words.split(',').any(|w| w == format!("{format}-{way:?}")));
+/// The scenarios that docs/dovecot-protocol.md says end otherwise with one Dovecot. A name that begins with `-` has the first word of the one before it.
+fn documented_with_dovecot() -> BTreeSet<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/dovecot-protocol.md"))
+        .expect("read");
+    let rows = text.lines().skip_while(|line| !line.starts_with("| scenario |")).skip(2);
+    let mut documented = BTreeSet::new();
+    for row in rows.take_while(|line| line.starts_with('|')) {
+        let cell = row.split('|').nth(1).expect("a first cell");
+        let mut family = String::new();
+        for name in cell.split('`').skip(1).step_by(2) {
+            let name = if name.starts_with('-') { format!("{family}{name}") } else { name.to_owned() };
+            family = name.split('-').next().unwrap_or_default().to_owned();
+            documented.insert(name);
+        }
+    }
+    documented
+}
+
+/// The table of differences with one Dovecot names scenarios that there are, and none that every run shows to end alike.
+#[test]
+fn each_difference_with_one_dovecot_is_a_scenario() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
+    let (documented, names) = (documented_with_dovecot(), names(&fixtures));
+    let unknown: Vec<&String> = documented.iter().filter(|name| !names.contains(name)).collect();
+    assert!(unknown.is_empty() && !documented.is_empty(), "{unknown:?}");
+    let alike: Vec<&&str> = WITH_DOVECOT.iter().filter(|name| documented.contains(**name)).collect();
+    assert!(alike.is_empty(), "{alike:?}");
+}
+
+fn asked_for(peers: Vec<(&'static str, Transport)>, names: &[String]) -> Vec<Case> {
     let only = std::env::var("DSYNC_ORACLE_ONLY").unwrap_or_default();
     let names = names.iter().filter(|name| only.split(',').any(|part| name.contains(part)));
     let names: Vec<&String> = names.collect();
-    wanted.flat_map(|(format, way)| names.iter().map(move |name| ((*name).clone(), format, way))).collect()
+    peers
+        .into_iter()
+        .flat_map(|(format, way)| names.iter().map(move |name| ((*name).clone(), format, way)))
+        .collect()
 }
 
 /// What differs from two Dovecots in either role, and what was complained of. `live`: from two that are run now, not from what was recorded.
@@ -253,7 +301,7 @@ fn with_one_dovecot(fixtures: &Path, programs: &Path, case: &Case, live: bool) -
     let file = fixtures.join(format!("{name}.json"));
     let setup = |ends, transport| Setup { ends, transport, format };
     if !scenario::suits(&file, setup(Ends::WeCall, *way)) {
-        assert!(live, "{name} cannot be run so");
+        assert!(live, "{name} cannot be run as {format} {way:?}");
         return Vec::new();
     }
     let run = |ends, way| {
