@@ -47,7 +47,11 @@ pub enum Message {
     /// How the mailbox stands at this end after all its work.
     Settled(Settled),
     /// This end cannot take part with this mailbox; nothing more comes on the channel. Why, for people.
-    Skip(String),
+    Skip {
+        /// Exit status that it is worth.
+        status: u8,
+        text: String,
+    },
 
     // --- for options that few sessions have
     /// Of the session: the initiator's sync state, ascending by GUID, right behind its handshake.
@@ -64,7 +68,7 @@ pub enum Message {
     Listing(MailboxName, Vec<Listed>),
     /// Of the session, before the end of `Nodes`: mailboxes that this end has and cannot read, and why. They are no part of
     /// the session, and never taken for deleted.
-    Unlisted(Vec<(MailboxName, String)>),
+    Unlisted(Vec<(MailboxName, String, u8)>),
     /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone.
     Log(TreeLog),
     /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this

@@ -168,7 +168,7 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
                 (_, false) => long("list of keywords"),
             }
         }
-        Message::Skip(text) if text.len() > TEXT_BYTES_MAX => long("text"),
+        Message::Skip { text, .. } if text.len() > TEXT_BYTES_MAX => long("text"),
         Message::State(records) if records.len() > BATCH_MAX => long("list of states"),
         Message::Filtered(uids) if uids.len() > BATCH_MAX => long("list of UIDs"),
         Message::Attributes(attributes) => {
@@ -201,7 +201,7 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
             if short && mailboxes.len().max(notes.len()) <= BATCH_MAX { Ok(()) } else { long("text") }
         }
         Message::Unlisted(list) => {
-            let short = list.iter().all(|(_, why)| why.len() <= TEXT_BYTES_MAX);
+            let short = list.iter().all(|(_, why, _)| why.len() <= TEXT_BYTES_MAX);
             if short && list.len() <= BATCH_MAX { Ok(()) } else { long("list of names") }
         }
         Message::Listing(_, listed) => {

@@ -177,3 +177,45 @@ fn a_held_lock_names_its_holder_and_two_writers_take_turns() {
     drop(writer);
     drop(two.lock(Duration::ZERO).expect("works"));
 }
+
+/// Dovecot asks in the log for what it then carries out in the mail itself: until that is done, neither a snapshot nor a new log may say that it is.
+#[test]
+fn what_a_log_asks_for_outlives_snapshots_and_no_new_log_begins() {
+    let dir = tempfile::tempdir().expect("works");
+    let paths = Paths::mailbox(dir.path());
+    let mut index = Index::create(paths.clone(), 77, 1, Transaction::new()).expect("works");
+    let mut writer = index.lock(Duration::ZERO).expect("works");
+    let mut mails = Transaction::new();
+    mails.append(&[(1, 0), (2, 0), (3, 0)]);
+    writer.append(mails, Fsync::Never).expect("works");
+    let asked_at = writer.offset();
+    let mut asked = Transaction::requests();
+    asked.flags(&[(2, 2)], 2, 0);
+    asked.expunge(&[(3, [0; 16])]);
+    writer.append(asked, Fsync::Never).expect("works");
+    let sequence = writer.index().position().0;
+    let many: Vec<(u32, u64)> = (0..4000).map(|n| (1, n)).collect();
+    while writer.offset() < 2 << 20 {
+        let mut much = Transaction::new();
+        much.modseqs(&many);
+        writer.append(much, Fsync::Never).expect("works");
+        writer.tidy(Fsync::Never).expect("works");
+    }
+    let snapshot = std::fs::read(paths.snapshot()).expect("a snapshot");
+    let field = |at: usize| u32::from_le_bytes(snapshot[at..at + 4].try_into().expect("4 bytes"));
+    assert!(u64::from(field(64)) <= asked_at && u64::from(field(68)) > asked_at, "tail {}", field(64));
+    let again = Index::open(paths.clone()).expect("works").expect("works");
+    let state = again.state();
+    assert!(state.is_requested(2) && !state.is_requested(1) && state.has_requests());
+    assert_eq!(
+        (again.position().0, &state.uids[..], &state.flags[..]),
+        (sequence, &[1, 2, 3][..], &[0, 2, 0][..])
+    );
+    // Carried out.
+    let mut done = Transaction::new();
+    done.expunge(&[(3, [0; 16])]);
+    done.header(64, &((writer.offset() + 100) as u32).to_le_bytes());
+    writer.append(done, Fsync::Never).expect("works");
+    writer.tidy(Fsync::Never).expect("works");
+    assert!(writer.index().position().0 > sequence && !writer.state().has_requests());
+}

@@ -20,6 +20,8 @@ use dsync_tests::world::Dice;
 mod conversion;
 #[path = "together/manual.rs"]
 mod manual;
+#[path = "together/mbox.rs"]
+mod mbox;
 
 const SECS: u64 = 5;
 /// A message that so many runs have met keeps its UID.

@@ -440,3 +440,23 @@ fn a_rebuild_says_what_it_could_not_recover() {
         }
     }
 }
+
+/// A file that has the name of a mailbox of the source: it is named, and no run mends it.
+#[test]
+fn what_is_no_mbox_at_the_destination_is_named_and_stays() {
+    let place = Place::new("");
+    let account = mail(&place, 2);
+    for n in 0..2 {
+        account.deliver("Work", &format!("17100{n:05}.M{n}P1.test"), b"Subject: work\n\n");
+    }
+    let copy = place.path("copy");
+    fs::create_dir(&copy).expect("made");
+    fs::write(copy.join("Work"), "no mbox at all\n").expect("written");
+    let to = format!("mbox:{}", copy.display());
+    let (status, text) = place.run(&["sync", "--source", &source(&account), &to]);
+    assert_eq!(status, 65, "{text}");
+    assert!(text.lines().count() == 1 && text.contains("the other end: Work: "), "{text}");
+    assert!(text.contains("no mbox file"), "{text}");
+    assert_eq!(fs::read_to_string(copy.join("Work")).expect("read"), "no mbox at all\n");
+    assert_eq!(fs::read_to_string(copy.join("inbox")).expect("read").matches("\nSubject: ").count(), 2);
+}

@@ -93,11 +93,11 @@ impl Brain {
             // A name that none can be is neither in a base nor at the other end.
             if let Ok(name) = MailboxName::parse(&problem.mailbox, '/') {
                 text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-                unlisted.push((name, text));
+                unlisted.push((name, text, problem.error.status()));
             }
         }
         self.check_messages(&tree)?;
-        self.unlisted.extend(unlisted.iter().map(|(name, _)| name.clone()));
+        self.unlisted.extend(unlisted.iter().map(|(name, ..)| name.clone()));
         unlisted.chunks(BATCH_MAX).for_each(|batch| self.say(Message::Unlisted(batch.to_vec())));
         let mut nodes = tree.iter();
         loop {
@@ -139,12 +139,12 @@ impl Brain {
     }
 
     /// Mailboxes that the other end has and cannot read.
-    pub(super) fn take_unlisted(&mut self, list: Vec<(MailboxName, String)>) -> Result<(), SessionError> {
+    pub(super) fn take_unlisted(&mut self, list: Vec<(MailboxName, String, u8)>) -> Result<(), SessionError> {
         if self.unlisted.len() + list.len() > NODES_MAX {
             return Err(SessionError::Peer(format!("lists more than {NODES_MAX} names")));
         }
-        for (name, why) in list {
-            self.problem(format!("the other end: {}", why.escape_debug()), 75);
+        for (name, why, status) in list {
+            self.problem_there(&why, status);
             self.unlisted.insert(name);
         }
         Ok(())

@@ -218,7 +218,7 @@ impl Brain {
         self.open[index].skipped = true;
         let mut reason = text;
         reason.truncate(reason.floor_char_boundary(dsync_proto::TEXT_BYTES_MAX));
-        self.say_on(channel, Message::Skip(reason));
+        self.say_on(channel, Message::Skip { status: error.status(), text: reason });
         Ok(true)
     }
 
@@ -467,10 +467,10 @@ impl Brain {
             Message::End(List::Requests) => open.asked_done = true,
             Message::Mail(header) => self.begin(index, header)?,
             Message::Settled(settled) => open.settled[peer] = Some(settled),
-            Message::Skip(reason) => {
+            Message::Skip { status, text } => {
                 open.skipped = true;
                 open.mailbox = None;
-                self.problem(format!("the other end: {reason}"), 75);
+                self.problem_there(&text, status);
             }
             _ => return Err(wrong()),
         }

@@ -86,6 +86,8 @@ enum Stage {
 
 /// Messages on channels that may wait until we are where the peer is.
 const EARLY_MAX: usize = 100_000;
+/// What a problem with one mailbox or message can be worth (sysexits.h).
+const PROBLEM_STATUSES: [u8; 6] = [65, 68, 73, 75, 77, 78];
 
 /// How long to wait for a lock where nobody says.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -383,6 +385,12 @@ impl Brain {
             End::Initiator => Role::Initiator,
             End::Responder => Role::Responder,
         }
+    }
+
+    /// The same of the other end. A status that no such problem has counts as one that may pass.
+    fn problem_there(&mut self, text: &str, status: u8) {
+        let status = if PROBLEM_STATUSES.contains(&status) { status } else { 75 };
+        self.problem(format!("the other end: {}", text.escape_debug()), status);
     }
 
     fn problem(&mut self, text: String, status: u8) {

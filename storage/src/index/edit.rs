@@ -11,6 +11,8 @@ use crate::Goal;
 
 /// Bits of a mail's flags that are IMAP's.
 const SYSTEM: u8 = 0x1f;
+/// The index is newer than the mail store.
+pub(super) const DIRTY: u8 = 0x80;
 /// Extensions whose data are worth nothing in an index that is built anew.
 const CACHES: [&str; 3] = ["cache", "hdr-vsize", "vsize"];
 
@@ -223,6 +225,16 @@ impl Edit {
         log.introduce(None, &modseq_extension());
         log.ext_header(0, &MODSEQ_HEADER);
         log.append(&rows.iter().map(|(uid, (flags, ..))| (*uid, flags.system.bits())).collect::<Vec<_>>());
+        let mut private: BTreeMap<u8, Vec<u32>> = BTreeMap::new();
+        for (row, uid) in state.uids.iter().enumerate().filter(|(_, uid)| rows.contains_key(uid)) {
+            // What was only asked for is not asked for any more, but the index is still newer than the file.
+            let dirty = if state.is_requested(*uid) { DIRTY } else { 0 };
+            let bits = state.flags[row] & !SYSTEM | dirty;
+            if bits != 0 {
+                private.entry(bits).or_default().push(*uid);
+            }
+        }
+        private.into_iter().for_each(|(bits, uids)| log.flags(&ranges(uids), bits, 0));
         for extension in
             kept.into_iter().chain(extensions.iter().filter(|e| state.extension(&e.name).is_none()))
         {

@@ -6,12 +6,10 @@ use std::collections::BTreeMap;
 
 use dsync_model::{FlagSet, Keyword, MessageAction, ModSeq, NewMessage, Uid};
 
-use super::edit::{flag_set, keywords};
+use super::edit::{DIRTY, flag_set, keywords};
 use super::{Appended, Edit, Extension, Flagged, State, Writer};
 use crate::{Fsync, Goal, Result};
 
-/// The index is newer than the file.
-const DIRTY: u8 = 0x80;
 /// Nothing is asked for but what the files say.
 pub const NO_GOAL: Goal = Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
 

@@ -263,6 +263,13 @@ fn load(paths: &Paths, log: &[u8]) -> Result<Loaded> {
             let known = known.map_or(initial, |(modseq, _, offset)| (modseq, offset as usize));
             let mut state = snapshot.state;
             state.modseq = count(&header, log, known, head);
+            // What lies between is in the flags of the snapshot, and still to be carried out.
+            let tail = state.header.tail_offset as usize;
+            if tail < head {
+                let asked = Records::new(log, start).take_while(|record| record.end <= head);
+                let asked = asked.filter(|record| record.end > tail && !record.external);
+                asked.for_each(|record| state.request(&record));
+            }
             (state, head)
         }
         Some(snapshot)
@@ -271,6 +278,7 @@ fn load(paths: &Paths, log: &[u8]) -> Result<Loaded> {
         {
             let mut state = snapshot.state;
             state.modseq = initial.0;
+            state.header.tail_offset = start as u32;
             (state, start)
         }
         _ if header.previous_sequence == 0 => (State::empty(header.index_id, initial.0), start),
@@ -282,6 +290,7 @@ fn load(paths: &Paths, log: &[u8]) -> Result<Loaded> {
             };
             let mut state = load_older(paths, &header, &older, snapshot)?;
             state.modseq = state.modseq.max(initial.0);
+            state.header.tail_offset = start as u32;
             (state, start)
         }
     };

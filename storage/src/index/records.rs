@@ -88,8 +88,9 @@ impl State {
         }
     }
 
-    /// Notes that a change of flags is still to be carried out.
-    fn request(&mut self, record: &Record<'_>) {
+    /// Notes that a change is still to be carried out.
+    pub(super) fn request(&mut self, record: &Record<'_>) {
+        self.expunge_requested |= matches!(record.kind, kind::EXPUNGE | kind::EXPUNGE_GUID);
         let (uids, entry_bytes) = match record.kind {
             kind::FLAG_UPDATE => (record.payload, 12),
             kind::KEYWORD_RESET => (record.payload, 8),
@@ -203,6 +204,7 @@ impl State {
             if (64 - at.min(64)) < data.len() && at <= 64 {
                 // Everything up to the new tail is carried out; whoever carries out goes to the end.
                 self.requested.clear();
+                self.expunge_requested = false;
             }
             // UIDNEXT never shrinks.
             if at <= 28 && at + data.len() >= 32 {

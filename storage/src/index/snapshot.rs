@@ -1,5 +1,6 @@
 //! `dovecot.index`: the state of an index at one position of its log (storage formats reference, 4.4).
 
+use super::edit::DIRTY;
 use super::format::{u16_at, u32_at, u64_at};
 use super::state::{Extension, Header, KEYWORDS, MODSEQ, MODSEQ_MAX, State};
 
@@ -9,6 +10,8 @@ const BASE_BYTES: usize = 120;
 const LITTLE_ENDIAN: u8 = 1;
 const FLAG_SEEN: u8 = 8;
 const FLAG_DELETED: u8 = 4;
+/// In the header: some message has that flag.
+const HAS_DIRTY: u32 = 2;
 /// Offsets from which a record has room for extensions: after UID and flags.
 const RECORD_BASE: usize = 5;
 
@@ -168,7 +171,8 @@ fn encode_keywords(keywords: &[String]) -> Vec<u8> {
     header
 }
 
-/// Writes the state as a snapshot that contains all of the log `sequence` up to `head`.
+/// Writes the state as a snapshot that contains all of the log `sequence` up to `head`. What the log asks for and nobody carried out stays
+/// to be carried out.
 pub fn encode(state: &State, sequence: u32, head: u32, log2_rotate_time: u32) -> Vec<u8> {
     let mut place = RECORD_BASE;
     let mut align_max = 4;
@@ -250,7 +254,7 @@ fn encode_base(state: &State, base: &mut [u8], sizes: [u32; 5]) {
         (4, header_bytes),
         (8, record_bytes),
         (16, header.index_id),
-        (20, header.flags),
+        (20, header.flags & !HAS_DIRTY | if with(DIRTY) > 0 { HAS_DIRTY } else { 0 }),
         (24, header.uid_validity),
         (28, header.next_uid),
         (32, state.uids.len() as u32),
@@ -260,7 +264,7 @@ fn encode_base(state: &State, base: &mut [u8], sizes: [u32; 5]) {
         (52, lowest(&|flags| flags & FLAG_SEEN == 0)),
         (56, lowest(&|flags| flags & FLAG_DELETED != 0)),
         (60, sequence),
-        (64, head),
+        (64, if state.has_requests() { header.tail_offset } else { head }),
         (68, head),
         (76, log2_rotate_time),
         (80, header.last_temp_file_scan),

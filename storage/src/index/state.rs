@@ -144,6 +144,8 @@ pub struct State {
     pub deleted: bool,
     /// UIDs of messages whose flags were asked to change in records that the mailbox has not carried out yet.
     pub(super) requested: Vec<Range<u32>>,
+    /// Such a record asks for an expunge.
+    pub(super) expunge_requested: bool,
     pub(super) current: Option<Current>,
 }
 
@@ -159,6 +161,7 @@ impl State {
             modseq,
             deleted: false,
             requested: Vec::new(),
+            expunge_requested: false,
             current: None,
         }
     }
@@ -194,6 +197,11 @@ impl State {
     /// Says whether the log asks for a change of this message that its mailbox has not carried out yet.
     pub fn is_requested(&self, uid: u32) -> bool {
         self.requested.iter().any(|uids| uids.contains(&uid))
+    }
+
+    /// Says whether the log asks for changes of flags, or expunges, that the mailbox has not carried out yet.
+    pub fn has_requests(&self) -> bool {
+        self.expunge_requested || !self.requested.is_empty()
     }
 
     /// Indexes of the keywords of the mail in this row.

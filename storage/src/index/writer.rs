@@ -115,7 +115,9 @@ impl Writer<'_> {
         let index = &*self.index;
         let created = UNIX_EPOCH + Duration::from_secs(index.header.created.into());
         let old = SystemTime::now().duration_since(created).is_ok_and(|age| age > ROTATE_AGE);
-        if index.offset > ROTATE_BYTES || (old && index.offset > ROTATE_BYTES_OLD) {
+        let long = index.offset > ROTATE_BYTES || (old && index.offset > ROTATE_BYTES_OLD);
+        // What a log asks for is looked for in it, not in the one before.
+        if long && !index.state.has_requests() {
             self.rotate(policy)
         } else if index.offset > index.snapshot_offset + SNAPSHOT_BYTES {
             self.snapshot(policy)

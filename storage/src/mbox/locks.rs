@@ -216,11 +216,6 @@ impl MboxLock {
         }
         Ok(())
     }
-
-    /// Only pretends: a file in memory stands for the new content.
-    pub(super) fn succeed(&mut self, file: File) {
-        self.file = file;
-    }
 }
 
 /// A dotlock that had only what was left of the time says how long all of it was.

@@ -28,4 +28,6 @@ pub use storage::Mbox;
 #[cfg(test)]
 mod fixture_tests;
 #[cfg(test)]
+mod storage_tests;
+#[cfg(test)]
 mod write_tests;

@@ -70,6 +70,21 @@ impl Edits {
     }
 }
 
+impl Edits {
+    /// Gives UIDs to messages in memory alone, for a dry run.
+    pub fn imagine(&self, found: &mut MboxFile) {
+        found.uid_validity = Some(self.uid_validity);
+        found.last_uid = found.last_uid.max(self.last_uid);
+        for (place, change) in &self.changes {
+            if let (Some(entry), Change::Set { uid: Some(uid), .. }) =
+                (found.messages.get_mut(*place), change)
+            {
+                entry.uid = Some(*uid);
+            }
+        }
+    }
+}
+
 /// How the file was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Written {
@@ -93,6 +108,9 @@ pub struct Writing {
 /// The caller reads the file again afterwards: no offset of `found` holds any more.
 pub fn write(lock: &mut MboxLock, found: &MboxFile, edits: &Edits, writing: &Writing) -> Result<Written> {
     assert!(lock.access() == Access::Write, "an mbox is changed under a lock for writing");
+    if disk::pretends() {
+        return Ok(Written::Nothing);
+    }
     let before = lock.file().metadata().map_err(StorageError::io(lock.path()))?;
     if before.len() != found.size {
         let (path, holder) = (lock.path().to_owned(), "a program that writes without a lock".to_owned());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dsync_model::{
@@ -41,7 +41,7 @@ impl Mbox {
             );
             return Err(StorageError::Location(what));
         }
-        let shared = Shared { account: Account::open(layout, fsync)?, locking };
+        let shared = Shared { account: Account::open(layout, fsync)?, locking, imagined: Mutex::default() };
         Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new(), log: TreeLog::default() })
     }
 
@@ -97,9 +97,7 @@ impl Shared {
         uid_next: Uid,
     ) -> Result<()> {
         let places = self.account.layout.places(name)?;
-        if places.mail.exists() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
-        }
+        refuse_existing(&places.mail, name)?;
         self.remove_beside(&places)?;
         disk::make_directory(places.mail.parent().unwrap_or(&self.account.layout.root))?;
         // The index first: with the file it becomes a mailbox, and nobody gives it another identity.
@@ -162,9 +160,7 @@ impl Shared {
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
         let layout = &self.account.layout;
         let (old, new) = (layout.places(from)?, layout.places(to)?);
-        if new.mail.exists() {
-            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
-        }
+        refuse_existing(&new.mail, to)?;
         let lock = self.lock(&old, Access::Write)?;
         disk::make_directory(new.mail.parent().unwrap_or(&layout.root))?;
         self.remove_beside(&new)?;
@@ -210,6 +206,17 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Fails if something lies where a mailbox is to be.
+fn refuse_existing(path: &Path, name: &MailboxName) -> Result<()> {
+    let what = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StorageError::io(path)(error)),
+        Ok(meta) if meta.is_file() => format!("mailbox {name} already exists"),
+        Ok(_) => format!("{}: is no regular file", path.display()),
+    };
+    Err(StorageError::Impossible(what))
 }
 
 /// The files in a directory, which may be missing.
