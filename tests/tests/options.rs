@@ -359,13 +359,12 @@ fn a_mailbox_that_goes_counts_with_its_mail_and_moved_mail_does_not() {
     assert!(status == 77 && said.contains("300 of the 600"), "{status} {said}");
     assert_eq!(bodies(&b, "Work"), 300);
     // All its mail in another mailbox, under the same names: nothing is lost.
-    for entry in fs::read_dir(place.path("aside/new"))
-        .expect("read")
-        .chain(fs::read_dir(place.path("aside/cur")).expect("read"))
-    {
-        let path = entry.expect("read").path();
-        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-        a.deliver("Elsewhere", &name, &fs::read(&path).expect("read"));
+    for part in ["new", "cur", "tmp"] {
+        let to = a.folder("Elsewhere").join(part);
+        fs::create_dir_all(&to).expect("made");
+        for entry in fs::read_dir(place.path("aside").join(part)).expect("read").flatten() {
+            fs::rename(entry.path(), to.join(entry.file_name())).expect("moved");
+        }
     }
     run(&place, &line);
     assert_eq!(a.view(), b.view());
