@@ -42,7 +42,7 @@ use dsync_model::{
     TreeLog, Uid, UidSet, UidValidity,
 };
 
-pub use by_header::ByHeader;
+pub use by_header::{ByHeader, HeaderHash, own_guid};
 pub use disk::Fsync;
 pub use error::{Result, StorageError};
 pub use location::Location;

@@ -1,5 +1,8 @@
 //! Sessions with a real Dovecot, which calls or is called: the same end state as when both ends are Dovecots, and nothing to complain of in its log.
 
+#[path = "interop/mbox.rs"]
+mod mbox;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
