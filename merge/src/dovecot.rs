@@ -2,7 +2,8 @@
 //!
 //! Dovecot tells nobody what it decides: both ends compute the same UIDs from the same two lists (protocol reference, 7.4 to
 //! 7.6). So these rules are followed to the letter, also where [`messages`](crate::messages()) would be kinder, and each end plans
-//! only its own half. One-way sessions need none of this: there only the receiver decides, by our own rules.
+//! only its own half. Where one end keeps no GUIDs, messages are compared by hashes of their headers; only what both have at one UID is
+//! one message then, as for Dovecot. Mirrors need none of this: there only the receiver decides, by our own rules.
 
 pub mod attributes;
 mod numbering;
@@ -28,6 +29,15 @@ pub struct Terms<'a> {
     pub last_common: Option<u32>,
     /// UIDs of messages of the peer's that a filter keeps from being saved here.
     pub kept_back: Option<&'a UidSet>,
+    /// Where one end keeps no GUIDs: what messages are compared by.
+    pub hashes: Option<&'a Hashes>,
+}
+
+/// Hashes of the headers of all messages that either list names, by UID.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hashes {
+    pub ours: BTreeMap<Uid, MessageGuid>,
+    pub theirs: BTreeMap<Uid, MessageGuid>,
 }
 
 /// What this end does.
@@ -39,6 +49,8 @@ pub struct Plan {
     pub saves: Vec<Save>,
     /// To be done when all saves are durable.
     pub expunges: Vec<MessageAction>,
+    /// Up to here the lists agree.
+    pub common: u32,
     /// Up to here both ends agree once both have done their part.
     pub last_common: u32,
 }
@@ -66,6 +78,8 @@ pub enum From {
 struct Mail<'a> {
     uid: Uid,
     guid: &'a MessageGuid,
+    /// By what it is compared: its GUID, or a hash of its header.
+    identity: &'a MessageGuid,
     modseq: ModSeq,
     flags: &'a FlagDelta,
 }
@@ -77,7 +91,11 @@ struct Lists<'a> {
 }
 
 /// Plans this end's half. `own` names every message as `Save`, and what the log shows to be expunged; `peer` is what its list says.
-pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms<'_>) -> Result<Plan, Desync> {
+pub fn messages<'a>(
+    own: &'a [MessageChange],
+    peer: &'a [MessageChange],
+    terms: &Terms<'a>,
+) -> Result<Plan, Desync> {
     for pair in peer.windows(2) {
         if pair[0].uid() >= pair[1].uid() {
             return Err(Desync::Order(pair[1].uid()));
@@ -86,7 +104,8 @@ pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms<'_>
     if let Some(beyond) = peer.iter().find(|c| is_save(c) && c.uid() >= terms.peer_uid_next) {
         return Err(Desync::Uid(beyond.uid()));
     }
-    let own = lists(own);
+    let own = lists(own, terms.hashes.map(|hashes| &hashes.ours));
+    let their_mail = |change| mail(change, terms.hashes.map(|hashes| &hashes.theirs));
     let mut plan = Plan::default();
     let common = match terms.last_common {
         Some(common) => {
@@ -95,9 +114,10 @@ pub fn messages(own: &[MessageChange], peer: &[MessageChange], terms: &Terms<'_>
         }
         None => common(&own, peer, terms, &mut plan)?,
     };
+    plan.common = common;
     let ours: Vec<Mail> = own.mails.iter().filter(|mail| mail.uid.get() > common).copied().collect();
     let passes = |mail: &Mail| terms.kept_back.is_none_or(|kept_back| !kept_back.contains(mail.uid.get()));
-    let theirs = peer.iter().filter_map(mail).filter(|mail| mail.uid.get() > common && passes(mail));
+    let theirs = peer.iter().filter_map(their_mail).filter(|mail| mail.uid.get() > common && passes(mail));
     let theirs: Vec<Mail> = theirs.collect();
     let mut entries = interleave(&ours, &theirs, terms);
     plan.last_common = number(&mut entries, terms)?;
@@ -109,21 +129,27 @@ fn is_save(change: &MessageChange) -> bool {
     matches!(change, MessageChange::Save { .. })
 }
 
-fn mail(change: &MessageChange) -> Option<Mail<'_>> {
+type HashesByUid = BTreeMap<Uid, MessageGuid>;
+
+fn mail<'a>(change: &'a MessageChange, hashes: Option<&'a HashesByUid>) -> Option<Mail<'a>> {
     match change {
         MessageChange::Save { uid, guid, modseq, flags, .. } => {
-            Some(Mail { uid: *uid, guid, modseq: *modseq, flags })
+            let identity = hashes.and_then(|hashes| hashes.get(uid)).unwrap_or(guid);
+            Some(Mail { uid: *uid, guid, identity, modseq: *modseq, flags })
         }
         MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
     }
 }
 
-fn lists(changes: &[MessageChange]) -> Lists<'_> {
+fn lists<'a>(changes: &'a [MessageChange], hashes: Option<&'a HashesByUid>) -> Lists<'a> {
     let expunged = changes.iter().filter_map(|change| match change {
         MessageChange::Expunge { uid, guid } => Some((*uid, guid.as_ref().map(MessageGuid::bits))),
         MessageChange::Save { .. } | MessageChange::Flags { .. } => None,
     });
-    Lists { mails: changes.iter().filter_map(mail).collect(), expunged: expunged.collect() }
+    Lists {
+        mails: changes.iter().filter_map(|change| mail(change, hashes)).collect(),
+        expunged: expunged.collect(),
+    }
 }
 
 /// Without a state: walks both lists until they contradict each other, and gives the last UID before that.
@@ -145,14 +171,21 @@ fn common(
         // `None`: the log knows nothing of this UID, or not whose it was.
         let logged = |bits: [u8; 16]| own.expunged.get(&uid).copied().flatten().map(|known| known == bits);
         match (change, here) {
-            (MessageChange::Save { guid, modseq, flags, .. }, Some(mail)) => {
-                if mail.guid != guid {
+            (MessageChange::Save { .. }, Some(own)) => {
+                let their_hashes = terms.hashes.map(|hashes| &hashes.theirs);
+                let Some(theirs) = mail(change, their_hashes).filter(|mail| mail.identity == own.identity)
+                else {
                     break;
-                }
+                };
                 last = uid.get();
                 rest.next();
-                let theirs = Mail { uid, guid, modseq: *modseq, flags };
-                plan.actions.extend(flag_action(uid, &mail, &theirs, terms));
+                plan.actions.extend(flag_action(uid, &own, &theirs, terms));
+            }
+            // Dovecot cannot tell a log's GUIDs from those of the other end then: what is at the end of the list is restored.
+            (MessageChange::Save { .. }, None) if terms.hashes.is_some() => {
+                if rest.peek().is_none() {
+                    break;
+                }
             }
             (MessageChange::Save { guid, .. }, None) => match logged(guid.bits()) {
                 Some(true) if rest.peek().is_some() || uid < terms.uid_next => last = uid.get(),
@@ -163,7 +196,13 @@ fn common(
             },
             (MessageChange::Expunge { guid: Some(guid), .. }, Some(mail)) => {
                 if mail.guid.bits() != guid.bits() {
-                    break;
+                    if terms.hashes.is_none() {
+                        break;
+                    }
+                    // What is gone has no header that could be compared.
+                    maybe_expunged.push(mail);
+                    rest.next();
+                    continue;
                 }
                 last = uid.get();
                 rest.next();
@@ -192,15 +231,17 @@ fn since(common: u32, own: &Lists<'_>, peer: &[MessageChange], terms: &Terms<'_>
         let found = own.mails.binary_search_by_key(uid, |mail| mail.uid).ok();
         found.map(|at| own.mails[at])
     };
+    // Without GUIDs, a UID that the state covers says enough.
+    let by_uid = terms.hashes.is_some();
     for change in peer.iter().filter(|change| change.uid().get() <= common) {
         let Some(mail) = here(&change.uid()) else { continue };
         match change {
-            MessageChange::Flags { uid, guid, modseq, flags } if guid == mail.guid => {
-                let theirs = Mail { uid: *uid, guid, modseq: *modseq, flags };
+            MessageChange::Flags { uid, guid, modseq, flags } if by_uid || guid == mail.guid => {
+                let theirs = Mail { uid: *uid, guid, identity: guid, modseq: *modseq, flags };
                 plan.actions.extend(flag_action(*uid, &mail, &theirs, terms));
             }
             MessageChange::Expunge { guid, .. }
-                if guid.as_ref().is_none_or(|g| g.bits() == mail.guid.bits()) =>
+                if by_uid || guid.as_ref().is_none_or(|g| g.bits() == mail.guid.bits()) =>
             {
                 plan.expunges.push(expunge(&mail));
             }

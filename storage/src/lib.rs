@@ -39,7 +39,7 @@ use dsync_model::{
     StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
-pub use by_header::ByHeader;
+pub use by_header::{ByHeader, HeaderHash, own_guid};
 pub use disk::Fsync;
 pub use error::{Result, StorageError};
 pub use location::Location;

@@ -204,6 +204,6 @@ pub fn pairs(world: &World, format: &str) -> Vec<(Ends, String, String)> {
 
 /// The option that tells a Dovecot where the attributes of an account are: where we look for them, too.
 fn attributes(location: &str) -> [String; 2] {
-    let path = location.split_once(':').map_or(location, |(_, path)| path);
+    let path = location.split(':').nth(1).unwrap_or(location);
     ["-o".to_owned(), format!("mail_attribute_dict=file:{path}/dovecot-attributes")]
 }

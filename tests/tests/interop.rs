@@ -2,6 +2,8 @@
 
 #[path = "interop/kills.rs"]
 mod kills;
+#[path = "interop/mbox.rs"]
+mod mbox;
 #[path = "interop/migrating.rs"]
 mod migrating;
 #[path = "interop/recorded.rs"]

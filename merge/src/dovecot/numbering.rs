@@ -23,7 +23,7 @@ pub(super) fn interleave<'a>(ours: &[Mail<'a>], theirs: &[Mail<'a>], terms: &Ter
     let mut entries: Vec<Entry<'a>> = Vec::new();
     let mut known: BTreeMap<&MessageGuid, Vec<usize>> = BTreeMap::new();
     loop {
-        let key = |mail: &Mail<'a>| (mail.guid, mail.uid);
+        let key = |mail: &Mail<'a>| (mail.identity, mail.uid);
         // The heads of both lists are compared, not their order: the lists ascend by UID.
         let (local, remote) = match (ours.peek(), theirs.peek()) {
             (None, None) => return entries,
@@ -48,6 +48,11 @@ pub(super) fn interleave<'a>(ours: &[Mail<'a>], theirs: &[Mail<'a>], terms: &Ter
             skipped: false,
         };
         let new = entries.len();
+        if terms.hashes.is_some() {
+            // Dovecot links by GUID, and knows none of its own messages here.
+            entries.push(entry);
+            continue;
+        }
         let earlier = known.entry(mail.guid).or_default();
         for index in earlier.iter().copied() {
             let other = &mut entries[index];
@@ -93,13 +98,16 @@ pub(super) fn number(entries: &mut [Entry<'_>], terms: &Terms<'_>) -> Result<u32
 
 /// Makes actions and saves of the numbered entries, GUID by GUID.
 pub(super) fn realise(entries: &[Entry<'_>], terms: &Terms<'_>, plan: &mut Plan) -> Result<(), Desync> {
-    let mut groups: BTreeMap<&MessageGuid, Vec<&Entry>> = BTreeMap::new();
-    for entry in entries {
+    let mut groups: BTreeMap<(&MessageGuid, Option<usize>), Vec<&Entry>> = BTreeMap::new();
+    for (index, entry) in entries.iter().enumerate() {
         let guid = entry.local.or(entry.remote).map(|mail| mail.guid);
-        groups.entry(guid.ok_or(Desync::Exhausted(terms.uid_next))?).or_default().push(entry);
+        let guid = guid.ok_or(Desync::Exhausted(terms.uid_next))?;
+        // Without GUIDs that can be relied on, each message is one of its own.
+        let alone = terms.hashes.map(|_| index);
+        groups.entry((guid, alone)).or_default().push(entry);
     }
     let mut flags_last = Vec::new();
-    for (guid, group) in groups {
+    for ((guid, _), group) in groups {
         let mut instances: BTreeMap<u32, Mail> =
             group.iter().filter_map(|entry| entry.local).map(|mail| (mail.uid.get(), mail)).collect();
         let mut wanted = BTreeMap::new();

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
-use super::*;
 use dsync_model::Flags;
+
+use super::*;
 
 fn uid(n: u32) -> Uid {
     Uid::new(n).unwrap()
@@ -38,6 +39,7 @@ fn terms(end: End, next: u32, peer_next: u32) -> Terms<'static> {
         peer_modseq: ModSeq::new(10).unwrap(),
         last_common: None,
         kept_back: None,
+        hashes: None,
     }
 }
 
@@ -87,7 +89,7 @@ fn both_ends_number_alike() {
 }
 
 fn outcome(list: &[MessageChange], plan: &Plan) -> BTreeMap<u32, (String, u8)> {
-    let mut mails: BTreeMap<u32, (String, u8)> = lists(list)
+    let mut mails: BTreeMap<u32, (String, u8)> = lists(list, None)
         .mails
         .iter()
         .map(|m| (m.uid.get(), (m.guid.to_string(), m.flags.current.system.bits())))
@@ -159,8 +161,13 @@ fn flags_go_by_log_then_by_modseq_then_to_the_master() {
     let (none, seen) = (FlagSet::default(), FlagSet::system(Flags::SEEN));
     let guid = MessageGuid::new("g").unwrap();
     let check = |ours: &FlagDelta, our: u64, theirs: &FlagDelta, their: u64, expected: &FlagSet| {
-        let mail =
-            |flags, modseq| Mail { uid: uid(1), guid: &guid, modseq: ModSeq::new(modseq).unwrap(), flags };
+        let mail = |flags, modseq| Mail {
+            uid: uid(1),
+            guid: &guid,
+            identity: &guid,
+            modseq: ModSeq::new(modseq).unwrap(),
+            flags,
+        };
         let (a, b) = (mail(ours, our), mail(theirs, their));
         assert_eq!(merge_flags(&a, &b, End::Initiator), *expected, "{ours:?} {our} {theirs:?} {their}");
         assert_eq!(merge_flags(&b, &a, End::Responder), *expected, "{ours:?} {our} {theirs:?} {their}");
@@ -195,4 +202,39 @@ fn lists_that_cannot_be_are_refused() {
     let full = terms(End::Initiator, u32::MAX, 2);
     let own = list(&format!("1:x {}:y", u32::MAX - 1));
     assert!(matches!(messages(&own, &list("1:a"), &full), Err(Desync::Exhausted(_))));
+}
+
+/// Words with a hash: `4:guid/hash`.
+fn hashed(text: &str) -> (Vec<MessageChange>, BTreeMap<Uid, MessageGuid>) {
+    let words: Vec<_> =
+        text.split_whitespace().map(|word| word.split_once('/').unwrap_or((word, ""))).collect();
+    let changes = list(&words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(" "));
+    let named = changes
+        .iter()
+        .zip(&words)
+        .filter_map(|(change, (_, hash))| Some((change.uid(), MessageGuid::new(hash)?)));
+    let hashes = named.collect();
+    (changes, hashes)
+}
+
+#[test]
+fn without_guids_hashes_at_one_uid_are_compared() {
+    for (what, a, a_next, b, b_next, master, slave) in [
+        ("other GUIDs", "1:a/x 2:b/y", 3, "1:p/x 2:q/y", 3, " | 2", " | 2"),
+        ("one more here", "1:a/x 2:b/y", 3, "1:p/x", 2, " | 2", "2:b<2 | 2"),
+        ("a gap before a common mail", "1:a/x 2:b/y 3:c/z", 4, "1:p/x 3:r/z", 4, "-2 | 3", " | 3"),
+        ("the log names another GUID", "1:a/x 2:b/y 3:c/z", 4, "1:p/x -2:q 3:r/z", 4, "-2 | 3", " | 3"),
+        ("the log names this GUID", "1:a/x 2:b/y", 3, "1:p/x -2:b", 3, "-2 | 2", "3:b<2 | 3"),
+        ("new at both ends", "1:a/x 2:b/z", 3, "1:p/x 2:q/y", 3, "2>4 3:q<2 | 4", "2>3 4:b<2 | 4"),
+        ("one GUID, other headers", "1:a/x 2:a/y", 3, "", 1, " | 2", "1:a<1 2:a<2 | 2"),
+        ("the same at other UIDs", "1:a/x", 2, "1:p/y 2:q/x", 3, "1>3 2:q<2 4:p<1 | 4", "1>4 3:a<1 | 4"),
+    ] {
+        let ((a, a_hashes), (b, b_hashes)) = (hashed(a), hashed(b));
+        let ours = Hashes { ours: a_hashes.clone(), theirs: b_hashes.clone() };
+        let theirs = Hashes { ours: b_hashes, theirs: a_hashes };
+        let ours = messages(&a, &b, &Terms { hashes: Some(&ours), ..terms(End::Initiator, a_next, b_next) });
+        let theirs =
+            messages(&b, &a, &Terms { hashes: Some(&theirs), ..terms(End::Responder, b_next, a_next) });
+        assert_eq!((told(&ours.unwrap()), told(&theirs.unwrap())), (master.into(), slave.into()), "{what}");
+    }
 }

@@ -121,7 +121,7 @@ pub(super) fn logged(line: &items::Deletes) -> Result<TreeLog, SessionError> {
     Ok(TreeLog {
         separator: char::from(separator),
         deleted: timed(line.mailboxes.as_deref())?,
-        directories: BTreeMap::new(),
+        directories: hashes(&line.dirs)?,
         unsubscribed: hashes(&line.unsubscribes)?,
     })
 }
@@ -140,20 +140,23 @@ fn timed(text: Option<&str>) -> Result<BTreeMap<MailboxGuid, Timestamp>, Session
     all.ok_or_else(|| SessionError::Peer("lists what it deleted wrongly".into()))
 }
 
-/// What we deleted, by GUID, and names of the peer's that we unsubscribed. These only if `separator` is the peer's: with another one,
-/// Dovecot before 2.3.21 would never end. Deleted names it needs not, as the GUID says it all.
+/// What we deleted, by GUID, and names of the peer's that we removed or unsubscribed. These only if `separator` is the peer's: with another one,
+/// Dovecot before 2.3.21 would never end.
 pub(super) fn deletes(
     separator: u8,
     escape: Option<Vec<u8>>,
     deletions: &BTreeMap<MailboxGuid, Timestamp>,
+    directories: &[(MailboxName, Timestamp)],
     unsubscribed: &[(MailboxName, Timestamp)],
 ) -> items::Deletes {
     let between = char::from(separator);
     let deleted = deletions.iter().map(|(guid, at)| (*guid, *at));
     // How the peer escapes a separator within a part is its own affair.
-    let plain =
-        unsubscribed.iter().filter(|(name, _)| !name.parts().iter().any(|part| part.contains(between)));
-    let hashed = plain.map(|(name, at)| (MailboxGuid(NameHash::of(name, between).0), *at));
+    let plain = |name: &MailboxName| !name.parts().iter().any(|part| part.contains(between));
+    let hashed = |names: &[(MailboxName, Timestamp)]| -> Vec<(MailboxGuid, Timestamp)> {
+        let names = names.iter().filter(|(name, _)| plain(name));
+        names.map(|(name, at)| (MailboxGuid(NameHash::of(name, between).0), *at)).collect()
+    };
     let text = |all: &mut dyn Iterator<Item = (MailboxGuid, Timestamp)>| {
         let words: Vec<String> = all.map(|(guid, at)| format!("{guid} {}", at.0.max(0))).collect();
         (!words.is_empty()).then(|| words.join(" "))
@@ -162,8 +165,8 @@ pub(super) fn deletes(
         hierarchy_sep: vec![separator],
         escape_char: escape,
         mailboxes: text(&mut { deleted }),
-        dirs: None,
-        unsubscribes: text(&mut { hashed }),
+        dirs: text(&mut hashed(directories).into_iter()),
+        unsubscribes: text(&mut hashed(unsubscribed).into_iter()),
     }
 }
 
@@ -339,11 +342,13 @@ mod tests {
     fn what_was_unsubscribed_is_found_by_its_name() {
         let name = |text: &str| MailboxName::parse(text, '/').unwrap();
         let names = [(name("Work/Sub"), Timestamp(7)), (name("a.b"), Timestamp(8))];
-        let line = deletes(b'.', None, &BTreeMap::new(), &names);
+        let removed = [(name("Dir/Sub"), Timestamp(9))];
+        let line = deletes(b'.', None, &BTreeMap::new(), &removed, &names);
         assert_eq!(line.mailboxes, None);
         let log = logged(&line).unwrap();
         assert_eq!(log.unsubscribed(&name("Work/Sub")), Some(Timestamp(7)));
         assert_eq!((log.unsubscribed.len(), log.separator), (1, '.'));
+        assert_eq!(log.directory_deleted(&name("Dir/Sub")), Some(Timestamp(9)));
         for text in ["00", "x 1", "00000000000000000000000000000000 -1"] {
             assert!(logged(&items::Deletes { unsubscribes: Some(text.into()), ..line.clone() }).is_err());
         }

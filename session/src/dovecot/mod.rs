@@ -15,6 +15,7 @@ pub mod greet;
 mod lines;
 #[cfg(feature = "net")]
 pub mod link;
+mod settled;
 mod start;
 
 use std::collections::VecDeque;
@@ -28,12 +29,13 @@ use dsync_model::{
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
-use dsync_storage::{Body, Storage, StorageError, StoreLock, UserLock};
+use dsync_storage::{Body, HeaderHash, Storage, StorageError, StoreLock, UserLock};
 
 use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
 use exchange::Exchange;
+use settled::Settled;
 
 /// What a brain wants.
 pub enum Output {
@@ -97,6 +99,7 @@ pub struct Brain {
     /// A mailbox of which the master awaits the peer's counters.
     asked: Option<(Pair, items::Mailbox)>,
     exchange: Option<Box<Exchange>>,
+    settled: Settled,
     /// What `-s` gave; at the slave, what the master told of it.
     state: SyncState,
     wants_state: bool,
@@ -164,6 +167,7 @@ impl Brain {
             pairs: VecDeque::new(),
             asked: None,
             exchange: None,
+            settled: Settled::default(),
             state: SyncState::default(),
             wants_state: false,
             next_state: SyncState::default(),
@@ -312,7 +316,7 @@ impl Brain {
             self.next_state.0.insert(pair.guid, LastCommon::of(&status));
             return Ok(true);
         }
-        let line = lines::counters(&status, 1, self.saves_guids());
+        let line = lines::counters(&status, self.settled.ask(&status), self.saves_guids());
         self.say(line.clone());
         self.asked = Some((pair, line));
         Ok(true)
@@ -349,8 +353,8 @@ impl Brain {
         let usable = |status| known.is_none_or(|known| known.uid == 0 || !known.is_ahead_of(status));
         match (pair, status) {
             (Some(pair), Ok(status)) if usable(&status) => {
-                // What is \Recent nobody keeps here: it is as the master has it.
-                let ours = lines::counters(&status, theirs.first_recent_uid, self.saves_guids());
+                let first_recent = self.settled.answer(&status, theirs.first_recent_uid);
+                let ours = lines::counters(&status, first_recent, self.saves_guids());
                 self.say(ours.clone());
                 self.begin(pair, ours, *theirs)?;
             }
@@ -415,12 +419,24 @@ impl Brain {
             attributes: self.minor >= 1,
             known,
             filter: (*self.filter).clone(),
+            header_hash: self.header_hash(),
         };
         let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
         let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
         self.exchange = Some(Box::new(exchange));
         self.stage = Stage::Exchange;
         Ok(())
+    }
+
+    /// By what messages without GUIDs are compared: as the master says.
+    fn header_hash(&self) -> HeaderHash {
+        let named = self.handshake.hashed_headers.iter().flat_map(|list| &list.0);
+        // Dovecot ends its list with a separator, which is no name.
+        let mut names: Vec<Vec<u8>> = named.filter(|name| !name.is_empty()).cloned().collect();
+        if names.is_empty() {
+            names = start::HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec();
+        }
+        HeaderHash { names, is_filtered: self.minor >= 4 }
     }
 
     fn hear(&mut self) -> Result<(), SessionError> {
@@ -461,6 +477,9 @@ impl Brain {
         self.compared.merged += 1;
         self.report.notes.extend(outcome.notes);
         self.next_state.0.insert(outcome.guid, outcome.common);
+        if let Some((status, first_recent)) = outcome.settled {
+            self.settled.put(&status, first_recent);
+        }
         if outcome.disturbed {
             self.counters.disturbed += 1;
         }
@@ -517,6 +536,7 @@ impl Brain {
             next.0.append(&mut self.next_state.0);
             self.report.state = Some(next);
         }
+        self.settled.write(&mut *self.storage);
         self.lock = None;
         self.stage = Stage::Done;
         Ok(true)

@@ -10,6 +10,7 @@ use dsync_model::{
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
 use super::choice::namespaces;
+use super::settled::Settled;
 use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
 use crate::SessionError;
 
@@ -19,7 +20,7 @@ const NODES_MAX: usize = 1_000_000;
 const SEPARATOR: u8 = b'/';
 const ESCAPE: &[u8] = b"%";
 /// Headers by which mails without GUIDs are compared. Without them, Dovecot would crash.
-const HASHED_HEADERS: [&str; 2] = ["Date", "Message-ID"];
+pub(super) const HASHED_HEADERS: [&str; 2] = ["Date", "Message-ID"];
 
 impl Brain {
     pub(super) fn greet(&mut self) -> Result<bool, SessionError> {
@@ -89,6 +90,7 @@ impl Brain {
         let Item::Handshake(theirs) = item else { return Err(unexpected(&item, "a handshake")) };
         tracing::debug!("the other end is {}", String::from_utf8_lossy(&theirs.hostname).escape_debug());
         let mut locks = locks_user(self.end, self.hostname.as_bytes(), &theirs.hostname);
+        let host = theirs.hostname.clone();
         if self.end == End::Responder {
             locks &= theirs.lock_timeout.is_some();
             self.take_job(*theirs)?;
@@ -105,6 +107,7 @@ impl Brain {
             false => None,
         };
         self.lock = Some((lock, user));
+        self.settled = Settled::read(&mut *self.storage, &host);
         let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
         if let Some(problem) = problems.first().filter(|_| mirrored) {
@@ -234,9 +237,9 @@ impl Brain {
         self.stage = Stage::Trees;
     }
 
-    fn tell_master_tree(&mut self) {
+    fn tell_master_tree(&mut self, separator: u8, escape: Option<Vec<u8>>) {
         self.tell_tree();
-        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
+        self.tell_deletes(separator, escape, &[]);
         self.tree_told = true;
     }
 
@@ -249,7 +252,7 @@ impl Brain {
     pub fn go_first(&mut self) {
         if self.waits_for_tree() {
             self.narrow_own();
-            self.tell_master_tree();
+            self.tell_master_tree(SEPARATOR, Some(ESCAPE.to_vec()));
         }
     }
 
@@ -263,7 +266,19 @@ impl Brain {
             let theirs: BTreeSet<MailboxGuid> = theirs.map(|status| status.guid).collect();
             deletions.retain(|guid, _| theirs.contains(guid));
         }
-        self.say(lines::deletes(separator, escape, &deletions, names));
+        let directories = self.removed_directories();
+        self.say(lines::deletes(separator, escape, &deletions, &directories, names));
+    }
+
+    /// Directories of the peer's that were removed here.
+    fn removed_directories(&self) -> Vec<(MailboxName, Timestamp)> {
+        if matches!(self.direction, Direction::Mirror { .. }) {
+            return Vec::new();
+        }
+        let (log, scope) = (self.storage.tree_log(), self.scope());
+        let empty = self.peer_tree.iter().filter(|(_, node)| node.directory && node.mailbox.is_none());
+        let gone = empty.filter(|(name, _)| scope(name, None) && !self.tree.get(*name).is_some_and(exists));
+        gone.filter_map(|(name, _)| log.directory_deleted(name).map(|at| (name.clone(), at))).collect()
     }
 
     /// Hears the peer's tree, and when it is complete merges both.
@@ -291,14 +306,16 @@ impl Brain {
                             self.show_inbox();
                         }
                         self.narrow()?;
-                        if !self.tree_told {
-                            // As the peer's separator is not known yet, names are told and not their hashes.
-                            self.recall_unsubscribed();
-                            self.tell_master_tree();
-                        }
                     }
                 }
                 Item::Deletes(deletes) if self.peer_tree_done => {
+                    if let (End::Initiator, [separator], false) =
+                        (self.end, &deletes.hierarchy_sep[..], self.tree_told)
+                    {
+                        // Names that were unsubscribed are told as names here.
+                        self.recall_unsubscribed();
+                        self.tell_master_tree(*separator, deletes.escape_char.clone());
+                    }
                     self.merge_trees(&deletes)?;
                     return Ok(true);
                 }
@@ -346,21 +363,24 @@ impl Brain {
         }
         // One way without overwriting, the receiver follows renames and deletions as it does in both directions.
         let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
-        // What either end deleted is settled already.
-        let nothing = TreeLog::default();
-        self.plan = dsync_merge::tree(
-            Both(trees),
-            Both([&nothing, &nothing]),
-            Both(names),
-            None,
-            rules,
-            &|_| true,
-            me,
-        );
+        // What mailboxes either end deleted is settled already.
+        let own = self.storage.tree_log();
+        let own = TreeLog { separator: own.separator, directories: own.directories, ..TreeLog::default() };
+        let theirs =
+            TreeLog { separator: log.separator, directories: log.directories.clone(), ..TreeLog::default() };
+        let mut logs = [&own, &theirs];
+        if me == End::Responder {
+            logs.swap(0, 1);
+        }
+        self.plan = dsync_merge::tree(Both(trees), Both(logs), Both(names), None, rules, &|_| true, me);
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();
-            self.plan.pairs.retain(|pair| pair.statuses[me].is_some());
+            // The receiver keeps its own changes: what it deleted stays deleted.
+            let deleted = |guid: &MailboxGuid| rules == Direction::TwoWay && log.deleted.contains_key(guid);
+            self.plan.pairs.retain(|pair| {
+                pair.statuses[me].is_some() && (pair.statuses[me.other()].is_some() || !deleted(&pair.guid))
+            });
         } else {
             for change in changes {
                 match change {
@@ -512,6 +532,10 @@ impl Brain {
 /// Whether a tree says itself how a name is subscribed: a log tells only of names that are not there.
 fn is_told(node: &MailboxNode) -> bool {
     node.mailbox.is_some() || node.directory || node.subscribed
+}
+
+fn exists(node: &MailboxNode) -> bool {
+    node.mailbox.is_some() || node.directory
 }
 
 fn is_pristine(status: &MailboxStatus) -> bool {

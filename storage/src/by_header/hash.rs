@@ -22,30 +22,21 @@ pub fn of(message: impl Read) -> io::Result<MessageGuid> {
     let (mut named, mut whole) = (Filtered::default(), Text::default());
     let mut has_id = false;
     let mut field = Field::Other;
-    let (mut is_line_start, mut bytes) = (true, 0);
-    let mut piece = Vec::new();
-    while bytes < HEADER_BYTES_MAX {
-        piece.clear();
-        let read = message.by_ref().take(PIECE_BYTES_MAX).read_until(b'\n', &mut piece)?;
-        bytes += read as u64;
-        if piece.is_empty() || is_line_start && matches!(piece.as_slice(), b"\n" | b"\r\n") {
-            break;
+    read_header(&mut message, |begins, piece| {
+        if begins {
+            field = Field::of(piece);
         }
-        if is_line_start && !matches!(piece[0], b' ' | b'\t') {
-            field = Field::of(&piece);
-        }
-        is_line_start = piece.ends_with(b"\n");
         match field {
             Field::Named { id } => {
-                let value = if id { value(&piece) } else { &[] };
+                let value = if id { value(piece) } else { &[] };
                 has_id |= value.iter().any(|byte| !byte.is_ascii_whitespace());
-                named.add(&piece);
-                whole.add(&piece);
+                named.add(piece);
+                whole.add(piece);
             }
             Field::Lost => {}
-            Field::Other => whole.add(&piece),
+            Field::Other => whole.add(piece),
         }
-    }
+    })?;
     if has_id {
         return Ok(named.finish());
     }
@@ -58,6 +49,57 @@ pub fn of(message: impl Read) -> io::Result<MessageGuid> {
         let length = text.len();
         message.consume(length);
     }
+}
+
+/// How a Dovecot compares messages that have no GUIDs in common: by the MD5 of some fields of the header (protocol reference, 10.3).
+/// Two messages that have none of them are one to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HeaderHash {
+    /// Names of the fields, in any case.
+    pub names: Vec<Vec<u8>>,
+    /// Spaces and odd bytes do not count (version 3); else every byte does (version 1).
+    pub is_filtered: bool,
+}
+
+impl HeaderHash {
+    /// The hash of a message, of which no more than the header is read.
+    pub fn of(&self, message: impl Read) -> io::Result<MessageGuid> {
+        let mut message = BufReader::with_capacity(8 << 10, message);
+        let mut hash = Filtered { is_off: !self.is_filtered, ..Filtered::default() };
+        let mut is_named = false;
+        read_header(&mut message, |begins, piece| {
+            if begins {
+                let name = name(piece);
+                is_named = self.names.iter().any(|named| named.eq_ignore_ascii_case(name));
+            }
+            if is_named {
+                hash.add(piece);
+            }
+        })?;
+        Ok(hash.finish())
+    }
+}
+
+/// Passes on the lines of a header, long ones in pieces, and whether a field begins there; stops behind it.
+fn read_header(message: &mut impl BufRead, mut each: impl FnMut(bool, &[u8])) -> io::Result<()> {
+    let (mut is_line_start, mut bytes) = (true, 0);
+    let mut piece = Vec::new();
+    while bytes < HEADER_BYTES_MAX {
+        piece.clear();
+        let read = message.by_ref().take(PIECE_BYTES_MAX).read_until(b'\n', &mut piece)?;
+        bytes += read as u64;
+        if piece.is_empty() || is_line_start && matches!(piece.as_slice(), b"\n" | b"\r\n") {
+            break;
+        }
+        each(is_line_start && !matches!(piece[0], b' ' | b'\t'), &piece);
+        is_line_start = piece.ends_with(b"\n");
+    }
+    Ok(())
+}
+
+/// The name of the field that begins with this line.
+fn name(line: &[u8]) -> &[u8] {
+    memchr::memchr(b':', line).map_or(&b""[..], |colon| line[..colon].trim_ascii_end())
 }
 
 #[derive(Clone, Copy)]
@@ -76,7 +118,7 @@ impl Field {
         if line.starts_with(b"From ") || line.starts_with(b">From ") {
             return Field::Lost;
         }
-        let name = memchr::memchr(b':', line).map_or(&b""[..], |colon| line[..colon].trim_ascii_end());
+        let name = name(line);
         let is = |wanted: &[u8]| name.eq_ignore_ascii_case(wanted);
         match () {
             () if is(b"Message-ID") => Field::Named { id: true },
@@ -100,6 +142,8 @@ fn value(line: &[u8]) -> &[u8] {
 struct Filtered {
     hash: Md5,
     is_odd: bool,
+    /// Every byte counts.
+    is_off: bool,
 }
 
 impl Filtered {
@@ -110,6 +154,7 @@ impl Filtered {
         for byte in line {
             let is_odd = !matches!(byte, b'\t' | 0x20..=0x7e) || *byte == b'?';
             match byte {
+                _ if self.is_off => text.push(*byte),
                 b' ' => {}
                 _ if is_odd && self.is_odd => {}
                 _ => text.push(if is_odd { b'?' } else { *byte }),
@@ -174,6 +219,25 @@ mod tests {
         assert_eq!(hash(&format!("{header}\nHello\n")), "7bbf66ad6efc4229f749818885b0d0e8");
         let crlf = format!("{header}X: y\nStatus: RO\n\nanother body").replace('\n', "\r\n");
         assert_eq!(hash(&crlf), "7bbf66ad6efc4229f749818885b0d0e8");
+    }
+
+    #[test]
+    fn any_headers_can_be_what_is_compared() {
+        let hash = |names: &[&str], is_filtered, message: &str| {
+            let names = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            HeaderHash { names, is_filtered }.of(message.as_bytes()).unwrap().to_string()
+        };
+        let usual = ["date", "Message-Id"];
+        let header =
+            "Date: Mon, 06 Jan 2025 10:00:00 +0000\r\nTo: x\r\nMessage-ID: <m1@example.test>\r\n\r\n";
+        assert_eq!(hash(&usual, true, header), "7bbf66ad6efc4229f749818885b0d0e8");
+        // MD5 of one line end: none of them is there.
+        for message in ["", "To: x\n\nDate: y\n", "\nDate: y\n"] {
+            assert_eq!(hash(&usual, true, message), "68b329da9893e34099c7d8ad5cb9c940");
+        }
+        assert_ne!(hash(&usual, false, header), hash(&usual, true, header));
+        assert_eq!(hash(&usual, false, "Date:  a\n"), hash(&["Date"], false, "To: x\nDate:  a\r\n\r\n"));
+        assert_eq!(hash(&["To"], true, "To: a\n b\nCc: c\n"), hash(&["To"], true, "Cc: d\nTo:a\n  b\n"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use dsync_model::{
 };
 
 use self::digests::Digests;
+pub use self::hash::HeaderHash;
 use crate::memory::MemoryStorage;
 use crate::{
     Body, Capabilities, Committed, Goal, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError,
@@ -24,6 +25,13 @@ use crate::{
 
 /// What Dovecot gives for the GUID of a message in an mbox that has nothing to tell it by: many have it.
 pub(crate) const NO_GUID: &str = "d41d8cd98f00b204e9800998ecf8427e";
+
+/// The GUID of a message of a mailbox. If it has none, or one that many have: one of its own, the same everywhere.
+pub fn own_guid(mailbox: MailboxGuid, uid: Uid, guid: Option<MessageGuid>) -> MessageGuid {
+    guid.filter(|guid| guid.as_str() != NO_GUID).unwrap_or_else(|| {
+        MessageGuid::of_bytes(mailbox.derived(&uid.get().to_be_bytes()).to_string().as_bytes())
+    })
+}
 
 /// Any storage; as it is, or with messages known by their headers.
 pub struct ByHeader {
@@ -190,12 +198,8 @@ impl MailboxByHeader {
     }
 
     /// A message that has nothing for a GUID gets one that no other has, and gets the same one everywhere.
-    fn named(&self, mut message: NewMessage) -> NewMessage {
-        if message.guid.as_str() == NO_GUID {
-            let own = self.guid.derived(&message.uid.get().to_be_bytes());
-            message.guid = MessageGuid::of_bytes(own.to_string().as_bytes());
-        }
-        message
+    fn named(&self, message: NewMessage) -> NewMessage {
+        NewMessage { guid: own_guid(self.guid, message.uid, Some(message.guid)), ..message }
     }
 }
 

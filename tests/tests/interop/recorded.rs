@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use dsync_model::{
-    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeScope, AttributeValue, Changes,
-    Digest, FlagDelta, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MailboxStatus, MailboxTree,
-    MessageAction, MessageChange, MessageGuid, ModSeq, NameHash, NewMessage, Since, StoreId, Timestamp,
-    TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeLog, AttributeRecords,
+    AttributeScope, AttributeValue, Changes, Digest, FlagDelta, FlagSet, Flags, Keyword, MailboxGuid,
+    MailboxName, MailboxStatus, MailboxTree, MessageAction, MessageChange, MessageGuid, ModSeq, NameHash,
+    NewMessage, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 use dsync_proto::dovecot::codec::{Decoder, Event};
 use dsync_proto::dovecot::items::{self, Item};
@@ -358,7 +358,8 @@ impl Known {
                     account.attributes.insert(key, AttributeValue::Bytes(value.clone()));
                 }
                 let modseq = ModSeq::new(line.modseq.unwrap_or(0)).expect("in range");
-                logs.attributes.push(AttributeChange { scope, key, removed: line.deleted, modseq });
+                let at = line.last_change.and_then(|at| u32::try_from(at).ok()).unwrap_or(0);
+                logs.attributes.push(AttributeChange { scope, key, removed: line.deleted, at, modseq });
             }
             _ => {}
         }
@@ -577,12 +578,13 @@ impl Mailbox for RecordedMailbox {
         Ok(committed)
     }
 
-    fn attribute_log(&mut self) -> Result<Vec<AttributeChange>> {
+    fn attribute_log(&mut self) -> Result<AttributeLog> {
         let known = self.storage.known();
-        Ok(known.mailboxes.get(&self.guid).map(|logs| logs.attributes.clone()).unwrap_or_default())
+        let first = known.mailboxes.get(&self.guid).map(|logs| logs.attributes.clone()).unwrap_or_default();
+        Ok(AttributeLog { first, ..AttributeLog::default() })
     }
 
-    fn log_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        self.inner.log_attributes(changes)
+    fn log_attributes(&mut self, records: &AttributeRecords) -> Result<()> {
+        self.inner.log_attributes(records)
     }
 }

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Read as _;
 use std::time::Duration;
 
-use dsync_model::{Filter, FlagSet, Flags, Keyword, LastCommon, MailboxGuid, SyncState, Timestamp};
+use dsync_model::{
+    Filter, FlagSet, Flags, Keyword, LastCommon, MailboxGuid, Namespaces, SyncState, Timestamp,
+};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Direction, Options, Terminus};
-use dsync_session::dovecot::{Brain, Names, Output};
+use dsync_session::dovecot::{Brain, Output};
 use dsync_session::{Job, SessionError};
 
 use crate::recorded::{Recorded, Said, Session, sessions, stream_follows};
@@ -141,8 +143,8 @@ fn replay(session: &Session, end: usize) -> Seen {
     let storage = Recorded::new(&session.accounts[end], own);
     let boxed = Box::new(storage.clone());
     let mut brain = if end == 0 {
-        let (job, state, names) = job(own);
-        Brain::master(boxed, job, state, "replay").with_names(names)
+        let (job, state) = job(own);
+        Brain::master(boxed, job, state, "replay")
     } else {
         Brain::slave(boxed, Duration::ZERO, "replay")
     };
@@ -235,7 +237,7 @@ impl Script {
 }
 
 /// What a recorded master was told to do.
-fn job(stream: &[Said]) -> (Job, Option<SyncState>, Names) {
+fn job(stream: &[Said]) -> (Job, Option<SyncState>) {
     let line = stream.iter().find_map(|said| match &said.item {
         Item::Handshake(line) => Some(line),
         _ => None,
@@ -249,7 +251,13 @@ fn job(stream: &[Said]) -> (Job, Option<SyncState>, Names) {
     };
     let text = |bytes: &Vec<u8>| String::from_utf8(bytes.clone()).expect("text");
     let exclude = line.exclude_mailboxes.iter().flat_map(|list| &list.0).map(text);
+    let namespaces = match &line.sync_ns_prefix {
+        Some(prefixes) => Namespaces::Only(text(prefixes).split('\n').map(str::to_owned).collect()),
+        None if line.sync_visible_namespaces => Namespaces::All,
+        None => Namespaces::Usual,
+    };
     let options = Options {
+        namespaces,
         full: line.sync_type.as_deref() == Some(b"f"),
         mailboxes: line.sync_box.iter().map(text).collect(),
         exclude: exclude.collect(),
@@ -278,9 +286,7 @@ fn job(stream: &[Said]) -> (Job, Option<SyncState>, Names) {
     });
     let by_state = line.sync_type.as_deref() == Some(b"s");
     let state = by_state.then(|| SyncState(known.collect()));
-    let chosen = line.sync_ns_prefix.iter().map(text).collect();
-    let names = Names { all: line.sync_visible_namespaces, chosen, ..Names::default() };
-    (Job { direction, options }, state, names)
+    (Job { direction, options }, state)
 }
 
 fn filter(line: &items::Handshake) -> Filter {

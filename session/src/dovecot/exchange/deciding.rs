@@ -7,6 +7,7 @@ use dsync_merge::{Both, Direction, End, MailboxView};
 use dsync_model::{MailboxStatus, MessageAction, MessageChange, ModSeq, Uid, UidSet, UidValidity};
 use dsync_proto::dovecot::items;
 
+use super::hashing::{Hashing, guid_of};
 use super::receiving::key;
 use super::{Exchange, Part, Plan, at};
 use crate::{Progress, SessionError};
@@ -14,6 +15,8 @@ use crate::{Progress, SessionError};
 impl Exchange {
     /// Both lists are here: what is to be done?
     pub(super) fn decide(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
+        // All at once, as what is done first may give them other UIDs.
+        self.hash_own(self.own.len())?;
         let name = self.name.clone();
         let wrong = |error: dsync_merge::Desync| SessionError::Peer(format!("lists {name} wrongly: {error}"));
         let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
@@ -30,11 +33,18 @@ impl Exchange {
                     peer_modseq: modseq,
                     last_common: self.terms.known.map(|known| known.uid),
                     kept_back: Some(&self.kept_back),
+                    hashes: self.hashing.as_ref().map(|hashing| &hashing.hashes),
                 };
-                let plan = dovecot::messages(&self.own, &self.peer, &terms).map_err(wrong)?;
+                let told = self.hashing.as_ref().map(|_| self.own_as_told());
+                let own = told.as_ref().unwrap_or(&self.own);
+                let mut plan = dovecot::messages(own, &self.peer, &terms).map_err(wrong)?;
+                if told.is_some() {
+                    plan.expunges = plan.expunges.into_iter().map(|action| self.named(action)).collect();
+                }
                 let decided = Plan {
                     saves: plan.saves,
                     expunges: plan.expunges,
+                    common: plan.common,
                     last_common: plan.last_common,
                     uid_next_min: plan.last_common.saturating_add(1).max(self.theirs.uid_next),
                     modseq_min: self.theirs.highest_modseq,
@@ -64,26 +74,40 @@ impl Exchange {
             highest_modseq: modseq,
             digest: dsync_model::Digest::default(),
         };
+        let by_hash = self.hashing.as_ref().map(|Hashing { hashes, .. }| {
+            let own = self.by_hash(&self.own, [&hashes.ours, &hashes.ours]);
+            (own, self.by_hash(&self.peer, [&hashes.theirs, &hashes.ours]))
+        });
+        let (own, peer) = by_hash.as_ref().map_or((&self.own, &self.peer), |(own, peer)| (own, peer));
         let views = [
-            MailboxView { status: &mine, changes: &self.own, filtered: &UidSet::new() },
-            MailboxView { status: &theirs, changes: &self.peer, filtered: &self.kept_back },
+            MailboxView { status: &mine, changes: own, filtered: &UidSet::new() },
+            MailboxView { status: &theirs, changes: peer, filtered: &self.kept_back },
         ];
         let views = if self.terms.end == End::Initiator { views } else { [views[1], views[0]] };
         let plan = dsync_merge::messages(Both(views), None, self.terms.direction, self.terms.end)
             .map_err(|error| SessionError::Peer(format!("lists {} wrongly: {error}", self.name)))?;
         let saves = plan.fetches.iter().filter_map(|fetch| {
-            let (uid, guid) = (fetch.uid, fetch.guid.clone()?);
+            let (uid, mut guid) = (fetch.uid, fetch.guid.clone()?);
+            if by_hash.is_some() {
+                guid = guid_of(&self.peer, fetch.from)?;
+            }
             let from = From::Peer(fetch.from);
             Some(Save { uid, guid, flags: fetch.flags.clone(), modseq: fetch.modseq, from })
         });
+        let (mut expunges, mut actions) = (plan.expunges, plan.actions);
+        if by_hash.is_some() {
+            expunges = expunges.into_iter().map(|action| self.named(action)).collect();
+            actions = actions.into_iter().map(|action| self.named(action)).collect();
+        }
         let decided = Plan {
             saves: saves.collect(),
-            expunges: plan.expunges,
+            expunges,
+            common: 0,
             last_common: self.theirs.uid_next.saturating_sub(1),
             uid_next_min: plan.uid_next_min.get(),
             modseq_min: plan.modseq_min.get().max(self.theirs.highest_modseq),
         };
-        Ok((decided, plan.actions))
+        Ok((decided, actions))
     }
 
     /// Does at once what needs no body, and asks for the bodies.
@@ -96,7 +120,10 @@ impl Exchange {
         for action in &actions {
             match action {
                 MessageAction::Flags { .. } => self.report.flags += 1,
-                MessageAction::Renumber { .. } => self.report.renumbered += 1,
+                MessageAction::Renumber { from, to } => {
+                    self.report.renumbered += 1;
+                    self.moved.insert(*from, *to);
+                }
                 MessageAction::Expunge { .. } => {}
             }
         }
@@ -107,7 +134,8 @@ impl Exchange {
                     let guid = self.spelled.get(&uid).cloned();
                     let guid = guid.unwrap_or_else(|| save.guid.as_str().as_bytes().to_vec());
                     // In an mbox, messages without the usual headers share one GUID, whatever they hold: each is asked for by its UID.
-                    let guid = self.theirs.have_save_guids.then_some(guid);
+                    let by_guid = self.theirs.have_save_guids && self.hashing.is_none();
+                    let guid = by_guid.then_some(guid);
                     let request = items::Request { guid, uid: Some(uid.get()) };
                     let group = self.wanted.entry(key(request.guid.as_deref(), request.uid)).or_default();
                     if group.is_empty() {

@@ -1,9 +1,10 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `sending` what goes out, `receiving` the bodies and the end.
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `sending` what goes out, `receiving` the bodies and the end.
 
 mod deciding;
+mod hashing;
 mod receiving;
 mod sending;
 
@@ -17,8 +18,9 @@ use dsync_model::{
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::Mailbox;
+use dsync_storage::{HeaderHash, Mailbox};
 
+use self::hashing::Hashing;
 use super::attributes::Attributes;
 use super::{at, filtering, lines, unexpected};
 use crate::{MailboxReport, Progress, SessionError};
@@ -39,6 +41,8 @@ pub(super) struct Terms {
     pub known: Option<LastCommon>,
     /// What a message must be to be saved where it is missing.
     pub filter: Filter,
+    /// By what messages are compared if one end keeps no GUIDs.
+    pub header_hash: HeaderHash,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +91,8 @@ impl Part {
 struct Plan {
     saves: Vec<Save>,
     expunges: Vec<MessageAction>,
+    /// Up to here the lists agree.
+    common: u32,
     last_common: u32,
     uid_next_min: u32,
     modseq_min: u64,
@@ -105,6 +111,8 @@ pub(super) struct Outcome {
     pub guid: MailboxGuid,
     pub common: LastCommon,
     pub disturbed: bool,
+    /// How it was left, if both ends are equal now, and the first recent UID of the peer.
+    pub settled: Option<(MailboxStatus, u32)>,
     pub problems: Vec<(String, u8)>,
     pub notes: Vec<String>,
     pub report: MailboxReport,
@@ -121,6 +129,8 @@ pub(super) struct Exchange {
     part: Part,
     status: MailboxStatus,
     attributes: Attributes,
+    /// Where one end keeps no GUIDs.
+    hashing: Option<Hashing>,
     /// What we say, without what came since we told our counters.
     own: Vec<MessageChange>,
     told: usize,
@@ -144,10 +154,14 @@ pub(super) struct Exchange {
     to_come: BTreeSet<Uid>,
     /// Actions that wait for saves below the UIDs that they give.
     waiting: Vec<MessageAction>,
+    /// UIDs that messages of our list get.
+    moved: BTreeMap<Uid, Uid>,
     asked: VecDeque<items::Request>,
     listed: BTreeSet<MessageGuid>,
     not_kept: Vec<Uid>,
     disturbed: bool,
+    /// What our mailbox was like when all was done.
+    left: Option<MailboxStatus>,
     said: Option<items::State>,
     heard: Option<items::State>,
     problems: Vec<(String, u8)>,
@@ -166,7 +180,7 @@ impl Exchange {
         attributes: Option<&AttributeList>,
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
-        check_guids(&name, &ours, &theirs, part)?;
+        let hashing = Hashing::between(&name, &ours, &theirs, (part, terms.direction), &terms.header_hash)?;
         let Changes { status, mut list } = mailbox.changes(Since::All).map_err(at(name.clone()))?;
         // What came since we told our counters is not mentioned: the peer reckons with the counters.
         list.retain(|change| change.uid().get() < ours.uid_next);
@@ -185,6 +199,7 @@ impl Exchange {
             }
         };
         Ok(Exchange {
+            hashing,
             attributes,
             listed: listed.collect(),
             report: MailboxReport { name: name.clone(), ..MailboxReport::default() },
@@ -211,9 +226,11 @@ impl Exchange {
             unsaved: (0, 0),
             to_come: BTreeSet::new(),
             waiting: Vec::new(),
+            moved: BTreeMap::new(),
             asked: VecDeque::new(),
             not_kept: Vec::new(),
             disturbed: false,
+            left: None,
             said: None,
             heard: None,
             problems: Vec::new(),
@@ -264,7 +281,8 @@ impl Exchange {
             (Some(List::Attributes), Item::Attribute(line)) => {
                 self.attributes.take(self.ours.mailbox_guid, *line)?;
             }
-            (Some(List::Changes), Item::Change(line)) => {
+            (Some(List::Changes), Item::Change(mut line)) => {
+                self.take_hash(&mut line)?;
                 let change = lines::read_change(&line)?;
                 if self.peer.len() >= ENTRIES_MAX {
                     return Err(SessionError::Peer(format!(
@@ -336,7 +354,17 @@ impl Exchange {
             private_modseq: 0,
             messages: self.said.as_ref().and_then(|state| state.last_messages_count).unwrap_or(0),
         };
+        let agreed =
+            [&self.said, &self.heard].map(|state| state.as_ref().and_then(|state| state.last_messages_count));
+        let equal = !self.disturbed
+            && known_to_both
+            && agreed[0] == agreed[1]
+            && self.problems.is_empty()
+            && self.kept_back.is_empty()
+            && self.terms.filter.is_empty()
+            && !matches!(self.terms.direction, Direction::OneWay { .. });
         Outcome {
+            settled: self.left.filter(|_| equal).map(|status| (status, self.theirs.first_recent_uid)),
             guid: self.ours.mailbox_guid,
             common,
             disturbed: self.disturbed,
@@ -345,29 +373,6 @@ impl Exchange {
             report: self.report,
             bytes: self.bytes,
         }
-    }
-}
-
-/// Messages without GUIDs that last could only be compared by a hash of their headers; Dovecot 2.3.19 doubles mail in doing so, or crashes.
-fn check_guids(
-    name: &str,
-    ours: &items::Mailbox,
-    theirs: &items::Mailbox,
-    part: Part,
-) -> Result<(), SessionError> {
-    let cannot = |who: &str| {
-        let text = format!(
-            "{name}: {who} cannot keep the GUIDs of messages (mbox, most likely): mail would be doubled, or Dovecot 2.3.19 crash; \
-             make it the source of a backup, or convert it to another format first"
-        );
-        Err(SessionError::Refused { status: 65, text })
-    };
-    match part {
-        Part::Both if !ours.have_save_guids => cannot("the mailbox here"),
-        Part::Receiver if !ours.have_save_guids => cannot("the mailbox here"),
-        Part::Both | Part::Sender if !theirs.have_save_guids => cannot("the mailbox of the other end"),
-        Part::Receiver if !theirs.have_guids => cannot("the mailbox of the other end"),
-        Part::Both | Part::Sender | Part::Receiver => Ok(()),
     }
 }
 

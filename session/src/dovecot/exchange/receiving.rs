@@ -129,7 +129,11 @@ impl Exchange {
             last_messages_count: Some(self.ours.messages_count),
             ..items::State::default()
         };
-        let Some(plan) = &mut self.plan else { return Ok(state) };
+        let Some(plan) = &mut self.plan else {
+            self.left = Some(self.status.clone());
+            return Ok(state);
+        };
+        let uid_next_max = plan.uid_next_min.max(self.ours.uid_next);
         let (expunges, last_common) = (std::mem::take(&mut plan.expunges), plan.last_common);
         self.to_come = self.copies.iter().map(|(_, save, _)| save.uid).collect();
         let goal = self.goal();
@@ -146,6 +150,8 @@ impl Exchange {
         let status = self.mailbox.status().map_err(at(self.name.clone()))?;
         let untroubled = self.not_kept.is_empty() && !self.disturbed;
         state.last_messages_count = Some(status.messages);
+        // Beyond that, something came in meanwhile.
+        self.left = Some(status).filter(|status| status.uid_next.get() <= uid_next_max);
         if untroubled {
             state.last_common_uid = last_common;
             state.last_common_modseq = self.theirs.highest_modseq;

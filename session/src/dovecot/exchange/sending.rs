@@ -6,7 +6,8 @@ use dsync_model::{MessageChange, MessageGuid, Timestamp, Uid};
 use dsync_proto::dovecot::items::{self, Item};
 
 use super::super::{Output, chain, filtering, lines};
-use super::{Exchange, List, at};
+use super::hashing::guid_of;
+use super::{Exchange, List, Part, at};
 use crate::{Progress, SessionError};
 
 /// Lines of a list that are sent at once.
@@ -31,15 +32,21 @@ impl Exchange {
             }
             List::Changes => {
                 let known = self.terms.known.map(|known| (known.uid, known.modseq));
-                let rest = &self.own[self.told..];
-                let batch = &rest[..rest.len().min(BATCH)];
-                for change in batch {
+                if self.hashing.is_some() && self.part == Part::Both && self.plan.is_none() {
+                    return Ok(false);
+                }
+                let until = self.own.len().min(self.told + BATCH);
+                self.hash_own(until)?;
+                for index in self.told..until {
+                    let change = &self.own[index];
                     let Some(mut line) = lines::change(change, known) else { continue };
+                    self.tell_hash(&mut line);
+                    let change = &self.own[index];
                     filtering::complete(&self.terms.filter, &mut *self.mailbox, change, &mut line)
                         .map_err(at(self.name.clone()))?;
                     say(line.into());
                 }
-                self.told += batch.len();
+                self.told = until;
                 if self.told < self.own.len() {
                     return Ok(true);
                 }
@@ -100,27 +107,36 @@ impl Exchange {
         out: &mut VecDeque<Output>,
         progress: &mut Progress,
     ) -> Result<(), SessionError> {
-        let guid = request.guid.as_deref().map(MessageGuid::of_bytes);
+        let told = request.guid.as_deref().and_then(|guid| self.told(guid));
+        let guid = request.guid.as_deref().filter(|_| told.is_none()).map(MessageGuid::of_bytes);
         if guid.as_ref().is_some_and(|guid| !self.listed.contains(guid)) {
             return Err(SessionError::Peer(format!(
                 "asks for a message of {} that we never listed",
                 self.name
             )));
         }
-        let uid = request.uid.and_then(Uid::new).or_else(|| {
+        let uid = told.or(request.uid.and_then(Uid::new)).or_else(|| {
             let found = self.own.iter().find(|change| {
                 matches!(change, MessageChange::Save { guid: known, .. } if Some(known) == guid.as_ref())
             });
             found.map(MessageChange::uid)
         });
         let uid = uid.ok_or_else(|| SessionError::Peer(format!("asks for no message of {}", self.name)))?;
+        let by_uid = request.guid.as_ref().is_none_or(Vec::is_empty);
         let mut mail = items::Mail {
             // By which of the two it was asked for.
             guid: Some(request.guid.unwrap_or_default()),
-            uid: if guid.is_none() { Some(uid.get()) } else { None },
+            uid: if by_uid { Some(uid.get()) } else { None },
             ..items::Mail::default()
         };
-        match self.mailbox.body(uid, guid.as_ref()) {
+        // It may have got another UID since it was listed.
+        let guid = guid.or_else(|| guid_of(&self.own, uid));
+        let now = self.moved.get(&uid).copied().unwrap_or(uid);
+        let found = match self.mailbox.body(now, guid.as_ref()) {
+            Ok(None) if now != uid => self.mailbox.body(uid, guid.as_ref()),
+            found => found,
+        };
+        match found {
             Ok(Some(body)) => {
                 let time = |time: Option<Timestamp>| time.and_then(|time| u64::try_from(time.0).ok());
                 mail.pop3_uidl = Some(body.pop3_uidl.as_deref().unwrap_or_default().into());
