@@ -4,21 +4,20 @@
 //! namespace that has INBOX, or the first that takes part.
 
 mod choice;
+mod storage;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules,
-    NamespaceRules, Namespaces, StoreId, TreeChange, TreeLog, Uid,
+    MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, NamespaceRules, Namespaces, TreeChange,
+    TreeLog,
 };
 use rand::RngExt;
 
-use self::choice::{chosen, parts, subscriptions_of, texts};
-use crate::{
-    Capabilities, Fsync, Location, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock,
-    Support,
-};
+use self::choice::{chosen, parts, subscribers, subscriptions_of, texts};
+use crate::{Fsync, Location, MailboxProblem, Result, Storage, StorageError};
 
 /// One namespace, as the configuration has it.
 #[derive(Debug)]
@@ -137,6 +136,7 @@ impl Namespaced {
             }
             let prefix = rules.namespaces[index].prefix.clone();
             let location = location.in_namespace(prefix, namespace.separator, namespace.inbox);
+            let location = location.with_subscribers(subscribers(&self.namespaces, &rules, index));
             open.push(Open { index, storage: location.open(self.fsync)? });
         }
         let inbox = open.iter().position(|open| self.namespaces[open.index].inbox && takes_part(open.index));
@@ -246,309 +246,5 @@ impl Namespaced {
             all.entry(at).or_default().insert(inner);
         }
         Ok(all)
-    }
-}
-
-/// What all of them can do.
-fn least(a: Support, b: Support) -> Support {
-    match (a, b) {
-        (Support::None, _) | (_, Support::None) => Support::None,
-        (Support::Volatile, _) | (_, Support::Volatile) => Support::Volatile,
-        (Support::Kept, Support::Kept) => Support::Kept,
-    }
-}
-
-impl Storage for Namespaced {
-    fn location(&self) -> String {
-        let all: Vec<String> = self.open.iter().map(|open| open.storage.location()).collect();
-        all.join(", ")
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        let all = self.open.iter().map(|open| open.storage.capabilities());
-        let both = |a: Capabilities, b: Capabilities| Capabilities {
-            modseq: least(a.modseq, b.modseq),
-            log: a.log && b.log,
-            keywords_max: [a.keywords_max, b.keywords_max].into_iter().flatten().min(),
-            directories: a.directories && b.directories,
-            message_guid: least(a.message_guid, b.message_guid),
-        };
-        all.reduce(both).unwrap_or(Capabilities {
-            modseq: Support::None,
-            log: false,
-            keywords_max: None,
-            directories: false,
-            message_guid: Support::Kept,
-        })
-    }
-
-    fn rules(&self) -> NameRules {
-        self.rules.clone()
-    }
-
-    fn choose(&mut self, namespaces: &Namespaces) -> Result<()> {
-        if self.choice != *namespaces {
-            self.choice = namespaces.clone();
-            self.open_chosen()?;
-        }
-        Ok(())
-    }
-
-    fn store_id(&mut self) -> Result<StoreId> {
-        self.main_mut()?.store_id()
-    }
-
-    /// The locks of all, in the order of the configuration: no two sessions wait for each other.
-    fn lock(&mut self, wait: Duration) -> Result<StoreLock> {
-        let locks: Result<Vec<StoreLock>> =
-            self.open.iter_mut().map(|open| open.storage.lock(wait)).collect();
-        Ok(StoreLock(Box::new(locks?)))
-    }
-
-    fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
-        self.mailboxes.clear();
-        let (mut tree, mut problems) = (MailboxTree::new(), Vec::new());
-        for at in 0..self.open.len() {
-            self.add(at, &mut tree, &mut problems)?;
-        }
-        self.log = TreeLog { separator: self.main()?.tree_log().separator, ..TreeLog::default() };
-        for open in self.open.iter().filter(|open| self.rules.namespaces[open.index].takes_part) {
-            let log = open.storage.tree_log();
-            self.log.deleted.extend(log.deleted);
-            // Hashes of names that are spelled with another separator would mean other names.
-            if log.separator == self.log.separator {
-                self.log.directories.extend(log.directories);
-                self.log.unsubscribed.extend(log.unsubscribed);
-            }
-        }
-        // What was deleted in one namespace may be in another.
-        self.log.deleted.retain(|guid, _| !self.mailboxes.contains_key(guid));
-        Ok((tree, problems))
-    }
-
-    fn tree_log(&self) -> TreeLog {
-        self.log.clone()
-    }
-
-    fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
-        let mut change = change.clone();
-        let mut made = None;
-        let at = match &mut change {
-            TreeChange::Rename { from, to, .. } => {
-                let (at, old) = self.place(from)?;
-                let (there, new) = self.place(to)?;
-                if at != there {
-                    let what = format!("mailbox {from} cannot be renamed to {to}: into another namespace");
-                    return Err(StorageError::Impossible(what));
-                }
-                (*from, *to) = (old, new);
-                at
-            }
-            TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } => {
-                let all = self.by_keeper(names)?;
-                let subscribe = matches!(change, TreeChange::Subscribe { .. });
-                for (at, names) in all {
-                    let change = match subscribe {
-                        true => TreeChange::Subscribe { names },
-                        false => TreeChange::Unsubscribe { names },
-                    };
-                    self.open[at].storage.change_tree(&change)?;
-                }
-                return Ok(true);
-            }
-            TreeChange::Create { name, guid, .. } | TreeChange::Identify { name, guid, .. } => {
-                let (at, inner) = self.place(name)?;
-                (*name, made) = (inner, Some(*guid));
-                at
-            }
-            TreeChange::CreateDirectory { name }
-            | TreeChange::Delete { name, .. }
-            | TreeChange::DeleteDirectory { name } => {
-                let (at, inner) = self.place(name)?;
-                *name = inner;
-                at
-            }
-        };
-        let done = self.open[at].storage.change_tree(&change)?;
-        self.mailboxes.extend(made.map(|guid| (guid, at)));
-        Ok(done)
-    }
-
-    fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let at = self.mailboxes.get(&mailbox).copied();
-        let at = at.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        self.open[at].storage.open(mailbox)
-    }
-
-    fn attributes(&mut self) -> Result<Option<AttributeList>> {
-        let mut all = AttributeList::new();
-        for open in &mut self.open {
-            let Some(some) = open.storage.attributes()? else { return Ok(None) };
-            all.extend(some);
-        }
-        Ok(Some(all))
-    }
-
-    fn change_attributes(&mut self, changes: &AttributeChanges) -> Result<()> {
-        let mut all: BTreeMap<usize, AttributeChanges> = BTreeMap::new();
-        for (key, value) in changes {
-            let at = self.mailboxes.get(&key.mailbox).copied().unwrap_or(self.main);
-            all.entry(at).or_default().insert(key.clone(), value.clone());
-        }
-        all.into_iter().try_for_each(|(at, changes)| self.open[at].storage.change_attributes(&changes))
-    }
-
-    fn notes(&mut self) -> Result<Vec<String>> {
-        self.main_mut()?.notes()
-    }
-
-    fn read_note(&mut self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>> {
-        self.main_mut()?.read_note(name, bytes_max)
-    }
-
-    fn write_note(&mut self, name: &str, content: &[u8]) -> Result<()> {
-        self.main_mut()?.write_note(name, content)
-    }
-
-    fn remove_note(&mut self, name: &str) -> Result<()> {
-        self.main_mut()?.remove_note(name)
-    }
-
-    fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
-        match self.mailboxes.get(&mailbox) {
-            Some(at) => self.open[*at].storage.check(mailbox, from),
-            None => Ok(false),
-        }
-    }
-
-    /// One namespace after the other; what is handed out to go on with means nothing but that there is more.
-    fn purge(&mut self, from: u32) -> Result<Option<Purged>> {
-        if from == 0 {
-            self.purging = (0, 0);
-        }
-        while let Some(open) = self.open.get_mut(self.purging.0) {
-            let (at, from) = self.purging;
-            let Some(purged) = open.storage.purge(from)? else {
-                self.purging = (at + 1, 0);
-                continue;
-            };
-            self.purging = purged.next.map_or((at + 1, 0), |next| (at, next));
-            let more = self.purging.0 < self.open.len();
-            return Ok(Some(Purged { next: more.then_some(1), ..purged }));
-        }
-        Ok(if from == 0 { None } else { Some(Purged::default()) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use dsync_model::UidValidity;
-
-    use super::*;
-
-    fn name(text: &str) -> MailboxName {
-        MailboxName::parse(text, '/').unwrap()
-    }
-
-    fn namespace(prefix: &str, location: String) -> Namespace {
-        Namespace {
-            prefix: prefix.into(),
-            separator: Some('/'),
-            inbox: false,
-            usual: false,
-            visible: true,
-            subscriptions: true,
-            location: Location::parse(&location, None),
-        }
-    }
-
-    /// The user's mail with this prefix, an archive that keeps no subscriptions, and something that nobody can read.
-    fn account(directory: &std::path::Path, prefix: &str) -> Namespaced {
-        let at = |format: &str, place: &str| format!("{format}:{}/{place}", directory.display());
-        let mut main = namespace(prefix, at("maildir", "main"));
-        (main.inbox, main.usual) = (true, true);
-        let archive = Namespace { subscriptions: false, ..namespace("Archive/", at("sdbox", "archive")) };
-        let broken = namespace("Virtual/", at("virtual", "x"));
-        Namespaced::new(
-            vec![main, archive, Namespace { visible: false, ..broken }],
-            &Namespaces::All,
-            Fsync::Never,
-        )
-        .unwrap()
-    }
-
-    fn create(account: &mut Namespaced, mailbox: &str, guid: u8) {
-        let (guid, uid_validity) = (MailboxGuid([guid; 16]), UidValidity::new(7).unwrap());
-        let change = TreeChange::Create { name: name(mailbox), guid, uid_validity, uid_next: Uid::MIN };
-        account.change_tree(&change).unwrap();
-    }
-
-    fn listed(account: &mut Namespaced) -> Vec<String> {
-        let (tree, problems) = account.tree().unwrap();
-        assert!(problems.is_empty(), "{problems:?}");
-        let mark = |node: &MailboxNode| match (&node.mailbox, node.subscribed) {
-            (Some(_), true) => "+",
-            (None, true) => "-",
-            _ => "",
-        };
-        tree.iter().map(|(name, node)| format!("{}{name}", mark(node))).collect()
-    }
-
-    #[test]
-    fn each_namespace_has_its_own_mail_and_one_the_subscriptions() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut account = account(directory.path(), "");
-        for (mailbox, guid) in [("Work", 1), ("Archive/Old/2020", 2), ("Archive/INBOX", 3)] {
-            create(&mut account, mailbox, guid);
-        }
-        let names = ["Work", "Archive/INBOX", "Archive/Gone"].map(name).into();
-        account.change_tree(&TreeChange::Subscribe { names }).unwrap();
-        let all = ["-Archive/Gone", "+Archive/INBOX", "Archive/Old", "Archive/Old/2020", "INBOX", "+Work"];
-        assert_eq!(listed(&mut account), all);
-        let kept = fs::read_to_string(directory.path().join("main/subscriptions")).unwrap();
-        assert!(kept.contains("Archive\tINBOX"), "{kept}");
-        assert!(!directory.path().join("archive/subscriptions").exists());
-        assert!(directory.path().join("archive/mailboxes/Old/2020/dbox-Mails").exists());
-        assert!(account.open(MailboxGuid([2; 16])).is_ok());
-        let moved =
-            TreeChange::Rename { guid: MailboxGuid([1; 16]), from: name("Work"), to: name("Archive/Work") };
-        assert_eq!(account.change_tree(&moved).unwrap_err().status(), 65);
-        account.choose(&Namespaces::Usual).unwrap();
-        assert_eq!(listed(&mut account), ["INBOX", "+Work"]);
-        assert!(account.rules().is_apart(&name("Archive/x")) && !account.rules().is_apart(&name("Arch")));
-        account.choose(&Namespaces::Only(vec!["Archive/".into()])).unwrap();
-        let archive = ["-Archive/Gone", "+Archive/INBOX", "Archive/Old", "Archive/Old/2020"];
-        assert_eq!(listed(&mut account), archive, "its subscriptions are with the other's");
-        assert!(account.choose(&Namespaces::Only(vec!["Virtual/".into()])).is_err());
-    }
-
-    #[test]
-    fn a_prefix_in_front_of_all_but_inbox() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut account = account(directory.path(), "INBOX/");
-        create(&mut account, "INBOX/Work", 1);
-        let names = ["INBOX", "INBOX/Work"].map(name).into();
-        account.change_tree(&TreeChange::Subscribe { names }).unwrap();
-        assert!(directory.path().join("main/.Work/cur").exists());
-        assert_eq!(listed(&mut account), ["+INBOX", "+INBOX/Work"]);
-        let rules = account.rules();
-        let held = ["Sent", "INBOX/INBOX", "INBOX/a.b", "Archive", "Archive/a.b"]
-            .map(|text| rules.hold(&name(text)));
-        let expected = ["INBOX/Sent", "INBOX/_INBOX", "INBOX/a_b", "Archive/_Archive", "Archive/a.b"];
-        assert_eq!(held.each_ref().map(ToString::to_string), expected);
-        let names = [name("Archive/x")].into();
-        let error = account.change_tree(&TreeChange::Subscribe { names }).unwrap_err();
-        assert_eq!(error.status(), 65, "nobody keeps it");
-    }
-
-    #[test]
-    fn mail_in_two_namespaces_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let mail = format!("maildir:{}", directory.path().display());
-        let both = vec![namespace("", mail.clone()), namespace("old/", mail)];
-        let error = open(both, &Namespaces::All, Fsync::Never).err().unwrap();
-        assert_eq!((error.status(), error.to_string().contains("alias_for")), (78, true));
     }
 }
