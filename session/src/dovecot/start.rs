@@ -346,6 +346,9 @@ impl Brain {
             &|_| true,
             me,
         );
+        for (now, wanted) in std::mem::take(&mut self.plan.refused) {
+            self.problem(format!("{now}: cannot be renamed to {wanted}: into another namespace"), 65);
+        }
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();
