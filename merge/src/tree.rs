@@ -28,6 +28,8 @@ pub struct TreePlan {
     pub agreed: BTreeMap<MailboxName, BaseNode>,
     /// Mailboxes of the base that stay in it as they are: out of scope, or left alone.
     pub kept: BTreeSet<MailboxGuid>,
+    /// Renames that an end cannot do, as they lead into another of its namespaces: now, and what it was to be.
+    pub refused: Vec<(MailboxName, MailboxName)>,
     /// Mailboxes that one end deleted, as its log tells, and that come back with what the other end may have got since.
     pub revived: Vec<MailboxName>,
 }
@@ -48,6 +50,8 @@ struct Mailbox {
     names: Both<Option<MailboxName>>,
     /// The name that both ends remember: the one it would have at both, could both hold it.
     common: Option<MailboxName>,
+    /// An end cannot give it its name: both leave it as it is.
+    refused: Option<(End, MailboxName)>,
     fate: Fate,
 }
 
@@ -109,7 +113,7 @@ impl Merge<'_> {
         let mut add = |at: Both<Option<(MailboxName, MailboxStatus)>>| {
             let guid = self.guid(&at);
             let (names, common) = (Both::default(), None);
-            mailboxes.push(Mailbox { guid, at, names, common, fate: Fate::OutOfScope });
+            mailboxes.push(Mailbox { guid, at, names, common, refused: None, fate: Fate::OutOfScope });
         };
         let inbox = Both(ENDS.map(|end| self.guid_at(end, &MailboxName::inbox())));
         if let [Some(a), Some(b)] = inbox.0 {
@@ -294,6 +298,7 @@ impl Merge<'_> {
 
     /// Gives every mailbox that stays a name of its own at both ends; each step fixes one name for good.
     fn settle_names(&self, mailboxes: &mut [Mailbox]) {
+        mailboxes.iter_mut().for_each(|mailbox| self.refuse(mailbox));
         let source = self.direction.source();
         let rank = |mailbox: &Mailbox| match mailbox.fate {
             _ if mailbox.is_inbox() => 0,
@@ -339,7 +344,8 @@ impl Merge<'_> {
                 let held = mailbox.names[end].clone().filter(|name| self.holds(end, mailbox, name));
                 taken[end].extend(held);
             }
-            mailbox.common = mailbox.names[source.unwrap_or(End::Initiator)].clone();
+            let named_by = mailbox.refused.as_ref().map(|(end, _)| *end).or(source);
+            mailbox.common = mailbox.names[named_by.unwrap_or(End::Initiator)].clone();
         }
         self.hold_names(mailboxes, &order, &mut taken);
     }
@@ -433,6 +439,9 @@ impl Merge<'_> {
                     let statuses =
                         Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(_, status)| status.clone())));
                     let common = mailbox.common.clone().unwrap_or(name);
+                    if let Some((_, wanted)) = &mailbox.refused {
+                        plan.refused.push((common.clone(), wanted.clone()));
+                    }
                     let node = BaseNode { mailbox: Some(mailbox.guid), ..BaseNode::default() };
                     plan.agreed.insert(common.clone(), node);
                     plan.pairs.push(Pair { guid: mailbox.guid, name: common, statuses });

@@ -337,6 +337,37 @@ fn what_is_unsubscribed_makes_room_for_what_cannot_be_held() {
     }
 }
 
+/// An end whose `A` is a namespace with mail of its own cannot follow a rename into it; no end renames anything, again and again.
+#[test]
+fn a_rename_into_another_namespace_changes_nothing() {
+    let namespace = |prefix: &[&str]| NamespaceRules {
+        prefix: prefix.iter().map(|part| part.to_string()).collect(),
+        inbox: prefix.is_empty(),
+        takes_part: true,
+        ..NamespaceRules::default()
+    };
+    let rules = [NameRules::default(), NameRules { namespaces: vec![namespace(&[]), namespace(&["A"])] }];
+    let past = [Deed::Create(1), Deed::Create(2)];
+    for direction in [Direction::TwoWay, Direction::Mirror { into: End::Responder }] {
+        let mut guid = 1;
+        let mut a = after(start(), &past, &mut guid);
+        let mut b = start();
+        let rules = Both(rules.each_ref());
+        let mut base = sync_with(&mut a, &mut b, rules, None, direction);
+        a = after(a, &[Deed::Rename(1, 4), Deed::Create(1), Deed::Subscribe(2)], &mut guid);
+        for round in 0..3 {
+            let [for_a, for_b] = plans_with(&a, &b, rules, Some(&base), direction);
+            assert_eq!(for_a.refused, [(name("B"), name("A/b"))], "{round}");
+            assert_eq!(for_b.refused, for_a.refused);
+            let idle = for_b.changes.is_empty() && for_a.changes.is_empty();
+            assert_eq!(idle, round > 0, "{:?} {:?}", for_a.changes, for_b.changes);
+            base = sync_with(&mut a, &mut b, rules, Some(&base), direction);
+            let guids = |tree: &MailboxTree, text| tree[&name(text)].mailbox.as_ref().map(|m| m.guid);
+            assert_eq!(guids(&a, "A/b"), guids(&b, "B"));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
 

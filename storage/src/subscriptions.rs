@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use dsync_model::MailboxName;
+use dsync_model::{MailboxName, mutf7};
 
-use crate::layout::Layout;
+use crate::layout::{Layout, Subscriber};
 use crate::lock::{DotLock, patience};
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -39,7 +39,7 @@ fn content(layout: &Layout) -> Result<Content> {
         } else {
             line.split(layout.stored_separator()).map(str::to_owned).collect()
         };
-        match layout.name_of_parts(&parts.iter().map(String::as_str).collect::<Vec<_>>()) {
+        match name_of(layout, &parts) {
             Some(name) => content.names.push((name, line.to_owned())),
             None => content.other.push(line.to_owned()),
         }
@@ -61,13 +61,7 @@ pub fn change(
     content.names.retain(|(name, _)| !remove.contains(name));
     for name in add {
         if content.names.iter().all(|(known, _)| known != name) {
-            let parts = layout.stored_parts(name);
-            let line = if content.version_2 {
-                parts.join("\t")
-            } else {
-                parts.join(&layout.stored_separator().to_string())
-            };
-            content.names.push((name.clone(), line));
+            content.names.push((name.clone(), line_of(layout, name, content.version_2)));
         }
     }
     let mut text = String::from(if content.version_2 { "V\t2\n\n" } else { "" });
@@ -80,6 +74,39 @@ pub fn change(
     disk::replace(&path, &temporary, text.as_bytes(), policy)?;
     drop(lock);
     Ok(())
+}
+
+/// The name in a line. Dovecot writes that of another namespace as `<prefix><stored name>`, and divides it where ours would be.
+fn name_of(layout: &Layout, fields: &[String]) -> Option<MailboxName> {
+    let whole = fields.join(&layout.stored_separator().to_string());
+    let fitting = layout
+        .subscribers
+        .iter()
+        .filter(|one| whole.strip_prefix(&one.prefix).is_some_and(|rest| !rest.is_empty()));
+    let Some(other) = fitting.max_by_key(|one| one.prefix.len()) else {
+        return layout.name_of_parts(&fields.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    let mut parts = other.parts.clone();
+    for part in whole[other.prefix.len()..].split(other.separator) {
+        parts.push(if other.utf8 { part.to_owned() } else { mutf7::decode(part)? });
+    }
+    MailboxName::new(&parts).ok()
+}
+
+fn line_of(layout: &Layout, name: &MailboxName, version_2: bool) -> String {
+    let ours = layout.stored_separator();
+    let below = |one: &&Subscriber| {
+        name.parts().len() > one.parts.len() && name.parts().iter().zip(&one.parts).all(|(a, b)| **a == **b)
+    };
+    let whole = match layout.subscribers.iter().filter(below).max_by_key(|one| one.parts.len()) {
+        None => layout.stored_name(name),
+        Some(other) => {
+            let inner = name.parts()[other.parts.len()..].iter();
+            let stored = inner.map(|part| if other.utf8 { part.to_string() } else { mutf7::encode(part) });
+            other.prefix.clone() + &stored.collect::<Vec<_>>().join(&other.separator.to_string())
+        }
+    };
+    if version_2 { whole.replace(ours, "\t") } else { whole }
 }
 
 fn unescape(part: &str) -> String {

@@ -46,11 +46,10 @@ impl Settings {
     /// The namespaces, in their order; aliases of others are left out. Without any in the configuration there is one, without a prefix.
     pub fn namespaces(&self, user: &User) -> Result<Vec<Namespace>, ConfError> {
         let mut all = Vec::new();
-        for section in self.used_namespaces() {
-            if get(section, "alias_for").is_some() {
-                continue;
+        for section in self.root().of_kind("namespace").map(|section| told_by_userdb(section, user)) {
+            if !section.yes("disabled") && get(&section, "alias_for").is_none() {
+                all.push(self.namespace(&section, user)?);
             }
-            all.push(self.namespace(section, user)?);
         }
         if all.is_empty() {
             all.push(Namespace {
@@ -162,6 +161,18 @@ impl Settings {
     }
 }
 
+/// The section with what fields `namespace/<its name>/<setting>` of the user say in its place. Their variables are expanded already.
+fn told_by_userdb(section: &Section, user: &User) -> Section {
+    let mut section = section.clone();
+    let begin = format!("namespace/{}/", section.title);
+    for (field, value) in user.extra.range(begin.clone()..).take_while(|(field, _)| field.starts_with(&begin))
+    {
+        let (key, place) = (field[begin.len()..].to_owned(), section.place.clone());
+        section.entries.push(Entry { key, value: Value::Text(value.replace('%', "%%")), place });
+    }
+    section
+}
+
 /// A setting of a namespace, which 2.4 may spell with its kind in front.
 pub(super) fn get<'a>(section: &'a Section, key: &str) -> Option<(&'a Place, &'a str)> {
     let entry = section.entry(key).or_else(|| section.entry(&format!("namespace_{key}")))?;
@@ -245,6 +256,25 @@ mod tests {
         let text = "dovecot_config_version = 2.4.0\nnamespace inbox {\n inbox = yes\n mail_driver = maildir\n mail_path = ~/Maildir\n}\n";
         let location = Settings::parse(text).unwrap().mail_location(&User::named("bob")).unwrap();
         assert_eq!(location.as_deref(), Some("maildir:~/Maildir"));
+    }
+
+    #[test]
+    fn the_userdb_may_say_otherwise() {
+        let fields = [
+            ("namespace/archive/location", "sdbox:/big/100%"),
+            ("namespace/archives/prefix", "Not/"),
+            ("namespace/inbox/prefix", "Mail/"),
+            ("namespace/old/disabled", "yes"),
+        ];
+        let extra = fields.map(|(field, value)| (field.to_owned(), value.to_owned())).into();
+        let user = User { extra, ..User::named("alice") };
+        let text = "namespace inbox {\n inbox = yes\n separator = /\n}\n\
+            namespace archive {\n prefix = Archive/\n separator = /\n location = maildir:~/archive\n}\n\
+            namespace old {\n prefix = Old/\n separator = /\n}\n";
+        let all = Settings::parse(text).unwrap().namespaces(&user).unwrap();
+        let found: Vec<_> = all.iter().map(|one| (one.prefix.as_str(), &one.mail)).collect();
+        let archive = Mail::Own("sdbox:/big/100%".into());
+        assert_eq!(found, [("Mail/", &Mail::Users), ("Archive/", &archive)]);
     }
 
     #[test]

@@ -79,6 +79,24 @@ impl Merge<'_> {
         mailbox.at[end].as_ref().is_some_and(|(now, _)| now == name) || self.rules[end].holds(name)
     }
 
+    /// Leaves a mailbox the names that it has, if an end would have to rename it into another of its namespaces: that is other mail,
+    /// elsewhere. The base keeps that end's name, so that the next run finds the rename again.
+    pub(super) fn refuse(&self, mailbox: &mut Mailbox) {
+        if mailbox.fate != Fate::Keep {
+            return;
+        }
+        let refused = ENDS.into_iter().find_map(|end| {
+            let (now, wanted) = (&mailbox.at[end].as_ref()?.0, mailbox.names[end].as_ref()?);
+            let rules = self.rules[end];
+            let namespace = |name: &MailboxName| Some(rules.place(name)?.0);
+            (namespace(now) != namespace(&rules.hold(wanted))).then(|| (end, wanted.clone()))
+        });
+        if refused.is_some() {
+            mailbox.names = Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(now, _)| now.clone())));
+            mailbox.refused = refused;
+        }
+    }
+
     /// Gives what an end cannot hold a name that it can: the one it has already, or the next that is free. All others come first.
     pub(super) fn hold_names(
         &self,

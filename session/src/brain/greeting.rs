@@ -194,6 +194,9 @@ impl Brain {
         let logs = Both([&self.logs[0], &self.logs[1]]);
         self.plan =
             dsync_merge::tree(trees, logs, self.rules(), self.base.as_ref(), direction, &in_scope, self.end);
+        for (now, wanted) in std::mem::take(&mut self.plan.refused) {
+            self.problem(format!("{now}: cannot be renamed to {wanted}: into another namespace"), 65);
+        }
         self.tell_attribute_times();
         self.stage = Stage::Planned;
         Ok(true)

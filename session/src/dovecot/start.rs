@@ -373,6 +373,9 @@ impl Brain {
             logs.swap(0, 1);
         }
         self.plan = dsync_merge::tree(Both(trees), Both(logs), Both(names), None, rules, &|_| true, me);
+        for (now, wanted) in std::mem::take(&mut self.plan.refused) {
+            self.problem(format!("{now}: cannot be renamed to {wanted}: into another namespace"), 65);
+        }
         let changes = std::mem::take(&mut self.plan.changes);
         if direction.source() == Some(me) {
             self.plan.deletes.clear();

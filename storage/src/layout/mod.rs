@@ -94,10 +94,25 @@ pub struct Layout {
     pub separator: Option<char>,
     /// The parts of the namespace's prefix: Dovecot's log has them too.
     pub prefix: Vec<String>,
+    /// Namespaces that keep no subscriptions of their own: they are among ours.
+    pub subscribers: Vec<Subscriber>,
     /// Annotations of mailboxes.
     pub attributes: Place,
     /// The user's home, which is locked as well while the account is synchronised.
     pub home: Option<PathBuf>,
+}
+
+/// A namespace whose subscriptions another one keeps: its prefix, as it is configured, and the name as it is stored there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subscriber {
+    /// Without that of the namespace that keeps them.
+    pub prefix: String,
+    /// The same in parts.
+    pub parts: Vec<String>,
+    /// Between parts of names within it, as stored.
+    pub separator: char,
+    /// Names within it are stored as UTF-8.
+    pub utf8: bool,
 }
 
 /// Where one mailbox lies.
@@ -144,6 +159,7 @@ impl Layout {
             volatile: None,
             separator: None,
             prefix: Vec::new(),
+            subscribers: Vec::new(),
             attributes: Place::Usual,
             home: None,
         }

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::attributes::Place;
 use crate::dbox::{Dbox, Rotation};
-use crate::layout::{Format, Index, Kind, Layout};
+use crate::layout::{Format, Index, Kind, Layout, Subscriber};
 use crate::maildir::Maildir;
 use crate::mbox::{Locking, Mbox};
 use crate::{Fsync, Result, Storage, StorageError};
@@ -61,6 +61,13 @@ impl Location {
     #[must_use]
     pub fn in_namespace(mut self, prefix: Vec<String>, separator: Option<char>, inbox: bool) -> Location {
         (self.layout.prefix, self.layout.separator, self.layout.has_inbox) = (prefix, separator, inbox);
+        self
+    }
+
+    /// The same, which keeps the subscriptions of these namespaces too.
+    #[must_use]
+    pub fn with_subscribers(mut self, subscribers: Vec<Subscriber>) -> Location {
+        self.layout.subscribers = subscribers;
         self
     }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use dsync_model::{MailboxName, NameRules, Namespaces};
 
 use super::Namespace;
-use crate::{Result, StorageError};
+use crate::layout::{Layout, Subscriber};
+use crate::{Location, Result, StorageError};
 
 /// The parts of the prefix.
 pub(super) fn parts(namespace: &Namespace) -> Result<Vec<String>> {
@@ -75,6 +76,24 @@ pub(super) fn subscriptions_of(
         true => usize::MAX,
         false => rules.namespaces[*index].prefix.len(),
     })
+}
+
+/// The namespaces whose subscriptions are kept by that at `keeper`, as its files have them.
+pub(super) fn subscribers(namespaces: &[Namespace], rules: &NameRules, keeper: usize) -> Vec<Subscriber> {
+    let above = &namespaces[keeper].prefix;
+    let kept = |(index, namespace): (usize, &Namespace)| {
+        let parts = &rules.namespaces[index].prefix;
+        let others = !namespace.subscriptions && subscriptions_of(namespaces, rules, parts) == Some(keeper);
+        let prefix = namespace.prefix.strip_prefix(above.as_str()).filter(|_| others)?;
+        let layout = namespace.location.as_ref().ok().map(Location::layout);
+        Some(Subscriber {
+            prefix: prefix.to_owned(),
+            parts: parts.get(rules.namespaces[keeper].prefix.len()..)?.to_vec(),
+            separator: layout.map_or('/', Layout::stored_separator),
+            utf8: layout.is_some_and(|layout| layout.utf8),
+        })
+    };
+    namespaces.iter().enumerate().filter_map(kept).collect()
 }
 
 pub(super) fn texts(name: &MailboxName) -> Vec<String> {
