@@ -218,6 +218,30 @@ fn states_go_on_from_where_they_were() {
     }
 }
 
+/// A Dovecot that takes another UIDVALIDITY begins its index anew; told a first recent UID of 1 then, it logs that it shrank.
+#[test]
+fn another_uidvalidity_is_taken_without_complaint() {
+    if !installed() {
+        return;
+    }
+    for ends in [Ends::WeCall, Ends::DovecotCalls] {
+        let world = World::new();
+        let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
+        world.fill(&a);
+        for _ in 0..2 {
+            world.session(ends, &["sync"], &a, &b, &[0]);
+        }
+        let ours = if ends == Ends::WeCall { &a } else { &b };
+        world.doveadm(ours, "mailbox|update|--uid-validity|4000000000|INBOX");
+        for _ in 0..2 {
+            let (code, text) = world.talk(ends, &["sync"], &a, &b);
+            assert!([0, 2].contains(&code) && !text.contains("Error"), "{ends:?}: {code} {text}");
+        }
+        assert_eq!(world.content(&a), world.content(&b), "{ends:?}");
+        assert!(world.view(&a).contains("4000000000") && world.view(&b).contains("4000000000"), "{ends:?}");
+    }
+}
+
 #[test]
 fn by_tcp_and_tls_in_both_roles() {
     if !installed() {

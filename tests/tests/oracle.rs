@@ -197,6 +197,9 @@ const WITH_DOVECOT: &[&str] = &[
     "tree-rename-one-side",
     "tree-subscriptions",
     "tree-swap",
+    "msg-same-mail-two-guids",
+    "tree-noselect-dirs",
+    "oneway-tree",
 ];
 const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
 const TRANSPORTS: [Transport; 3] = [Transport::Pipe, Transport::Tcp, Transport::Tls];

@@ -316,7 +316,11 @@ impl Brain {
             self.next_state.0.insert(pair.guid, LastCommon::of(&status));
             return Ok(true);
         }
-        let line = lines::counters(&status, self.settled.ask(&status), self.saves_guids());
+        let theirs = pair.statuses[self.end.other()].as_ref();
+        let renewed = theirs.is_some_and(|theirs| theirs.uid_validity != status.uid_validity);
+        // A Dovecot that takes our UIDVALIDITY begins its index anew, and complains if its first recent UID is not raised again.
+        let first_recent = if renewed { status.uid_next.get() } else { self.settled.ask(&status) };
+        let line = lines::counters(&status, first_recent, self.saves_guids());
         self.say(line.clone());
         self.asked = Some((pair, line));
         Ok(true)
@@ -353,7 +357,9 @@ impl Brain {
         let usable = |status| known.is_none_or(|known| known.uid == 0 || !known.is_ahead_of(status));
         match (pair, status) {
             (Some(pair), Ok(status)) if usable(&status) => {
-                let first_recent = self.settled.answer(&status, theirs.first_recent_uid);
+                let renewed = theirs.uid_validity != status.uid_validity.get();
+                let told = self.settled.answer(&status, theirs.first_recent_uid);
+                let first_recent = if renewed { status.uid_next.get() } else { told };
                 let ours = lines::counters(&status, first_recent, self.saves_guids());
                 self.say(ours.clone());
                 self.begin(pair, ours, *theirs)?;

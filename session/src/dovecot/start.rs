@@ -237,9 +237,9 @@ impl Brain {
         self.stage = Stage::Trees;
     }
 
-    fn tell_master_tree(&mut self, separator: u8, escape: Option<Vec<u8>>) {
+    fn tell_master_tree(&mut self) {
         self.tell_tree();
-        self.tell_deletes(separator, escape, &[]);
+        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
         self.tree_told = true;
     }
 
@@ -252,7 +252,7 @@ impl Brain {
     pub fn go_first(&mut self) {
         if self.waits_for_tree() {
             self.narrow_own();
-            self.tell_master_tree(SEPARATOR, Some(ESCAPE.to_vec()));
+            self.tell_master_tree();
         }
     }
 
@@ -270,9 +270,9 @@ impl Brain {
         self.say(lines::deletes(separator, escape, &deletions, &directories, names));
     }
 
-    /// Directories of the peer's that were removed here.
+    /// Directories of the peer's that were removed here; none as master, to whom the peer's separator is not known yet.
     fn removed_directories(&self) -> Vec<(MailboxName, Timestamp)> {
-        if matches!(self.direction, Direction::Mirror { .. }) {
+        if self.end == End::Initiator || matches!(self.direction, Direction::Mirror { .. }) {
             return Vec::new();
         }
         let (log, scope) = (self.storage.tree_log(), self.scope());
@@ -306,16 +306,14 @@ impl Brain {
                             self.show_inbox();
                         }
                         self.narrow()?;
+                        if !self.tree_told {
+                            // As the peer's separator is not known yet, names are told and not their hashes.
+                            self.recall_unsubscribed();
+                            self.tell_master_tree();
+                        }
                     }
                 }
                 Item::Deletes(deletes) if self.peer_tree_done => {
-                    if let (End::Initiator, [separator], false) =
-                        (self.end, &deletes.hierarchy_sep[..], self.tree_told)
-                    {
-                        // Names that were unsubscribed are told as names here.
-                        self.recall_unsubscribed();
-                        self.tell_master_tree(*separator, deletes.escape_char.clone());
-                    }
                     self.merge_trees(&deletes)?;
                     return Ok(true);
                 }
