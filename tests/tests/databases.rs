@@ -184,7 +184,7 @@ fn users_in_ldap() {
     );
     let auth_bind = old(dir.path(), "ldap", &file);
     let text = format!(
-        "ldap_uris = {place}\nldap_auth_dn = cn=admin,dc=example\nldap_auth_dn_password = secret\nldap_base = dc=example\n\
+        "ldap_uris = ldap://127.0.0.1:1 {place}\nldap_auth_dn = cn=admin,dc=example\nldap_auth_dn_password = secret\nldap_base = dc=example\n\
          passdb ldap {{\n filter = (uid=%{{user | username}})\n fields {{\n  password = %{{ldap:userPassword}}\n }}\n}}\n\
          userdb ldap {{\n filter = (uid=%{{user | username}})\n iterate_filter = (objectClass=posixAccount)\n \
          iterate_fields {{\n  user = %{{ldap:uid}}\n }}\n fields {{\n  home = %{{ldap:homeDirectory}}\n  uid = %{{ldap:uidNumber}}\n  gid = %{{ldap:gidNumber}}\n  \
