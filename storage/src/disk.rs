@@ -123,13 +123,18 @@ fn step(path: &Path) -> Result<bool> {
 
 /// Permissions for new files in `directory`: what the directory grants, without execution.
 pub fn file_mode(directory: &Path) -> u32 {
-    fs::metadata(directory).map_or(0o600, |meta| (meta.mode() & 0o666) | 0o600)
+    fs::metadata(directory).map_or(0o600, |meta| granted(&meta))
+}
+
+/// What a directory grants to the files in it.
+fn granted(directory: &Metadata) -> u32 {
+    (directory.mode() & 0o666) | 0o600
 }
 
 /// Creates a file that must not exist, with the rights and the group that its directory grants.
 pub fn create_alike(path: &Path) -> Result<File> {
     let directory = path.parent().and_then(|directory| fs::metadata(directory).ok());
-    let mode = directory.as_ref().map_or(0o600, |meta| (meta.mode() & 0o666) | 0o600);
+    let mode = directory.as_ref().map_or(0o600, granted);
     if !step(path)? {
         return memory_file(&[], path);
     }

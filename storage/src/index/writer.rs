@@ -183,7 +183,7 @@ impl Writer<'_> {
         bytes.extend_from_slice(&content.into_bytes());
         let fresh = new_log(&paths);
         disk::remove(&fresh)?;
-        let mut file = disk::create(&fresh, disk::file_mode(&paths.directory))?;
+        let mut file = disk::create_alike(&fresh)?;
         disk::write(&mut file, &bytes, &fresh)?;
         disk::sync_file(&file, &fresh, policy)?;
         let lock = OfdLock::take(&file, &fresh, Duration::ZERO)?;
@@ -218,7 +218,7 @@ impl Writer<'_> {
         };
         let fresh = new_log(&paths);
         disk::remove(&fresh)?;
-        let mut file = disk::create(&fresh, disk::file_mode(&paths.directory))?;
+        let mut file = disk::create_alike(&fresh)?;
         disk::write(&mut file, &header.to_bytes(), &fresh)?;
         disk::sync_file(&file, &fresh, policy)?;
         let lock = OfdLock::take(&file, &fresh, Duration::ZERO)?;
@@ -273,7 +273,7 @@ fn put_log(paths: &Paths, bytes: &[u8]) -> Result<()> {
     disk::make_directory(&paths.directory)?;
     let fresh = new_log(paths);
     disk::remove(&fresh)?;
-    let mut file: File = disk::create(&fresh, disk::file_mode(&paths.directory))?;
+    let mut file: File = disk::create_alike(&fresh)?;
     disk::write(&mut file, bytes, &fresh)?;
     disk::sync_file(&file, &fresh, Fsync::Always)?;
     if disk::pretends() {
