@@ -21,6 +21,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Bytes that may wait to be sent before the brain is asked for more.
 const SEND_BYTES_HIGH: usize = 1 << 20;
+/// Room for what is read at once; without room, a read takes as little as 64 bytes.
+pub(crate) const READ_BYTES: usize = 64 << 10;
 /// Pieces of work between two looks at the stream.
 const WORK_STEPS: u32 = 32;
 /// A frame goes out at least this often while there is nothing to say.
@@ -119,6 +121,7 @@ impl Link {
             {
                 return Ok(report);
             }
+            self.input.reserve(READ_BYTES);
             let deadline = (heard + options.silence).min(spoke + KEEP_ALIVE);
             tokio::select! {
                 biased;

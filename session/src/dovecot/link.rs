@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Brain, Output};
-use crate::link::{Options, Stream};
+use crate::link::{Options, READ_BYTES, Stream};
 use crate::rawlog::RawLog;
 use crate::{Report, SessionError};
 
@@ -128,6 +128,7 @@ impl Link {
             }
             let room = !ended && self.input.len() + self.raw.len() < RECEIVE_BYTES_HIGH;
             let incoming = if self.demux.is_some() { &mut self.raw } else { &mut self.input };
+            incoming.reserve(READ_BYTES);
             tokio::select! {
                 biased;
                 read = reader.read_buf(incoming), if room => match read {
