@@ -41,6 +41,7 @@ pub fn check_keeping(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     messages_are_kept(keeps, open);
     nothing_happens_without_commit(open);
     uids_are_never_given_twice(keeps, open);
+    modseqs_come_out_as_they_are_elsewhere(open);
 }
 
 fn attributes_are_kept(open: &mut dyn FnMut() -> Box<dyn Storage>) {
@@ -93,7 +94,12 @@ fn save(mailbox: &mut dyn Mailbox, message: NewMessage, body: &[u8]) {
 }
 
 fn commit(mailbox: &mut dyn Mailbox, uid_next_min: u32) -> Committed {
-    let goal = Goal { uid_next_min: uid(uid_next_min), modseq_min: ModSeq::NONE, uid_validity: None };
+    let goal = Goal {
+        uid_next_min: uid(uid_next_min),
+        modseq_min: ModSeq::NONE,
+        uid_validity: None,
+        unfinished: false,
+    };
     mailbox.commit(goal).expect("commits")
 }
 
@@ -284,7 +290,12 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     let all = |(_, _, flags): &(u32, String, FlagSet)| flags.system.contains(Flags::ANSWERED);
     assert!(both.len() == 2 && both.iter().all(all), "{both:?}");
     drop(again);
-    let goal = Goal { uid_next_min: uid(50), modseq_min: ModSeq::NONE, uid_validity: Some(validity(99)) };
+    let goal = Goal {
+        uid_next_min: uid(50),
+        modseq_min: ModSeq::NONE,
+        uid_validity: Some(validity(99)),
+        unfinished: false,
+    };
     open_box(open).commit(goal).expect("commits");
     let status = open_box(open).status().expect("tells");
     assert_eq!((status.uid_next, status.uid_validity, status.messages), (uid(50), validity(99), 2));
@@ -332,4 +343,61 @@ fn uids_are_never_given_twice(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn St
     );
     drop((ours, other));
     without_box(open(), name);
+}
+
+/// However many commits the first messages of a mailbox come in.
+fn modseqs_come_out_as_they_are_elsewhere(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let modseqs = [900, 3, 7, 1, 950, 2, 4];
+    let goal = |unfinished| Goal {
+        uid_next_min: uid(if unfinished { 1 } else { 20 }),
+        modseq_min: if unfinished { ModSeq::NONE } else { ModSeq::new(1000).expect("in range") },
+        uid_validity: None,
+        unfinished,
+    };
+    for (parts, intruder) in [(1, false), (2, false), (7, false), (3, true)] {
+        let (mut storage, name) = with_box(open, "Imported");
+        let mut mailbox = storage.open(BOX).expect("opens");
+        mailbox.changes(Since::All).expect("lists");
+        let mut messages = (1..).zip(modseqs).map(|(n, modseq)| NewMessage {
+            modseq: ModSeq::new(modseq).expect("in range"),
+            ..message(
+                n,
+                &format!("{n}.guid"),
+                flags(Flags::SEEN, if n % 2 == 0 { &["Even"] } else { &["Odd"] }),
+            )
+        });
+        for part in 0..parts {
+            let some = messages.by_ref().take(modseqs.len().div_ceil(parts));
+            some.for_each(|message| save(&mut *mailbox, message, b"Subject: imported\n\ntext\n"));
+            mailbox.commit(goal(part + 1 < parts)).expect("commits");
+            if intruder && part == 0 {
+                let mut other = open_box(open);
+                let add = flags(Flags::FLAGGED, &[]);
+                let remove = FlagSet::default();
+                other
+                    .apply(&[MessageAction::Flags { uid: uid(2), add, remove, modseq_min: ModSeq::NONE }])
+                    .expect("takes note");
+                commit(&mut *other, 1);
+            }
+        }
+        drop(mailbox);
+        let changes = open_box(open).changes(Since::All).expect("lists");
+        let modseq = |change: &MessageChange| match change {
+            MessageChange::Save { modseq, .. } => modseq.get(),
+            other => panic!("only saves: {other:?}"),
+        };
+        let got: Vec<u64> = changes.list.iter().map(modseq).collect();
+        let status = changes.status;
+        assert_eq!((status.messages, status.uid_next), (7, uid(20)), "{parts} parts");
+        // Who keeps no modseqs gives all messages the same.
+        if got.iter().any(|modseq| *modseq != got[0]) {
+            if intruder {
+                assert!(got.iter().zip(modseqs).all(|(got, wanted)| *got >= wanted), "{got:?}");
+                assert!(status.highest_modseq.get() >= 1000, "{status:?}");
+            } else {
+                assert_eq!((&got[..], status.highest_modseq.get()), (&modseqs[..], 1000), "{parts} parts");
+            }
+        }
+        without_box(open(), name);
+    }
 }

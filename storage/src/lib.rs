@@ -237,6 +237,8 @@ pub struct Goal {
     pub uid_next_min: Uid,
     pub modseq_min: ModSeq,
     pub uid_validity: Option<UidValidity>,
+    /// More of the same is still to come: `modseq_min` and UIDNEXT are raised by the commit that ends it.
+    pub unfinished: bool,
 }
 
 /// What came of a commit.

@@ -108,7 +108,12 @@ impl User {
 }
 
 fn commit(mailbox: &mut dyn Mailbox, status: MailboxStatus) {
-    let goal = Goal { uid_next_min: status.uid_next, modseq_min: status.highest_modseq, uid_validity: None };
+    let goal = Goal {
+        uid_next_min: status.uid_next,
+        modseq_min: status.highest_modseq,
+        uid_validity: None,
+        unfinished: false,
+    };
     let committed = mailbox.commit(goal).expect("commits");
     assert_eq!(committed.not_kept, []);
 }

@@ -211,7 +211,7 @@ fn save(mailbox: &mut dyn Mailbox, n: u32, guid: &str, flags: FlagSet, bytes: us
 }
 
 fn goal() -> Goal {
-    Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None }
+    Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None, unfinished: false }
 }
 
 fn commit(mailbox: &mut dyn Mailbox) -> Committed {

@@ -192,7 +192,12 @@ fn work_on(paths: &Paths) -> Result<()> {
         expunged: state.uids.first().map(|uid| (*uid, [1; 16])).into_iter().collect(),
         ..Edit::default()
     };
-    let goal = Goal { uid_next_min: Uid::MIN, modseq_min: modseq, uid_validity: UidValidity::new(7) };
+    let goal = Goal {
+        uid_next_min: Uid::MIN,
+        modseq_min: modseq,
+        uid_validity: UidValidity::new(7),
+        unfinished: false,
+    };
     assert!(edit.fits(&state));
     edit.rebuilt(&state, goal, &[]);
     writer.append(edit.transaction(&state, goal, &[]), Fsync::Never)?;

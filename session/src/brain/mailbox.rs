@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
 use dsync_model::{
-    FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, Since, Uid, UidSet,
+    FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, NewMessage, Since, Uid,
+    UidSet,
 };
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
@@ -372,16 +373,8 @@ impl Brain {
         }
         let (Some(mailbox), Some(plan)) = (open.mailbox.as_mut(), &open.plan) else { return Ok(()) };
         let status = open.pair.statuses[self.end].as_ref();
-        let goal = Goal {
-            // UIDNEXT moves past what is still to come only when it has come.
-            uid_next_min: if open.fetches.is_empty() {
-                plan.uid_next_min
-            } else {
-                status.map_or(Uid::MIN, |s| s.uid_next)
-            },
-            modseq_min: plan.modseq_min,
-            uid_validity: plan.uid_validity,
-        };
+        let uid_next = status.map_or(Uid::MIN, |status| status.uid_next);
+        let goal = goal_of(plan, uid_next, !open.fetches.is_empty());
         let next = open.fetches.front().map(|(fetch, _)| fetch.uid);
         let waiting = std::mem::take(&mut open.waiting);
         let (now, later) = waiting.into_iter().partition(|action| match action {
@@ -578,9 +571,14 @@ impl Brain {
 }
 
 pub(super) fn goal(plan: &MessagePlan, status: &MailboxStatus) -> Goal {
-    // With saves to come, UIDNEXT is raised by the commit that ends them.
-    let uid_next_min = if plan.fetches.is_empty() { plan.uid_next_min } else { status.uid_next };
-    Goal { uid_next_min, modseq_min: plan.modseq_min, uid_validity: plan.uid_validity }
+    goal_of(plan, status.uid_next, !plan.fetches.is_empty())
+}
+
+/// With saves to come, the counters move past them only when they have come.
+fn goal_of(plan: &MessagePlan, uid_next: Uid, unfinished: bool) -> Goal {
+    let (uid_next_min, modseq_min) =
+        if unfinished { (uid_next, ModSeq::NONE) } else { (plan.uid_next_min, plan.modseq_min) };
+    Goal { uid_next_min, modseq_min, uid_validity: plan.uid_validity, unfinished }
 }
 
 /// Tells the flags that changed by the base, which is void because of the other end's UIDVALIDITY, but true here. The log that a list without

@@ -15,7 +15,7 @@ use super::saving::Saving;
 use super::shared::Shared;
 use crate::compressed::Opened;
 use crate::index::edit::{flag_set, keywords, uid_next};
-use crate::index::{Appended, Edit, Flagged, Index, State};
+use crate::index::{Appended, Edit, Flagged, Import, Index, State};
 use crate::lock::patience;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError};
 
@@ -34,6 +34,7 @@ pub(super) struct DboxMailbox {
     coming: Option<Saving>,
     pending: Vec<Pending>,
     actions: Vec<MessageAction>,
+    import: Import,
 }
 
 impl DboxMailbox {
@@ -48,6 +49,7 @@ impl DboxMailbox {
             coming: None,
             pending: Vec::new(),
             actions: Vec::new(),
+            import: Import::default(),
         }
     }
 
@@ -302,14 +304,7 @@ impl DboxMailbox {
             }
         }
         let extensions = self.bodies.extensions();
-        if let Some(state) = edit.imported(&state, goal, &extensions) {
-            writer.import(state, policy)?;
-        } else if edit.fits(&state) {
-            writer.append(edit.transaction(&state, goal, &extensions), policy)?;
-            writer.tidy(policy)?;
-        } else {
-            writer.rebuild(edit.rebuilt(&state, goal, &extensions), policy)?;
-        }
+        self.import.write(&mut writer, &mut edit, goal, &extensions, policy)?;
         self.bodies.finish(map.as_mut(), &edit, policy)?;
         for (uid, _) in &edit.expunged {
             self.guids.remove(uid);

@@ -261,7 +261,12 @@ fn append(shared: &Shared, name: &MailboxName, orphans: &[(u32, [u8; 16])]) -> R
         data: ids(orphan).into(),
     });
     let edit = Edit { appended: appended.collect(), ..Edit::default() };
-    let goal = Goal { uid_next_min: dsync_model::Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
+    let goal = Goal {
+        uid_next_min: dsync_model::Uid::MIN,
+        modseq_min: ModSeq::NONE,
+        uid_validity: None,
+        unfinished: false,
+    };
     let transaction = edit.transaction(writer.state(), goal, &mdbox::extensions());
     writer.append(transaction, shared.account.fsync)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_model::{FlagSet, Flags, Keyword, ModSeq, Uid};
 
-use super::format::{MINOR, Records, u32_at};
+use super::format::u32_at;
 use super::state::{KEYWORDS, MODSEQ};
 use super::{Extension, State, Transaction, ranges};
 use crate::Goal;
@@ -73,6 +73,11 @@ impl Edit {
         self.appended.iter().all(|mail| mail.uid >= state.header.next_uid)
     }
 
+    /// Says whether a log can tell it, and new messages are all there is to tell.
+    pub fn only_appends(&self, state: &State) -> bool {
+        self.flagged.is_empty() && self.expunged.is_empty() && self.fits(state)
+    }
+
     /// The transaction that leads from `state` to what is wanted. Modseqs come out as asked for, as far as a log that only
     /// counts up allows; what is expunged gets the modseq that the mailbox ends with.
     pub fn transaction(&self, state: &State, goal: Goal, extensions: &[Extension]) -> Transaction {
@@ -121,27 +126,6 @@ impl Edit {
             log.modseqs(&[(NOBODY, goal.modseq_min.get())]);
         }
         log
-    }
-
-    /// The state of a mailbox that was never used after its first messages have come, with exactly their modseqs; `None` where a log can
-    /// say so too. A log only counts up, by one for each keyword: what comes from elsewhere may have counted less.
-    pub fn imported(&self, state: &State, goal: Goal, extensions: &[Extension]) -> Option<State> {
-        let unused = state.uids.is_empty() && state.header.next_uid == 1 && self.flagged.is_empty();
-        let highest = self.appended.iter().map(|mail| mail.modseq.get()).max()?.max(goal.modseq_min.get());
-        let mut state = Some(state.clone()).filter(|_| unused && highest > 0)?;
-        let bytes = self.transaction(&state, goal, extensions).into_bytes();
-        Records::new(&bytes, 0).try_for_each(|record| state.apply(MINOR, &record)).ok()?;
-        let wanted = |mail: &Appended| mail.modseq.get().max(1);
-        if state.modseq == highest
-            && self.appended.iter().zip(0..).all(|(mail, row)| state.modseq_of(row) == wanted(mail))
-        {
-            return None;
-        }
-        let modseqs: Vec<u8> = self.appended.iter().flat_map(|mail| wanted(mail).to_le_bytes()).collect();
-        let id = state.extension_id(MODSEQ)?;
-        state.extensions[id].data = modseqs;
-        state.modseq = highest;
-        Some(state)
     }
 
     fn format_data(&self, state: &State, extensions: &[Extension], log: &mut Transaction) {

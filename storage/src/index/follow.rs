@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use dsync_model::{FlagSet, Keyword, MessageAction, ModSeq, NewMessage, Uid};
 
 use super::edit::{DIRTY, flag_set, keywords};
-use super::{Appended, Edit, Extension, Flagged, State, Writer};
-use crate::{Fsync, Goal, Result};
+use super::{Appended, Edit, Flagged, State};
+use crate::Goal;
 
 /// Nothing is asked for but what the files say.
-pub const NO_GOAL: Goal = Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
+pub const NO_GOAL: Goal =
+    Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None, unfinished: false };
 
 /// What a commit did, beyond what the files can tell.
 #[derive(Default)]
@@ -104,25 +105,4 @@ pub fn tell(edit: &mut Edit, state: &State, told: &Told<'_>) {
             MessageAction::Expunge { .. } => {}
         }
     }
-}
-
-/// Writes the edit in the one way that can tell it.
-pub fn write(
-    writer: &mut Writer<'_>,
-    edit: &Edit,
-    goal: Goal,
-    extensions: &[Extension],
-    policy: Fsync,
-) -> Result<()> {
-    let state = writer.state();
-    if let Some(state) = edit.imported(state, goal, extensions) {
-        return writer.import(state, policy);
-    }
-    if edit.fits(state) {
-        let transaction = edit.transaction(state, goal, extensions);
-        writer.append(transaction, policy)?;
-        return writer.tidy(policy);
-    }
-    let content = edit.rebuilt(state, goal, extensions);
-    writer.rebuild(content, policy)
 }

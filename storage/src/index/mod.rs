@@ -9,6 +9,7 @@ pub mod edit;
 pub mod follow;
 pub mod format;
 pub mod history;
+mod import;
 mod records;
 mod snapshot;
 pub mod state;
@@ -26,6 +27,7 @@ pub use transaction::{Transaction, ranges};
 pub use writer::Writer;
 
 pub use edit::{Appended, Edit, Flagged, RecordData};
+pub use import::Import;
 
 use crate::{Result, StorageError, disk};
 use format::{LogHeader, Records};

@@ -205,7 +205,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn rotate_to(&mut self, state: State, policy: Fsync) -> Result<()> {
+    /// Begins a new log, and a snapshot that holds this state: the present one, with modseqs that no log can tell.
+    pub fn rotate_to(&mut self, state: State, policy: Fsync) -> Result<()> {
         let index = &mut *self.index;
         let paths = index.paths.clone();
         let header = LogHeader {

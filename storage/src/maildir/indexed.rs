@@ -9,7 +9,7 @@ use super::scan::{Scan, guid, size};
 use super::uidlist;
 use crate::index::edit::{flag_set, keywords, pop3_uidl};
 use crate::index::follow::{self, NO_GOAL, Told};
-use crate::index::{Appended, Edit, Index, Paths, State, Transaction};
+use crate::index::{Appended, Edit, Import, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::lock::{DotLock, patience};
 use crate::{Fsync, Goal, Result, StorageError, disk};
@@ -27,7 +27,7 @@ pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<In
         }
         let goal =
             Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
-        write(&mut index, places, scan, goal, &Told::default(), policy)?;
+        write(&mut index, places, scan, goal, &Told::default(), policy, &mut Import::Over)?;
         drop(lock);
     }
     Ok(Some(index))
@@ -79,6 +79,7 @@ pub fn write(
     goal: Goal,
     told: &Told<'_>,
     policy: Fsync,
+    import: &mut Import,
 ) -> Result<()> {
     let mut writer = index.lock(patience())?;
     let state = writer.state();
@@ -92,7 +93,7 @@ pub fn write(
         let named = scan.list.records.iter().rev().find(|record| record.field(b'P').is_some());
         edit.headers.extend(named.and_then(|record| pop3_uidl(state, record.uid.get())));
     }
-    follow::write(&mut writer, &edit, goal, &[], policy)
+    import.write(&mut writer, &mut edit, goal, &[], policy)
 }
 
 /// UIDVALIDITY and UIDNEXT as the index has them, if there is one that can be read.

@@ -19,7 +19,7 @@ use super::scan::{FileName, Scan, TMP_SUFFIX, fresh_base, guid};
 use super::uidlist::{self, Record};
 use crate::compressed::{self, Opened};
 use crate::index::follow::Told;
-use crate::index::{Index, State};
+use crate::index::{Import, Index, State};
 use crate::layout::Places;
 use crate::lock::{DotLock, patience};
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -56,6 +56,7 @@ pub(super) struct MaildirMailbox {
     coming: Option<Coming>,
     pending: Vec<Pending>,
     actions: Vec<MessageAction>,
+    import: Import,
 }
 
 impl MaildirMailbox {
@@ -75,6 +76,7 @@ impl MaildirMailbox {
             coming: None,
             pending: Vec::new(),
             actions: Vec::new(),
+            import: Import::default(),
         }
     }
 
@@ -531,7 +533,8 @@ impl Mailbox for MaildirMailbox {
         if let Some(index) = &mut self.index {
             let (uid_next_min, uid_validity) = (self.scan.list.uid_next(), self.scan.list.uid_validity);
             let goal = Goal { uid_next_min, uid_validity, ..goal };
-            indexed::write(index, &self.places, &mut self.scan, goal, &told, policy)?;
+            let (scan, import) = (&mut self.scan, &mut self.import);
+            indexed::write(index, &self.places, scan, goal, &told, policy, import)?;
         }
         self.expected_next = Some(self.scan.list.uid_next());
         self.scan.refresh_stamps(&self.places);

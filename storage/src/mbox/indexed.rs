@@ -19,7 +19,7 @@ use crate::account::Account;
 use crate::by_header::NO_GUID;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::{self, NO_GOAL, Told};
-use crate::index::{Edit, Extension, Index, Paths, RecordData, State, Transaction};
+use crate::index::{Edit, Extension, Import, Index, Paths, RecordData, State, Transaction};
 use crate::layout::Places;
 use crate::lock::patience;
 use crate::{Goal, Result, StorageError, disk};
@@ -226,7 +226,7 @@ impl Shared {
         let edit = difference(&file, index.state(), before);
         let next = goal.uid_next_min > uid_next(index.state());
         if next || !edit.appended.is_empty() || !edit.flagged.is_empty() || !edit.expunged.is_empty() {
-            self.follow(&mut index, &file, before, goal, &Told::default())?;
+            self.follow(&mut index, &file, before, goal, &Told::default(), &mut Import::Over)?;
         }
         let stamp = Stamp::of_file(lock.file(), places)?;
         Ok(Some(Content { file, stamp, index }))
@@ -251,12 +251,13 @@ impl Shared {
         before: Option<&MboxFile>,
         goal: Goal,
         told: &Told<'_>,
+        import: &mut Import,
     ) -> Result<()> {
         let mut writer = index.lock(patience())?;
         let mut edit = difference(file, writer.state(), before);
         follow::tell(&mut edit, writer.state(), told);
         note_offsets(&mut edit, file, writer.state());
-        follow::write(&mut writer, &edit, goal, &[extension()], self.account.fsync)
+        import.write(&mut writer, &mut edit, goal, &[extension()], self.account.fsync)
     }
 
     /// Writes GUID and UIDVALIDITY of a mailbox into its index.

@@ -20,6 +20,7 @@ use super::message::VirtualMessage;
 use super::rewrite::{self, Change, Edits};
 use super::scan::{Entry, MboxFile};
 use crate::by_header::NO_GUID;
+use crate::index::Import;
 use crate::index::edit::{flag_set, keywords};
 use crate::index::follow::Told;
 use crate::layout::Places;
@@ -72,6 +73,7 @@ pub(super) struct MboxMailbox {
     coming: Option<Coming>,
     pending: Vec<Pending>,
     actions: Vec<MessageAction>,
+    import: Import,
 }
 
 /// Removes what our own processes left beside a mailbox when they died.
@@ -97,6 +99,7 @@ impl MboxMailbox {
             coming: None,
             pending: Vec::new(),
             actions: Vec::new(),
+            import: Import::default(),
         }
     }
 
@@ -290,7 +293,7 @@ impl MboxMailbox {
         let uid_next_min = goal.uid_next_min.max(next_of(&self.content.file));
         let goal = Goal { uid_next_min, uid_validity: Some(validity), ..goal };
         let Content { file, index, stamp } = &mut self.content;
-        self.shared.follow(index, file, Some(&before), goal, &told)?;
+        self.shared.follow(index, file, Some(&before), goal, &told, &mut self.import)?;
         *stamp = Stamp::of(&lock.file().metadata().map_err(StorageError::io(lock.path()))?);
         self.expected_next = Some(self.content.uid_next());
         Ok(committed)

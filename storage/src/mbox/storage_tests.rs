@@ -123,7 +123,8 @@ fn a_flag_that_is_in_the_index_alone_outlives_the_index() {
         reader: Box::new(Cursor::new(b"Subject: 5\n\nText 5.\n")),
     };
     mailbox.save(new, body).unwrap();
-    let goal = Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None };
+    let goal =
+        Goal { uid_next_min: Uid::MIN, modseq_min: ModSeq::NONE, uid_validity: None, unfinished: false };
     assert_eq!(mailbox.commit(goal).unwrap().not_kept, []);
     drop(mailbox);
     let index = account.index();

@@ -10,14 +10,15 @@ use crate::{Progress, SessionError, commits};
 
 impl Exchange {
     fn goal(&self) -> Goal {
-        let (uid_next, modseq) =
-            self.plan.as_ref().map_or((0, 0), |plan| (plan.uid_next_min, plan.modseq_min));
-        // UIDNEXT moves past what is still to come only when it has come.
-        let uid_next = if self.to_come.is_empty() { uid_next } else { 0 };
+        let unfinished = !self.to_come.is_empty();
+        // The counters move past what is still to come only when it has come.
+        let plan = self.plan.as_ref().filter(|_| !unfinished);
+        let (uid_next, modseq) = plan.map_or((0, 0), |plan| (plan.uid_next_min, plan.modseq_min));
         Goal {
             uid_next_min: Uid::new(uid_next).unwrap_or(Uid::MIN).max(self.status.uid_next),
             modseq_min: ModSeq::new(modseq).unwrap_or_default().max(self.status.highest_modseq),
             uid_validity: self.uid_validity,
+            unfinished,
         }
     }
 
