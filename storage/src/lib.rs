@@ -94,6 +94,11 @@ pub trait Storage: Send {
     /// Opens a mailbox of the last [`tree`](Self::tree), or one that was created since.
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>>;
 
+    /// How a mailbox is now.
+    fn status(&mut self, mailbox: MailboxGuid) -> Result<MailboxStatus> {
+        self.open(mailbox)?.status()
+    }
+
     /// Attributes (IMAP METADATA) of all mailboxes; `None`: the storage keeps none.
     fn attributes(&mut self) -> Result<Option<AttributeList>>;
 

@@ -47,6 +47,13 @@ impl Fingerprint {
         }
         Some(Fingerprint(xxh3_128(&bytes)))
     }
+
+    /// The same for a log, which is only added to or replaced: its size tells of a change, however short ago that was.
+    pub fn of_log(log: &Path) -> Option<Fingerprint> {
+        let meta = std::fs::metadata(log).ok()?;
+        let numbers = [meta.dev(), meta.ino(), meta.size(), meta.mtime() as u64, meta.mtime_nsec() as u64];
+        Some(Fingerprint(xxh3_128(&numbers.map(u64::to_le_bytes).concat())))
+    }
 }
 
 /// When the last of these files or directories changed, in whole seconds; `None` if none is there.
@@ -71,9 +78,10 @@ impl StatusCache {
 
     /// What is known of a mailbox that looks so.
     pub fn get(&mut self, mailbox: &Path, now: Option<Fingerprint>) -> Option<MailboxStatus> {
-        let (fingerprint, status) = self.known.get(mailbox).filter(|(known, _)| Some(*known) == now)?;
-        self.seen.insert(mailbox.to_owned(), (*fingerprint, status.clone()));
-        Some(status.clone())
+        let found = self.seen.get(mailbox).or_else(|| self.known.get(mailbox));
+        let (fingerprint, status) = found.filter(|(known, _)| Some(*known) == now)?.clone();
+        self.seen.insert(mailbox.to_owned(), (fingerprint, status.clone()));
+        Some(status)
     }
 
     /// Notes what was found out about a mailbox that looked so before and after.
@@ -84,7 +92,7 @@ impl StatusCache {
     }
 
     /// Writes the note, if it would say something new.
-    pub fn write(self, account: &Account) {
+    pub fn write(&mut self, account: &Account) {
         if self.seen == self.known {
             return;
         }
@@ -97,6 +105,7 @@ impl StatusCache {
         if let Err(error) = account.write_note(NOTE, &bytes) {
             tracing::debug!("{error}: statuses are not kept");
         }
+        self.known = self.seen.clone();
     }
 }
 

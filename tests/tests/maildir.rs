@@ -168,6 +168,7 @@ fn a_commit_does_not_bring_back_what_another_expunged_meanwhile() {
         uid_next_min: Uid::new(next).expect("a UID"),
         modseq_min: ModSeq::NONE,
         uid_validity: None,
+        unfinished: false,
     };
     let before = index().position().0;
     other.apply(&[MessageAction::Expunge { uid: Uid::MIN, guid: None }]).expect("takes note");
@@ -329,7 +330,9 @@ fn flags_follow_mail_out_of_a_mailbox_that_is_deleted() {
         let actions = [flags(2, &[Flags::FLAGGED, Flags::DELETED], Flags::SEEN), flags(3, &[], Flags::NONE)];
         mailbox.apply(&actions).expect("applies");
         let (uid_next_min, modseq_min) = (status.uid_next, ModSeq::NONE);
-        mailbox.commit(Goal { uid_next_min, modseq_min, uid_validity: None }).expect("commits");
+        mailbox
+            .commit(Goal { uid_next_min, modseq_min, uid_validity: None, unfinished: false })
+            .expect("commits");
         drop((mailbox, storage));
         for n in 1..=9 {
             let name = format!("{}:2,S", base(n));

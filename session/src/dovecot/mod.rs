@@ -304,8 +304,7 @@ impl Brain {
             self.stage = Stage::Finishing;
             return Ok(true);
         };
-        let opened = self.storage.open(pair.guid).and_then(|mut mailbox| mailbox.status());
-        let status = match opened {
+        let status = match self.storage.status(pair.guid) {
             Ok(status) => status,
             Err(error) => {
                 self.problem(format!("{}: {}", pair.name, chain(&error)), error.status());
@@ -346,10 +345,9 @@ impl Brain {
         let pair = self.plan.pairs.iter().find(|pair| pair.guid == guid).cloned();
         let status = match &pair {
             Some(pair) => {
-                let opened = self.storage.open(guid).and_then(|mut mailbox| mailbox.status());
                 let failed =
                     |error: StorageError| (format!("{}: {}", pair.name, chain(&error)), error.status());
-                opened.map_err(failed)
+                self.storage.status(guid).map_err(failed)
             }
             None => Err((String::new(), 0)),
         };

@@ -17,7 +17,8 @@ use crate::compressed::Opened;
 use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::{Appended, Edit, Flagged, Import, Index, State};
 use crate::lock::patience;
-use crate::{Body, Committed, Goal, Mailbox, Result, StorageError};
+use crate::status_cache::Fingerprint;
+use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
 
 /// Bytes read from a body at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -348,8 +349,13 @@ fn bits(
 
 impl Mailbox for DboxMailbox {
     fn status(&mut self) -> Result<MailboxStatus> {
+        let log = self.index.paths().log();
+        let before = Fingerprint::of_log(&log);
         let list = self.list()?;
-        self.status_of(&list)
+        let status = self.status_of(&list)?;
+        let after = Fingerprint::of_log(&log).filter(|after| Some(*after) == before && !disk::pretends());
+        self.shared.statuses().put(&self.bodies.places().mail, after, &status);
+        Ok(status)
     }
 
     fn changes(&mut self, since: Since<'_>) -> Result<Changes> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
@@ -19,6 +19,7 @@ use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::lock::patience;
+use crate::status_cache::StatusCache;
 use crate::{MailboxProblem, Result, StorageError, disk};
 
 const HEADER_BYTES: usize = 24;
@@ -34,9 +35,15 @@ pub(super) struct Shared {
     pub attachments: Option<PathBuf>,
     /// The files of mdbox.
     pub store: Option<Store>,
+    /// What mailboxes were like when they were last looked at. That of [`Dbox::tree`](super::storage::Dbox) is kept for the next run.
+    pub statuses: Mutex<StatusCache>,
 }
 
 impl Shared {
+    pub fn statuses(&self) -> MutexGuard<'_, StatusCache> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An open mailbox. `map` is what another mailbox of the account read of it.
     pub fn mailbox(
         self: &Arc<Shared>,

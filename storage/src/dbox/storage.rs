@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
-    TreeChange, TreeLog, Uid, UidValidity,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree,
+    NameRules, StoreId, TreeChange, TreeLog, Uid, UidValidity,
 };
 use rand::RngExt;
 
@@ -88,7 +88,7 @@ impl Dbox {
         }
         let account = Account::open(layout, fsync)?;
         let store = multi.then(|| Store::new(&account.layout, rotation));
-        let shared = Arc::new(Shared { account, attachments, store });
+        let shared = Arc::new(Shared { account, attachments, store, statuses: Mutex::default() });
         let mut dbox = Dbox { shared, names: BTreeMap::new(), log: TreeLog::default(), map: None };
         dbox.make_missing_map()?;
         Ok(dbox)
@@ -102,13 +102,17 @@ impl Dbox {
         Ok(())
     }
 
-    fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
+    fn name_of(&self, mailbox: MailboxGuid) -> Result<&MailboxName> {
+        self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))
+    }
+
+    fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
         let places = self.shared.account.places(name)?;
         let log = Shared::paths(&places).log();
         let changed = status_cache::last_change([log.as_path()]);
-        let before = Fingerprint::of([log.as_path()]);
-        let known = cache.get(&places.mail, before).filter(|status| !self.names.contains_key(&status.guid));
-        if let Some(status) = known {
+        let before = Fingerprint::of_log(&log);
+        let known = self.shared.statuses().get(&places.mail, before);
+        if let Some(status) = known.filter(|status| !self.names.contains_key(&status.guid)) {
             self.names.insert(status.guid, name.clone());
             return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
@@ -141,9 +145,15 @@ impl Dbox {
         let status = mailbox.list().and_then(|list| mailbox.status_of(&list));
         self.map = mailbox.into_map()?;
         let status = status?;
-        cache.put(&mail, before.filter(|_| Fingerprint::of([log.as_path()]) == before), &status);
+        self.shared.statuses().put(&mail, before.filter(|_| Fingerprint::of_log(&log) == before), &status);
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
+    }
+}
+
+impl Drop for Dbox {
+    fn drop(&mut self) {
+        self.shared.statuses().write(&self.shared.account);
     }
 }
 
@@ -200,10 +210,10 @@ impl Storage for Dbox {
         }
         let subscribed = account.subscribed()?;
         let (found, mut problems) = account.found()?;
-        let mut cache = StatusCache::read(account);
+        *shared.statuses() = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
-            let node = self.list_one(&inbox, &mut cache)?;
+            let node = self.list_one(&inbox)?;
             tree.insert(inbox, node);
         }
         for found in found {
@@ -211,14 +221,14 @@ impl Storage for Dbox {
                 tree.entry(found.name).or_default().directory = true;
                 continue;
             }
-            match self.list_one(&found.name, &mut cache) {
+            match self.list_one(&found.name) {
                 Ok(node) => {
                     tree.insert(found.name, node);
                 }
                 Err(error) => problems.push(MailboxProblem { mailbox: found.name.to_string(), error }),
             }
         }
-        cache.write(&self.shared.account);
+        shared.statuses().write(account);
         for name in subscribed {
             tree.entry(name).or_default().subscribed = true;
         }
@@ -287,12 +297,20 @@ impl Storage for Dbox {
     }
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
-        let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let places = self.shared.account.places(name)?;
+        let name = self.name_of(mailbox)?.clone();
+        let places = self.shared.account.places(&name)?;
         let index = Index::open(Shared::paths(&places))?;
         let index = index.filter(|index| self.shared.guid_of(index.state()) == Some(mailbox));
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        Ok(Box::new(self.shared.mailbox(name, places, mailbox, index, self.map.take())))
+        Ok(Box::new(self.shared.mailbox(&name, places, mailbox, index, self.map.take())))
+    }
+
+    fn status(&mut self, mailbox: MailboxGuid) -> Result<MailboxStatus> {
+        let name = self.name_of(mailbox)?;
+        let places = self.shared.account.places(name)?;
+        let now = Fingerprint::of_log(&Shared::paths(&places).log());
+        let known = self.shared.statuses().get(&places.mail, now).filter(|status| status.guid == mailbox);
+        known.map_or_else(|| self.open(mailbox)?.status(), Ok)
     }
 
     fn attributes(&mut self) -> Result<Option<AttributeList>> {

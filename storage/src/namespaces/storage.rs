@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dsync_model::{
-    AttributeChanges, AttributeList, MailboxGuid, MailboxTree, NameRules, Namespaces, StoreId, TreeChange,
-    TreeLog, Uid,
+    AttributeChanges, AttributeList, MailboxGuid, MailboxStatus, MailboxTree, NameRules, Namespaces, StoreId,
+    TreeChange, TreeLog, Uid,
 };
 
 use super::Namespaced;
@@ -147,6 +147,12 @@ impl Storage for Namespaced {
         let at = self.mailboxes.get(&mailbox).copied();
         let at = at.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
         self.open[at].storage.open(mailbox)
+    }
+
+    fn status(&mut self, mailbox: MailboxGuid) -> Result<MailboxStatus> {
+        let at = self.mailboxes.get(&mailbox).copied();
+        let at = at.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
+        self.open[at].storage.status(mailbox)
     }
 
     fn attributes(&mut self) -> Result<Option<AttributeList>> {
