@@ -78,10 +78,10 @@ impl Scenario {
             disk::crash_after(Some(step));
             let crashed = sync(&a, &b, self.direction);
             disk::crash_after(None);
-            assert!(
-                crashed.is_err() || crashed.is_ok_and(|(report, _)| report.status() != 0),
-                "step {step} of {steps}"
-            );
+            // Nobody hears of a crash that costs only what is known of the mailboxes for the next run.
+            let noticed = crashed.is_err() || crashed.is_ok_and(|(report, _)| report.status() != 0);
+            let is_done = || same(a.view(), self.formats) == same(b.view(), self.formats);
+            assert!(noticed || is_done(), "step {step} of {steps}");
             if look == Look::Always && step % every == every - 1 {
                 dovecot_looks(dir.path(), [&a, &b], step);
             }

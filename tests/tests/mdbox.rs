@@ -378,8 +378,9 @@ fn crashes(rotate_bytes: u64) {
         disk::crash_after(Some(step));
         let outcome = work(&account);
         disk::crash_after(None);
-        assert!(outcome.is_err(), "step {step} of {steps} is reached");
         let found = subjects(&account.view());
+        // Nobody hears of a crash that costs only what is known of the mailboxes for the next run.
+        assert!(outcome.is_err() || found == done, "step {step} of {steps} is reached");
         let before = ["old-1", "old-2", "old-3", "old-4", "old-5", "old-6"];
         assert!(found == before || found == done, "crash at step {step} of {steps}: {found:?}");
         work(&account).unwrap_or_else(|error| panic!("after a crash at step {step} of {steps}: {error}"));
