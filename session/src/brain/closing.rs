@@ -200,28 +200,36 @@ impl Brain {
             base.tree = std::mem::take(&mut self.plan.agreed);
             base.attributes = std::mem::take(&mut self.attributes.agreed);
             base.tree.retain(|_, node| *node != BaseNode::default());
-            let old = self.base.take();
-            let kept = |guid| old.as_ref().and_then(|old| old.mailboxes.get(guid)).cloned();
+            let mut old = self.base.take();
+            let mut same =
+                old.as_ref().is_some_and(|old| old.tree == base.tree && old.attributes == base.attributes);
             for guid in self.plan.pairs.iter().map(|pair| &pair.guid).chain(&self.plan.kept) {
+                let kept = old.as_mut().and_then(|old| old.mailboxes.remove(guid));
                 let done = self.open.iter_mut().find(|open| open.pair.guid == *guid);
                 let mailbox = match done {
-                    Some(open) if !open.skipped => open.base.take(),
+                    Some(open) if !open.skipped => {
+                        let mailbox = open.base.take();
+                        same &= mailbox == kept;
+                        mailbox
+                    }
                     // Not looked into: what was agreed still holds, but not that there is nothing else.
-                    Some(_) => kept(guid).map(|mailbox| MailboxBase { digest: None, ..mailbox }),
-                    None => kept(guid),
+                    Some(_) => {
+                        same &= kept.as_ref().is_none_or(|kept| kept.digest.is_none());
+                        kept.map(|mailbox| MailboxBase { digest: None, ..mailbox })
+                    }
+                    None => kept,
                 };
                 base.mailboxes.extend(mailbox.map(|mailbox| (*guid, mailbox)));
             }
-            if let Some(old) = old.filter(|old| {
-                old.tree == base.tree && old.mailboxes == base.mailboxes && old.attributes == base.attributes
-            }) {
-                base.generation = old.generation;
-            } else {
-                self.next_base = Some(base.to_bytes());
-            }
-            let base = BaseRef { generation: base.generation, digest: base.digest() };
-            self.committed[mine] = Some(base);
-            self.say(Message::Committed(base));
+            same &= old.is_some_and(|old| old.mailboxes.is_empty());
+            let agreed = self.base_ref.filter(|_| same).unwrap_or_else(|| {
+                let bytes = base.to_bytes();
+                let agreed = BaseRef { generation: base.generation, digest: Base::digest_of(&bytes) };
+                self.next_base = Some(bytes);
+                agreed
+            });
+            self.committed[mine] = Some(agreed);
+            self.say(Message::Committed(agreed));
             return Ok(true);
         }
         let [Some(a), Some(b)] = self.committed else { return Ok(false) };

@@ -131,8 +131,11 @@ impl Brain {
             self.old_notes.insert(name.clone());
             // A damaged base is as good as none: the merge then works from the lists alone.
             let bytes = self.storage.read_note(&name, BASE_BYTES_MAX).map_err(at(name.clone()))?;
-            if let Some(Ok(base)) = bytes.map(|bytes| Base::from_bytes(&bytes)) {
-                refs.push(BaseRef { generation: base.generation, digest: base.digest() });
+            let Some(bytes) = bytes else { continue };
+            if let Ok(base) = Base::from_bytes(&bytes) {
+                let found = BaseRef { generation: base.generation, digest: Base::digest_of(&bytes) };
+                refs.push(found);
+                self.bases_here.push((found, base));
             }
         }
         Ok(refs)
@@ -169,15 +172,8 @@ impl Brain {
             return self.begin_verifying();
         }
         let common = a.iter().filter(|base| b.contains(base)).max().copied();
-        let pair = match (self.me, &self.peer) {
-            (Some(me), Some(peer)) => me.pair(peer.store),
-            _ => return Ok(false),
-        };
-        if let Some(common) = common {
-            let name = note_name(&pair, common);
-            let bytes = self.storage.read_note(&name, BASE_BYTES_MAX).map_err(at(name))?;
-            self.base = bytes.and_then(|bytes| Base::from_bytes(&bytes).ok());
-        }
+        let here = std::mem::take(&mut self.bases_here);
+        (self.base_ref, self.base) = here.into_iter().find(|(found, _)| Some(*found) == common).unzip();
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
         self.guard_source(direction, &options)?;

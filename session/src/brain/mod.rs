@@ -119,7 +119,11 @@ pub struct Brain {
     peer_nodes_done: bool,
     attributes: Attributes,
     bases: [Option<Vec<BaseRef>>; 2],
+    /// Those that are noted at this end, until one is chosen.
+    bases_here: Vec<(BaseRef, Base)>,
+    /// What both ends agreed on the last time, and how it is called.
     base: Option<Base>,
+    base_ref: Option<BaseRef>,
     plan: TreePlan,
     round: u8,
     open: Vec<Open>,
@@ -185,6 +189,8 @@ impl Brain {
             peer_nodes_done: false,
             attributes: Attributes::default(),
             bases: Default::default(),
+            bases_here: Vec::new(),
+            base_ref: None,
             base: None,
             plan: TreePlan::default(),
             round: 0,
