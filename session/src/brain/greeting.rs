@@ -177,6 +177,9 @@ impl Brain {
             let name = note_name(&pair, common);
             let bytes = self.storage.read_note(&name, BASE_BYTES_MAX).map_err(at(name))?;
             self.base = bytes.and_then(|bytes| Base::from_bytes(&bytes).ok());
+            if self.begins_with_the_higher() {
+                self.base.iter_mut().for_each(Base::swap_ends);
+            }
         }
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
