@@ -71,6 +71,16 @@ impl Edits {
 }
 
 impl Edits {
+    /// Gives every message without a UID the one in its place.
+    pub fn number_as(&mut self, found: &MboxFile, uids: &[u32]) {
+        for (place, (entry, uid)) in found.messages.iter().zip(uids).enumerate() {
+            if let (None, Some(uid)) = (entry.uid, Uid::new(*uid)) {
+                self.last_uid = self.last_uid.max(uid.get());
+                self.changes.insert(place, Change::Set { uid: Some(uid), flags: None });
+            }
+        }
+    }
+
     /// Gives UIDs to messages in memory alone, for a dry run.
     pub fn imagine(&self, found: &mut MboxFile) {
         found.uid_validity = Some(self.uid_validity);
