@@ -20,7 +20,7 @@ use super::message::VirtualMessage;
 use super::rewrite::{self, Change, Edits};
 use super::scan::{Entry, MboxFile};
 use crate::by_header::NO_GUID;
-use crate::index::edit::{flag_set, keywords};
+use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::Told;
 use crate::layout::Places;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -177,7 +177,7 @@ impl MboxMailbox {
         let MboxMailbox { content, burned, pending, places, .. } = self;
         let (file, state) = (&content.file, content.index.state());
         let names = keywords(state);
-        let mut edits = Edits::none(file, validity);
+        let mut edits = Edits { uid_next: uid_next(state), ..Edits::none(file, validity) };
         let mut saved = BTreeMap::new();
         let mut settled = Vec::with_capacity(actions.len());
         let mut changed: BTreeMap<usize, (Option<Uid>, Option<FlagSet>)> = BTreeMap::new();
@@ -286,26 +286,31 @@ impl MboxMailbox {
         edits.last_uid = edits.last_uid.max(goal.uid_next_min.get() - 1);
         let before = std::mem::take(&mut self.content.file);
         let is_empty = before.size == 0 && edits.arrivals.is_empty();
-        if is_empty {
-            // Counters of an empty file are in the index alone.
-            self.content.file = before.clone();
+        // Counters of an empty file are in the index alone.
+        let replaced = if is_empty {
+            None
         } else {
-            rewrite::write(&mut lock, &before, &edits, &self.shared.writing())?;
-            self.content.file = self.scan(&lock)?;
-        }
-        let uid_next_min = goal.uid_next_min.max(next_of(&self.content.file));
-        let goal = Goal { uid_next_min, uid_validity: Some(validity), ..goal };
-        let Content { file, index, stamp } = &mut self.content;
-        self.shared.follow(index, file, Some(&before), goal, &told)?;
-        *stamp = Stamp::of(&lock.file().metadata().map_err(StorageError::io(lock.path()))?);
+            rewrite::begin(&mut lock, &before, &edits, &self.shared.writing())?.1
+        };
+        let known = indexed::known(Some(&self.content.index));
+        let written = match &replaced {
+            Some(replaced) => replaced.scan(&known),
+            None if is_empty => Ok(before.clone()),
+            None => MboxFile::scan(lock.file(), lock.path(), &known),
+        };
+        let followed = written.and_then(|file| {
+            let uid_next_min = goal.uid_next_min.max(next_of(&file));
+            let goal = Goal { uid_next_min, uid_validity: Some(validity), ..goal };
+            self.content.file = file;
+            let Content { file, index, .. } = &mut self.content;
+            self.shared.follow(index, file, Some(&before), goal, &told)
+        });
+        // Whatever became of the index: the mail is to be read.
+        replaced.map_or(Ok(()), |replaced| replaced.end(&lock, self.shared.account.fsync))?;
+        followed?;
+        self.content.stamp = Stamp::of(&lock.file().metadata().map_err(StorageError::io(lock.path()))?);
         self.expected_next = Some(self.content.uid_next());
         Ok(committed)
-    }
-
-    /// Reads the file after it was written: UIDs that are in it now are to be believed.
-    fn scan(&self, lock: &MboxLock) -> Result<MboxFile> {
-        let known = indexed::known(Some(&self.content.index));
-        MboxFile::scan(lock.file(), lock.path(), &known)
     }
 
     fn is_idle(&self, goal: Goal) -> bool {
