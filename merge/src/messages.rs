@@ -130,7 +130,7 @@ pub fn messages(
     let uid_next = Both(views.0.map(|view| view.status.uid_next));
     let next_max = uid_next.0[0].max(uid_next.0[1]);
     let agreed = match base {
-        Some(base) => MailboxBase { digest: None, ..base.clone() },
+        Some(base) => MailboxBase { digest: None, apart: BTreeSet::new(), ..base.clone() },
         None => MailboxBase::new(uid_validity, next_max),
     };
     let mut merge = Merge {
@@ -308,6 +308,7 @@ impl<'a> Merge<'a> {
     fn unknown(&mut self) -> Result<(), Desync> {
         let [mut ours, mut theirs] = [Vec::new(), Vec::new()];
         let lists = [std::mem::take(&mut self.lists.0[0].saves), std::mem::take(&mut self.lists.0[1].saves)];
+        let lists = self.apart(lists);
         let lists = self.leave_filtered(lists);
         let mut right = lists[1].iter().copied().peekable();
         for left in &lists[0] {
@@ -331,6 +332,52 @@ impl<'a> Merge<'a> {
                 self.mirror(into, &source, &own)
             }
         }
+    }
+
+    /// Rule **apart**: of messages that both ends held under different UIDs, those that one end has no more. What both still have is matched by
+    /// its GUID, as what is new is.
+    fn apart(&mut self, mut lists: [Vec<Save<'a>>; 2]) -> [Vec<Save<'a>>; 2] {
+        let Some(base) = self.base.filter(|base| !base.apart.is_empty()) else { return lists };
+        let guids = lists.each_ref().map(|list| list.iter().map(|save| save.guid.bits()).collect());
+        let guids: Both<BTreeSet<[u8; 16]>> = Both(guids);
+        let mut settled: Both<BTreeSet<Uid>> = Both::default();
+        for uids in &base.apart {
+            let at =
+                |end: End| lists[end as usize].binary_search_by_key(&uids[end as usize], |save| save.uid);
+            let holder = match (at(End::Initiator), at(End::Responder)) {
+                (Ok(_), Err(_)) => End::Initiator,
+                (Err(_), Ok(_)) => End::Responder,
+                (Ok(_), Ok(_)) => {
+                    if matches!(self.direction, Direction::OneWay { .. }) {
+                        self.agreed.apart.insert(*uids);
+                    }
+                    continue;
+                }
+                (Err(_), Err(_)) => continue,
+            };
+            let Ok(row) = at(holder) else { continue };
+            let save = lists[holder as usize][row];
+            let other = holder.other();
+            let elsewhere = uids[other as usize].get();
+            let hidden = base.uids.contains(elsewhere) || base.out_of_scope.contains(elsewhere);
+            // It may have got another UID there since.
+            if hidden || guids[other].contains(&save.guid.bits()) {
+                continue;
+            }
+            match self.direction {
+                Direction::OneWay { into } if into != holder => _ = self.agreed.apart.insert(*uids),
+                Direction::Mirror { into } if into != holder => continue,
+                _ => {
+                    let guid = Some(save.guid.clone());
+                    self.halves[holder].expunges.push(MessageAction::Expunge { uid: save.uid, guid });
+                }
+            }
+            settled[holder].insert(save.uid);
+        }
+        for end in ENDS {
+            lists[end as usize].retain(|save| !settled[end].contains(&save.uid));
+        }
+        lists
     }
 
     /// Rule **filter**: a message that does not pass stays where it is, as if it were not there, unless the other end has it too.

@@ -17,10 +17,14 @@ use crate::{
 /// Largest base file that is read, in bytes.
 pub const BASE_BYTES_MAX: usize = 256 << 20;
 
-const MAGIC: &[u8; 8] = b"dsyncbs1";
+const MAGIC: &[u8; 8] = b"dsyncbs2";
 
 /// A set of UIDs, compressed.
 pub type UidSet = RoaringBitmap;
+
+/// UIDs that did not come to name what they were to name, or not as it was to be: under which UID that message is there, or was before somebody
+/// expunged it; `None`: it never came.
+pub type NotKept = BTreeMap<Uid, Option<Uid>>;
 
 /// What both ends agreed on: their mailboxes, and the messages and flags of each.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -57,6 +61,9 @@ pub struct MailboxBase {
     pub keywords: BTreeMap<Keyword, UidSet>,
     /// UIDs on which the ends agreed to differ; never reported as changes.
     pub out_of_scope: UidSet,
+    /// Messages that both ends held and that are not in `uids`: UID at the initiator, UID at the responder. In a file, the end with the lower
+    /// store id comes first; see [`Base::swap_ends`].
+    pub apart: BTreeSet<[Uid; 2]>,
 }
 
 /// Why a base file is not used. The base is then as good as missing.
@@ -79,6 +86,7 @@ impl MailboxBase {
             system: BTreeMap::new(),
             keywords: BTreeMap::new(),
             out_of_scope: UidSet::new(),
+            apart: BTreeSet::new(),
         }
     }
 
@@ -158,8 +166,9 @@ struct MailboxWire {
 }
 
 impl Base {
-    /// The file: 8 bytes `dsyncbs1`, 16 bytes XXH3-128 (little-endian, seed [`Digest::SEED`]) of the rest, then
-    /// bincode 2 (standard configuration) of the base, UID sets in the portable form of Roaring. Equal bases have equal bytes.
+    /// The file: 8 bytes `dsyncbs2`, 16 bytes XXH3-128 (little-endian, seed [`Digest::SEED`]) of the rest, then
+    /// bincode 2 (standard configuration) of the base, UID sets in the portable form of Roaring, and of the messages that are apart, by mailbox, if there are any.
+    /// Equal bases have equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let wire = Wire {
             generation: self.generation,
@@ -167,8 +176,13 @@ impl Base {
             mailboxes: self.mailboxes.iter().map(|(guid, mailbox)| (*guid, to_wire(mailbox))).collect(),
             attributes: self.attributes.clone(),
         };
-        let body = bincode::encode_to_vec(&wire, bincode::config::standard())
-            .expect("encoding to memory cannot fail");
+        let encoded = "encoding to memory cannot fail";
+        let mut body = bincode::encode_to_vec(&wire, bincode::config::standard()).expect(encoded);
+        let apart = self.mailboxes.iter().filter(|(_, mailbox)| !mailbox.apart.is_empty());
+        let apart: Apart = apart.map(|(guid, mailbox)| (*guid, mailbox.apart.clone())).collect();
+        if !apart.is_empty() {
+            body.extend(bincode::encode_to_vec(&apart, bincode::config::standard()).expect(encoded));
+        }
         let mut bytes = Vec::with_capacity(body.len() + 24);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&checksum(&body).to_le_bytes());
@@ -187,17 +201,26 @@ impl Base {
         }
         // A small file that claims to hold much must not take the memory that a large one may.
         const SMALL: usize = 1 << 20;
-        let wire = match body.len() {
+        let (wire, mut apart) = match body.len() {
             0..=SMALL => decode::<{ 8 * SMALL }>(body)?,
             _ => decode::<{ 8 * BASE_BYTES_MAX }>(body)?,
         };
-        let mailboxes = wire.mailboxes.into_iter().map(|(guid, mailbox)| Ok((guid, from_wire(mailbox)?)));
+        let mailboxes = wire.mailboxes.into_iter().map(|(guid, mailbox)| {
+            Ok((guid, MailboxBase { apart: apart.remove(&guid).unwrap_or_default(), ..from_wire(mailbox)? }))
+        });
         Ok(Base {
             generation: wire.generation,
             tree: wire.tree,
             mailboxes: mailboxes.collect::<Result<_, _>>()?,
             attributes: wire.attributes,
         })
+    }
+
+    /// Names the other end first in what is apart: the file knows no initiator.
+    pub fn swap_ends(&mut self) {
+        for mailbox in self.mailboxes.values_mut() {
+            mailbox.apart = std::mem::take(&mut mailbox.apart).into_iter().map(|[a, b]| [b, a]).collect();
+        }
     }
 
     /// What the ends compare to see that they hold the same base: the checksum of its bytes, as these say it themselves.
@@ -218,14 +241,23 @@ impl Base {
     }
 }
 
-/// Decodes all of these bytes; takes at most `MEMORY_MAX` bytes of memory.
-fn decode<const MEMORY_MAX: usize>(body: &[u8]) -> Result<Wire, BaseError> {
+/// Messages that are apart, of mailboxes that have some.
+type Apart = BTreeMap<MailboxGuid, BTreeSet<[Uid; 2]>>;
+
+/// Decodes all of these bytes; takes at most `MEMORY_MAX` bytes of memory for each part.
+fn decode<const MEMORY_MAX: usize>(body: &[u8]) -> Result<(Wire, Apart), BaseError> {
     let limited: Configuration<LittleEndian, Varint, Limit<MEMORY_MAX>> =
         bincode::config::standard().with_limit();
-    match bincode::decode_from_slice(body, limited) {
-        Ok((wire, used)) if used == body.len() => Ok(wire),
-        _ => Err(BaseError::Damaged),
+    let (wire, used): (Wire, usize) =
+        bincode::decode_from_slice(body, limited).map_err(|_| BaseError::Damaged)?;
+    if used == body.len() {
+        return Ok((wire, Apart::new()));
     }
+    let (apart, rest): (Apart, usize) =
+        bincode::decode_from_slice(&body[used..], limited).map_err(|_| BaseError::Damaged)?;
+    let told = !apart.is_empty()
+        && apart.iter().all(|(guid, apart)| !apart.is_empty() && wire.mailboxes.contains_key(guid));
+    if told && used + rest == body.len() { Ok((wire, apart)) } else { Err(BaseError::Damaged) }
 }
 
 fn checksum(bytes: &[u8]) -> u128 {
@@ -263,6 +295,7 @@ fn from_wire(wire: MailboxWire) -> Result<MailboxBase, BaseError> {
             .map(|(k, bytes)| Ok((k, set_of_some(&bytes)?)))
             .collect::<Result<_, _>>()?,
         out_of_scope: set(&wire.out_of_scope)?,
+        apart: BTreeSet::new(),
     })
 }
 
@@ -297,6 +330,7 @@ mod tests {
         let none = FlagSet::default();
         (1..10).for_each(|n| mailbox.insert(uid(n), if n % 2 == 0 { &both } else { &none }));
         mailbox.remove(uid(4));
+        mailbox.apart.insert([uid(11), uid(10)]);
         let node = BaseNode { mailbox: Some(MailboxGuid([9; 16])), directory: false, subscribed: true };
         Base {
             generation: Generation(3),
@@ -319,6 +353,16 @@ mod tests {
         assert!(!mailbox.uids.contains(4) && mailbox.flags_of(Uid::new(4).unwrap()).is_empty());
     }
 
+    #[test]
+    fn a_file_without_what_is_apart_is_as_it_always_was() {
+        let mut base = sample();
+        let with = base.to_bytes().len();
+        let mailbox = base.mailboxes.get_mut(&MailboxGuid([9; 16])).unwrap();
+        mailbox.apart.clear();
+        assert_eq!(base.to_bytes().len(), with - 20, "count, GUID, count, two UIDs");
+        assert_eq!(Base::from_bytes(&base.to_bytes()).unwrap(), base);
+    }
+
     fn with_checksum(body: &[u8]) -> Vec<u8> {
         [MAGIC, &checksum(body).to_le_bytes()[..], body].concat()
     }
@@ -334,6 +378,10 @@ mod tests {
         let bytes = with_checksum(&[before, &empty].concat());
         assert_eq!(Base::from_bytes(&bytes), Err(BaseError::Damaged), "a keyword that no message has");
         // Found by an hour of mutations: a set that is said to take 2 GB took them.
+        let short = &body[..body.len() - 3];
+        assert_eq!(Base::from_bytes(&with_checksum(short)), Err(BaseError::Damaged), "what is apart is cut");
+        let of_none = &[short, &[0]].concat();
+        assert_eq!(Base::from_bytes(&with_checksum(of_none)), Err(BaseError::Damaged), "none is apart");
         let long = [before, &[0xfc], &2_000_000_000_u32.to_le_bytes(), set].concat();
         assert_eq!(Base::from_bytes(&with_checksum(&long)), Err(BaseError::Damaged));
         assert_eq!(decode::<{ 8 << 20 }>(&long).err(), Some(BaseError::Damaged));

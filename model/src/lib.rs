@@ -31,7 +31,7 @@ pub use attribute::{
     AttributeList, AttributeLog, AttributeRecord, AttributeRecords, AttributeScope, AttributeTime,
     AttributeTimes, AttributeValue,
 };
-pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, UidSet};
+pub use base::{BASE_BYTES_MAX, Base, BaseError, BaseNode, MailboxBase, NotKept, UidSet};
 pub use changes::{Changes, Since, changes_since};
 pub use digest::Digest;
 pub use filter::Filter;

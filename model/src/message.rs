@@ -4,7 +4,9 @@ use std::fmt;
 
 use bincode::{Decode, Encode};
 
-use crate::{Digest, FlagDelta, FlagSet, MailboxGuid, MessageGuid, ModSeq, Timestamp, Uid, UidValidity};
+use crate::{
+    Digest, FlagDelta, FlagSet, MailboxGuid, MessageGuid, ModSeq, NotKept, Timestamp, Uid, UidValidity,
+};
 
 /// One message of a mailbox as its storage lists it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +79,19 @@ pub enum MessageAction {
         uid: Uid,
         guid: Option<MessageGuid>,
     },
+}
+
+impl MessageAction {
+    /// The same for where its message is now, not for whoever has that message's UID instead; `None`: it is gone.
+    pub fn redirected(mut self, not_kept: &NotKept) -> Option<MessageAction> {
+        let (MessageAction::Renumber { from: uid, .. }
+        | MessageAction::Flags { uid, .. }
+        | MessageAction::Expunge { uid, .. }) = &mut self;
+        if let Some(place) = not_kept.get(uid) {
+            *uid = (*place)?;
+        }
+        Some(self)
+    }
 }
 
 /// Counters and digest of a mailbox: enough to tell whether two are equal.

@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use dsync_model::{
     AttributeKey, AttributeTime, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon,
     MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid, NameRules, Namespaces,
-    StoreId, Timestamp, TreeLog, Uid,
+    NotKept, StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -209,8 +209,8 @@ pub struct Settled {
     pub guid: MailboxGuid,
     /// Of the messages that both ends agreed on.
     pub digest: Digest,
-    /// UIDs that this end could not bring to the agreed state; no part of the base.
-    pub not_kept: Vec<Uid>,
+    /// UIDs that this end could not bring to the agreed state; no part of the base, which remembers where their messages are.
+    pub not_kept: NotKept,
 }
 
 /// What a session did at one end.

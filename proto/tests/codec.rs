@@ -135,7 +135,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         problem: None,
     };
     let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, freed: Some(9), ..Counters::default() };
-    let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5), not_kept: vec![uid(9)] };
+    let not_kept = [(uid(9), Some(uid(10))), (uid(12), None)].into();
+    let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5), not_kept };
     let failure = Failure { blame: Blame::Storage, status: 75, text: "disk full".into() };
     let of = |message| Frame::Message(SESSION, message);
     let on = |message| Frame::Message(3, message);

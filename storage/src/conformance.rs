@@ -5,7 +5,8 @@ use std::io::Read;
 
 use dsync_model::{
     AttributeKey, AttributeValue, Digest, FlagSet, Flags, Keyword, MailboxGuid, MailboxName, MessageAction,
-    MessageChange, MessageGuid, ModSeq, NewMessage, Since, Timestamp, TreeChange, Uid, UidSet, UidValidity,
+    MessageChange, MessageGuid, ModSeq, NewMessage, NotKept, Since, Timestamp, TreeChange, Uid, UidSet,
+    UidValidity,
 };
 
 use crate::{Committed, Goal, Mailbox, Storage};
@@ -214,7 +215,7 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     let seen = flags(Flags::SEEN, &["$Label1", "Work"]);
     save(&mut *mailbox, message(5, "five.guid", seen.clone()), b"Subject: five\n\nnul \0 and \xff.\n");
     save(&mut *mailbox, message(2, "0123456789abcdef0123456789abcdef", FlagSet::default()), b"");
-    assert_eq!(commit(&mut *mailbox, 9), Committed { not_kept: vec![], saved: 2, bytes: 28 });
+    assert_eq!(commit(&mut *mailbox, 9), Committed { not_kept: NotKept::new(), saved: 2, bytes: 28 });
     save(&mut *mailbox, message(11, "five.guid", FlagSet::default()), b"the same GUID again");
     commit(&mut *mailbox, 9);
     let mut mailbox = open_box(open);
@@ -271,7 +272,11 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
         },
     ];
     mailbox.apply(&actions).expect("takes note");
-    assert_eq!(commit(&mut *mailbox, 1).not_kept, [], "what is gone is no other message than agreed");
+    assert_eq!(
+        commit(&mut *mailbox, 1).not_kept,
+        NotKept::new(),
+        "what is gone is no other message than agreed"
+    );
     let listed = list(&mut *open_box(open));
     let after = flags(Flags::FLAGGED, &["$Label1", "New"]);
     assert_eq!(listed, [expected[0].clone(), (20, keeps.guid("five.guid"), after)]);
@@ -335,11 +340,25 @@ fn uids_are_never_given_twice(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn St
     commit(&mut *other, 1);
     save(&mut *ours, message(1, "ours", FlagSet::default()), b"ours");
     let committed = commit(&mut *ours, 1);
-    assert_eq!(committed.not_kept, [uid(1)], "the UID was given away");
+    assert_eq!(committed.not_kept, [(uid(1), Some(uid(2)))].into(), "the UID was given away");
     assert_eq!(
         list(&mut *open_box(open)),
         [(2, keeps.guid("ours"), FlagSet::default())],
         "the message is saved all the same"
+    );
+    // What is meant for a message whose new UID was taken does not happen to whoever took it.
+    other.changes(Since::All).expect("lists");
+    save(&mut *other, message(3, "stranger", FlagSet::default()), b"stranger");
+    commit(&mut *other, 1);
+    let flagged = flags(Flags::FLAGGED, &[]);
+    let (add, remove) = (flagged.clone(), FlagSet::default());
+    let flag = MessageAction::Flags { uid: uid(3), add, remove, modseq_min: ModSeq::NONE };
+    ours.apply(&[MessageAction::Renumber { from: uid(2), to: uid(3) }, flag]).expect("takes note");
+    let committed = commit(&mut *ours, 1);
+    assert_eq!(committed.not_kept, [(uid(3), Some(uid(2)))].into(), "it has its old one");
+    assert_eq!(
+        list(&mut *open_box(open)),
+        [(2, keeps.guid("ours"), flagged), (3, keeps.guid("stranger"), FlagSet::default())]
     );
     drop((ours, other));
     without_box(open(), name);

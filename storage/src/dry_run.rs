@@ -3,7 +3,7 @@
 //! It reads from the real storage, without housekeeping either ([`Pretend`]), and answers as if all changes had been made. What is saved
 //! is not kept, and bodies are empty: a dry run sends no mail.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 use dsync_model::{
     AttributeChanges, AttributeList, Changes, Digest, FlagSet, MailboxGuid, MailboxName, MailboxNode,
     MailboxStatus, MailboxTree, Message, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules,
-    Namespaces, NewMessage, Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity, changes_since,
+    Namespaces, NewMessage, NotKept, Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    changes_since,
 };
 use rand::RngExt;
 
@@ -280,20 +281,20 @@ impl Imagined {
         MailboxStatus { messages: self.messages.len() as u32, digest, ..self.status.clone() }
     }
 
-    fn apply(&mut self, action: MessageAction, not_kept: &mut Vec<Uid>) {
+    fn apply(&mut self, action: MessageAction, not_kept: &mut NotKept) {
         match action {
             MessageAction::Renumber { from, to } => match self.messages.remove(&from) {
                 Some(message) => {
                     self.messages.insert(to, Message { uid: to, ..message });
                     self.status.uid_next = self.status.uid_next.max(to.next().unwrap_or(to));
                 }
-                None => not_kept.push(to),
+                None => _ = not_kept.insert(to, Some(from)),
             },
             MessageAction::Flags { uid, add, remove, .. } => match self.messages.get_mut(&uid) {
                 Some(message) => {
                     message.flags = FlagSet::union(&message.flags.minus(&remove), &add);
                 }
-                None => not_kept.push(uid),
+                None => _ = not_kept.insert(uid, Some(uid)),
             },
             MessageAction::Expunge { uid, guid } => {
                 let same = |message: &Message| guid.is_none_or(|guid| guid.bits() == message.guid.bits());
@@ -387,8 +388,6 @@ impl Mailbox for DryMailbox {
         if let Some(uid_validity) = goal.uid_validity {
             imagined.status.uid_validity = uid_validity;
         }
-        let twice: BTreeSet<Uid> = committed.not_kept.iter().copied().collect();
-        committed.not_kept = twice.into_iter().collect();
         Ok(committed)
     }
 }

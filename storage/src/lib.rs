@@ -35,8 +35,8 @@ use std::time::Duration;
 
 use dsync_model::{
     AttributeChanges, AttributeList, AttributeLog, AttributeRecords, Changes, MailboxGuid, MailboxStatus,
-    MailboxTree, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage, Since,
-    StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    MailboxTree, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage,
+    NotKept, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
 pub use by_header::{ByHeader, HeaderHash, own_guid};
@@ -249,11 +249,11 @@ pub struct Goal {
 /// What came of a commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Committed {
-    /// UIDs (as asked for) that are not as they were to be: taken by a delivery meanwhile (the message was then saved
-    /// under the next free UID), gone before it got that UID, or with
+    /// UIDs (as asked for) that are not as they were to be, and where their messages are: taken by a delivery meanwhile (what was to be saved
+    /// got the next free UID, what was to be renumbered kept its own), gone before it got that UID (told by the one it had), or with
     /// flags or keywords that the format could not keep. Not a message whose flags were
     /// to change and that is gone: that is a change since what was agreed; taken out of it, the other end's message would look new.
-    pub not_kept: Vec<Uid>,
+    pub not_kept: NotKept,
     /// Messages saved, bytes written.
     pub saved: u64,
     pub bytes: u64,

@@ -443,12 +443,13 @@ impl Mailbox for MemoryMailbox {
                         mailbox.uid_next = mailbox.uid_next.max(next);
                     }
                     _ => {
-                        committed.not_kept.push(new.uid);
-                        mailbox.deliver(stored);
+                        let place = mailbox.deliver(stored);
+                        committed.not_kept.insert(new.uid, place);
                     }
                 }
             }
             for action in actions {
+                let Some(action) = action.redirected(&committed.not_kept) else { continue };
                 match action {
                     MessageAction::Renumber { from, to } => match mailbox.messages.remove(&from) {
                         Some(message)
@@ -459,9 +460,9 @@ impl Mailbox for MemoryMailbox {
                         }
                         Some(message) => {
                             mailbox.messages.insert(from, message);
-                            committed.not_kept.push(to);
+                            committed.not_kept.insert(to, Some(from));
                         }
-                        None => committed.not_kept.push(to),
+                        None => _ = committed.not_kept.insert(to, Some(from)),
                     },
                     MessageAction::Flags { uid, add, remove, .. } => {
                         if let Some(message) = mailbox.messages.get_mut(&uid) {

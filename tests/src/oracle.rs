@@ -127,6 +127,22 @@ pub fn nothing_twice(account: &Account, moved: &BTreeSet<MessageGuid>) -> Result
     Ok(())
 }
 
+/// **stays-gone**: what a user expunged is in no mailbox, and what one end alone moved is in one place. Told of messages that were delivered
+/// once, in mailboxes whose past both ends know.
+pub fn stays_gone(world: &crate::world::World, after: &Account) -> Result<(), String> {
+    for (guid, place) in places(after) {
+        let ends = world.moves.get(guid).map_or(0, BTreeSet::len);
+        let expunged = world.expunged.contains(guid);
+        if ends == 0 && expunged {
+            return Err(format!("{guid} was expunged, and is back"));
+        }
+        if ends == 1 && !expunged && place.is_none() {
+            return Err(format!("{guid} was moved, and is back in its old place too"));
+        }
+    }
+    Ok(())
+}
+
 /// **source-untouched**: names, messages and subscriptions of a source are as before.
 pub fn untouched(before: &Account, after: &Account) -> Result<(), String> {
     equal(before, after).map_err(|what| format!("the source was written: {what}"))

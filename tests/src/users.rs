@@ -115,7 +115,7 @@ fn commit(mailbox: &mut dyn Mailbox, status: MailboxStatus) {
         unfinished: false,
     };
     let committed = mailbox.commit(goal).expect("commits");
-    assert_eq!(committed.not_kept, []);
+    assert!(committed.not_kept.is_empty(), "{committed:?}");
 }
 
 /// A set of flags, and one keyword or none (`""`).

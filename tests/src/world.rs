@@ -39,6 +39,8 @@ pub struct World {
     pub expunged: BTreeSet<MessageGuid>,
     /// GUIDs of messages that some user moved: moved at both ends, they are in both places.
     pub moved: BTreeSet<MessageGuid>,
+    /// The ends at which they were moved.
+    pub moves: BTreeMap<MessageGuid, BTreeSet<usize>>,
     /// GUIDs of mailboxes that some user deleted.
     pub deleted: BTreeSet<MailboxGuid>,
     /// Which message each (mailbox GUID, UIDVALIDITY, UID) named first, per end.
@@ -50,6 +52,8 @@ pub struct World {
     pub reports: [Report; 2],
     made: u64,
     drops_guids: bool,
+    /// Users work on mail only, and leave mailboxes and subscriptions as they are.
+    mail_only: bool,
 }
 
 /// What a session may meet.
@@ -84,6 +88,7 @@ impl World {
             ends,
             expunged: BTreeSet::new(),
             moved: BTreeSet::new(),
+            moves: BTreeMap::new(),
             deleted: BTreeSet::new(),
             names: Default::default(),
             copies: BTreeMap::new(),
@@ -91,7 +96,19 @@ impl World {
             reports: Default::default(),
             made: 0,
             drops_guids: false,
+            mail_only: false,
         }
+    }
+
+    /// The same with two mailboxes that stay, so that nothing but users makes a message go or come back.
+    pub fn of_mail_only(seed: u64) -> World {
+        let world = World::new(seed);
+        let archive = StoredMailbox::new(MailboxGuid([0x33; 16]), UidValidity::new(1).expect("above 0"));
+        for end in &world.ends {
+            let name = MailboxName::parse("Archive", '/').expect("valid");
+            end.account().mailboxes.insert(name, archive.clone());
+        }
+        World { mail_only: true, ..world }
     }
 
     /// The same, with one or both ends that keep no GUIDs of messages.
@@ -106,7 +123,7 @@ impl World {
     /// Some user does something at some end.
     pub fn user(&mut self) {
         let end = self.dice.roll(2) as usize;
-        let what = self.dice.roll(20);
+        let what = self.dice.roll(if self.mail_only { 16 } else { 20 });
         let storage = self.ends[end].clone();
         let mut account = storage.account();
         let names: Vec<MailboxName> = account.mailboxes.keys().cloned().collect();
@@ -169,6 +186,7 @@ impl World {
                 let Some(message) = mailbox.messages.remove(&uid) else { return };
                 let guid = name_of(&message);
                 self.moved.insert(guid.clone());
+                self.moves.entry(guid.clone()).or_default().insert(end);
                 let to = names[self.dice.roll(names.len() as u64) as usize].clone();
                 let landed = account.mailboxes.get_mut(&to).and_then(|mailbox| mailbox.deliver(message));
                 format!("{end}: move {guid} from {name} {uid} to {to} {landed:?}")

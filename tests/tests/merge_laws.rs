@@ -227,3 +227,46 @@ fn named_twice(a: &Mailbox, b: &Mailbox) -> Option<u32> {
     };
     a.messages.iter().find(differs).map(|(uid, _)| *uid)
 }
+
+/// A message that both ends have under different UIDs is one message, until an end has it no more.
+#[test]
+fn what_is_apart_is_one_message() {
+    let of = |list: &[(u32, &str)]| Mailbox {
+        messages: list.iter().map(|(uid, guid)| (*uid, ((*guid).to_owned(), FlagSet::default()))).collect(),
+        uid_next: 9,
+    };
+    let uid = |n| Uid::new(n).expect("not 0");
+    let mut base = base_of(&of(&[(1, "old")]));
+    base.apart.insert([uid(5), uid(3)]);
+    let after = |a: &[(u32, &str)], b: &[(u32, &str)], direction| {
+        let (a, b) = (of(a), of(b));
+        let [for_a, for_b] = plans(&a, &b, Some(&base), direction);
+        assert_eq!(for_a.agreed, for_b.agreed);
+        let (mut a2, mut b2) = (a.clone(), b.clone());
+        a2.apply(&for_a, &b);
+        b2.apply(&for_b, &a);
+        let guids =
+            [&a2, &b2].map(|mailbox| guids(mailbox).into_iter().cloned().collect::<Vec<_>>().join(" "));
+        (guids, for_a.agreed.apart)
+    };
+    let both = |guids: &str| [guids.to_owned(), guids.to_owned()];
+    let (with, without) = ([(1, "old"), (5, "m")], [(1, "old")]);
+    let with_other = [(1, "old"), (3, "m")];
+    let none = || std::collections::BTreeSet::new();
+    let two_way = Direction::TwoWay;
+    assert_eq!(after(&with, &with_other, two_way), (both("old m"), none()));
+    assert_eq!(after(&without, &with_other, two_way), (both("old"), none()));
+    assert_eq!(after(&with, &without, two_way), (both("old"), none()));
+    assert_eq!(after(&without, &without, two_way), (both("old"), none()));
+    // It got another UID since, or another message was delivered.
+    assert_eq!(after(&[(1, "old"), (7, "m")], &with_other, two_way), (both("old m"), none()));
+    assert_eq!(after(&[(1, "old"), (7, "n")], &with_other, two_way), (both("old n"), none()));
+    let one_way = Direction::OneWay { into: End::Responder };
+    assert_eq!(after(&with, &with_other, one_way), (both("old m"), base.apart.clone()));
+    assert_eq!(after(&without, &with_other, one_way), (both("old"), none()));
+    assert_eq!(after(&with, &without, one_way), (["old m".into(), "old".into()], base.apart.clone()));
+    let mirror = Direction::Mirror { into: End::Responder };
+    assert_eq!(after(&with, &with_other, mirror), (both("old m"), none()));
+    assert_eq!(after(&without, &with_other, mirror), (both("old"), none()));
+    assert_eq!(after(&with, &without, mirror), (both("old m"), none()));
+}

@@ -54,6 +54,53 @@ fn dovecot_sees_in_our_mbox_what_it_sees_in_its_own() {
     check(&SOURCES, &[INTO_MBOX]);
 }
 
+/// A From_ line in a header would begin another message in an mbox: Dovecot leaves it out, here it is quoted. In bodies none is touched by either.
+#[test]
+fn a_from_line_in_a_header_is_quoted_where_dovecot_drops_it() {
+    if !installed() {
+        return;
+    }
+    const FROM: &str = "From alice@example.org Mon Feb  5 10:00:00 2024";
+    let dir = tempfile::tempdir().expect("made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let (dsync, root) = (dir.path().join("dsync"), dir.path().join("source"));
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    ["cur", "new", "tmp"].iter().for_each(|sub| fs::create_dir_all(root.join(sub)).expect("made"));
+    let headers = [format!("{FROM}\nSubject: first\n"), format!("Subject: second\n{FROM}\n"), String::new()];
+    let bodies =
+        [format!("{FROM}\ntext\n"), format!("text\n\n{FROM}\n\ntext\n"), format!("From here\n{FROM}\n")];
+    for (n, (header, body)) in headers.iter().zip(&bodies).enumerate() {
+        let name = format!("17000000{n:02}.M{n}P1.test:2,S");
+        fs::write(root.join("cur").join(name), format!("{header}\n{body}")).expect("written");
+    }
+    let dovecot = Dovecot::new(dir.path());
+    dovecot.own(&root);
+    dovecot.own(&dir.path().join("home"));
+    let [source, ours, theirs] = [("maildir", "source"), ("mbox", "ours"), ("mbox", "theirs")]
+        .map(|(format, name)| format!("{format}:{}/{name}", dir.path().display()));
+    let run =
+        dovecot.as_user(&dsync).args(["-c", "/dev/null", "backup", "--source", &source, &ours]).status();
+    assert!(run.expect("runs").success());
+    dovecot.doveadm(&source, &["backup", &theirs]);
+    let texts = |location: &str| {
+        dovecot.doveadm(location, &["-f", "tab", "fetch", "text", "mailbox", "INBOX", "all"])
+    };
+    let (ours, theirs) = (texts(&ours), texts(&theirs));
+    let wanted = |quoted: &str| {
+        let texts = headers.iter().zip(&bodies).map(|(header, body)| {
+            let header = header.replace(&format!("{FROM}\n"), quoted);
+            format!("{header}\n{body}")
+        });
+        texts.collect::<Vec<_>>().join("\n")
+    };
+    let same = |told: &str, quoted: &str| {
+        let (_, told) = told.split_once('\n').expect("a heading");
+        assert_eq!(told.trim_end(), wanted(quoted).trim_end());
+    };
+    same(&theirs, "");
+    same(&ours, &format!(">{FROM}\n"));
+}
+
 /// What must be equal. A message without a body has one line of it in an mbox of Dovecot's, and none in ours.
 fn view(dovecot: &Dovecot, location: &str) -> String {
     if !location.starts_with("mbox:") {

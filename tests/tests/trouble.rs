@@ -81,41 +81,70 @@ fn a_full_disk_is_named_and_the_next_run_goes_on() {
     drop(small);
 }
 
-#[test]
-fn a_file_that_cannot_be_read_is_named_and_the_others_arrive() {
-    let place = Place::new("");
-    let account = mail(&place, 10);
-    let bad = account.find("", "1700000003");
-    fs::set_permissions(&bad, fs::Permissions::from_mode(0o0)).expect("set");
+/// Runs `dsync` as a user who may not read everything; the place is that user's.
+fn run_as_nobody(place: &Place, args: &[&str]) -> (i32, String) {
     let dsync = place.path("dsync");
     fs::copy(programs().join("dsync"), &dsync).expect("copied");
     let mut command = if is_root() {
-        // Root reads everything.
         fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-        assert!(
-            Command::new("chown")
-                .args(["-R", "nobody"])
-                .arg(place.dir.path())
-                .status()
-                .is_ok_and(|status| status.success())
-        );
+        let chown = Command::new("chown").args(["-R", "nobody"]).arg(place.dir.path()).status();
+        assert!(chown.is_ok_and(|status| status.success()));
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "--"]).arg(&dsync);
         command
     } else {
         Command::new(&dsync)
     };
-    let copy = Account::new(place.path("copy"));
-    let run = command
-        .args(["-c", "/dev/null", "backup", "--source", &source(&account), &source(&copy)])
-        .env("HOME", place.dir.path())
-        .env("USER", "alice");
+    let run = command.args(["-c", "/dev/null"]).args(args).env("HOME", place.dir.path()).env("USER", "alice");
     let output = run.current_dir("/").output().expect("runs");
-    let text = String::from_utf8_lossy(&output.stderr);
+    (output.status.code().expect("not killed"), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// At either end, an mbox that may not be read or written is named, is left alone, and the others arrive.
+#[test]
+fn an_mbox_that_is_not_permitted_is_named_and_the_others_arrive() {
+    for (at_source, mode) in [(true, 0o000), (false, 0o000), (false, 0o444)] {
+        let place = Place::new("");
+        let account = mail(&place, 2);
+        account.deliver("Work", "1710000001.M1P1.test", b"Subject: work\n\n");
+        let mbox = format!("mbox:{}", place.path("mbox").display());
+        assert_eq!(place.run(&["sync", "--source", &source(&account), &mbox]), (0, String::new()));
+        let work = place.path("mbox/Work");
+        let before = fs::read(&work).expect("read");
+        fs::set_permissions(&work, fs::Permissions::from_mode(mode)).expect("set");
+        let target = Account::new(place.path("target"));
+        let (from, to) =
+            if at_source { (mbox.clone(), source(&target)) } else { (source(&account), mbox.clone()) };
+        for folder in ["", "Work"] {
+            account.deliver(folder, "1720000001.M1P1.test", b"Subject: later\n\n");
+        }
+        let (status, text) = run_as_nobody(&place, &["sync", "--source", &from, &to]);
+        assert!(
+            status == 77 && text.contains("Work") && text.contains("Permission denied"),
+            "{at_source} {mode:o}: {status} {text}"
+        );
+        fs::set_permissions(&work, fs::Permissions::from_mode(0o600)).expect("set");
+        assert_eq!(fs::read(&work).expect("read"), before, "{at_source} {mode:o}");
+        if at_source {
+            assert_eq!(target.view()["INBOX"].len(), 3, "a line for the mailbox, and two messages");
+        } else {
+            let inbox = fs::read_to_string(place.path("mbox/inbox")).expect("read");
+            assert_eq!(inbox.matches("\nSubject: later").count(), 1, "{mode:o}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_the_others_arrive() {
+    let place = Place::new("");
+    let account = mail(&place, 10);
+    let bad = account.find("", "1700000003");
+    fs::set_permissions(&bad, fs::Permissions::from_mode(0o0)).expect("set");
+    let copy = Account::new(place.path("copy"));
+    let (status, text) = run_as_nobody(&place, &["backup", "--source", &source(&account), &source(&copy)]);
     assert!(
-        output.status.code() == Some(77) && text.contains("1700000003") && text.contains("Permission denied"),
-        "{:?} {text}",
-        output.status
+        status == 77 && text.contains("1700000003") && text.contains("Permission denied"),
+        "{status} {text}"
     );
     assert_eq!(copy.view()["INBOX"].len(), 10, "a line for the mailbox, and nine messages");
 }

@@ -1,11 +1,11 @@
 //! The last stages: expunges, digests, the base, and good-bye.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{Direction, End};
 use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    Since, TreeChange, Uid, UidSet,
+    NotKept, Since, TreeChange, Uid, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
 use dsync_storage::{Storage as _, StorageError};
@@ -62,10 +62,10 @@ impl Brain {
             let changes = mailbox.changes(Since::Base(&agreed)).map_err(at(name))?;
             let stray = changes.list.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
             let stray = stray.map(MessageChange::uid).filter(|uid| !filtered.contains(uid.get()));
-            not_kept.extend(stray.filter(|uid| *uid < plan.agreed.uid_next));
+            for uid in stray.filter(|uid| *uid < plan.agreed.uid_next) {
+                not_kept.entry(uid).or_insert(None);
+            }
         }
-        not_kept.sort_unstable();
-        not_kept.dedup();
         let settled = Settled { guid, digest, not_kept };
         open.settled[self.end as usize] = Some(settled.clone());
         self.say_on(channel, Message::Settled(settled));
@@ -106,6 +106,7 @@ impl Brain {
             let actions = changes.into_iter().map(|(uid, FlagDelta { added: add, removed: remove, .. })| {
                 MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE }
             });
+            let actions = actions.filter_map(|action| action.redirected(&open.not_kept));
             let actions: Vec<MessageAction> = actions.collect();
             let name = open.report.name.clone();
             let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
@@ -159,11 +160,10 @@ impl Brain {
         for open in self.open.iter_mut().filter(|open| open.active) {
             open.active = false;
             let ([Some(a), Some(b)], Some(plan)) = (&open.settled, &mut open.plan) else { continue };
-            let unkept = a.not_kept.iter().chain(&b.not_kept).copied().collect::<Vec<_>>();
-            unkept.iter().for_each(|uid| plan.agreed.remove(*uid));
-            open.confirmed = a.digest == b.digest && unkept.is_empty();
+            open.confirmed = a.digest == b.digest && a.not_kept.is_empty() && b.not_kept.is_empty();
+            set_apart(&mut plan.agreed, [&a.not_kept, &b.not_kept]);
             // What a filter kept back is there as well: the digest would say that there is nothing else.
-            let all = plan.agreed.out_of_scope.is_empty();
+            let all = plan.agreed.out_of_scope.is_empty() && plan.agreed.apart.is_empty();
             plan.agreed.digest = (open.confirmed && all).then_some(a.digest);
             open.base = Some(plan.agreed.clone());
             if open.confirmed {
@@ -172,7 +172,8 @@ impl Brain {
             } else if next < ROUNDS_MAX {
                 // From what both planned: whatever a user did meanwhile is a change since then. If nobody did anything, what was planned is
                 // not what is there: then from the lists alone.
-                let base = (next == 1 || !open.quiet).then(|| plan.agreed.clone());
+                let still = open.quiet.is_some_and(|digests| !all || digests == [a.digest, b.digest]);
+                let base = (next == 1 || !still).then(|| plan.agreed.clone());
                 open.again(base);
                 again = true;
             } else {
@@ -223,6 +224,9 @@ impl Brain {
             }
             same &= old.is_some_and(|old| old.mailboxes.is_empty());
             let agreed = self.base_ref.filter(|_| same).unwrap_or_else(|| {
+                if self.begins_with_the_higher() {
+                    base.swap_ends();
+                }
                 let bytes = base.to_bytes();
                 let agreed = BaseRef { generation: base.generation, digest: Base::digest_of(&bytes) };
                 self.next_base = Some(bytes);
@@ -270,6 +274,12 @@ impl Brain {
             }
         }
         Ok(())
+    }
+
+    /// Says whether the initiator is not the end that comes first in a base file.
+    pub(super) fn begins_with_the_higher(&self) -> bool {
+        let higher = matches!((self.me, &self.peer), (Some(me), Some(peer)) if me > peer.store);
+        higher == (self.end == End::Initiator)
     }
 
     fn pair_name(&self) -> String {
@@ -352,6 +362,21 @@ impl Brain {
         self.stage = Stage::Done;
         Ok(true)
     }
+}
+
+/// Takes messages that are not as planned out of what is agreed under one UID, and notes where each end has them.
+fn set_apart(agreed: &mut MailboxBase, not_kept: [&NotKept; 2]) {
+    let mut apart = BTreeSet::new();
+    for uid in not_kept.iter().flat_map(|uids| uids.keys()) {
+        // What nobody planned came meanwhile: who has it, has it alone.
+        if agreed.uids.contains(uid.get())
+            && let [Some(a), Some(b)] = not_kept.map(|uids| uids.get(uid).copied().unwrap_or(Some(*uid)))
+        {
+            apart.insert([a, b]);
+        }
+    }
+    not_kept.iter().flat_map(|uids| uids.keys()).for_each(|uid| agreed.remove(*uid));
+    agreed.apart.append(&mut apart);
 }
 
 /// Says whether a mailbox is not there any more.

@@ -197,7 +197,7 @@ impl Brain {
         let (Ok(Some(body)), Some(guid), Some(mailbox)) = (found, fetch.guid.clone(), open.mailbox.as_mut())
         else {
             // Gone or unreadable meanwhile: the next round asks the peer.
-            open.not_kept.push(fetch.uid);
+            open.not_kept.insert(fetch.uid, None);
             return Ok(true);
         };
         let message = NewMessage {

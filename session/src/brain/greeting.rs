@@ -174,6 +174,9 @@ impl Brain {
         let common = a.iter().filter(|base| b.contains(base)).max().copied();
         let here = std::mem::take(&mut self.bases_here);
         (self.base_ref, self.base) = here.into_iter().find(|(found, _)| Some(*found) == common).unzip();
+        if self.begins_with_the_higher() {
+            self.base.iter_mut().for_each(Base::swap_ends);
+        }
         let options = self.job.as_ref().map(|job| job.options.clone()).unwrap_or_default();
         let direction = self.direction();
         self.guard_source(direction, &options)?;

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use dsync_merge::{Both, Fetch, MailboxView, MessagePlan, Pair};
 use dsync_model::{
-    FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, NewMessage, Since, Uid,
-    UidSet,
+    Digest, FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, NewMessage, NotKept,
+    Since, Uid, UidSet,
 };
 use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
 use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
@@ -32,8 +32,8 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
-    /// Nothing had changed at either end since the base.
-    pub quiet: bool,
+    /// Nothing had changed at either end since the base: the digests of both ends then.
+    pub quiet: Option<[Digest; 2]>,
     pub mailbox: Option<Box<dyn Mailbox>>,
     mine: Option<(MailboxStatus, Vec<MessageChange>)>,
     theirs: Option<(MailboxStatus, Vec<MessageChange>)>,
@@ -50,7 +50,7 @@ pub(super) struct Open {
     asked: VecDeque<MailRequest>,
     asked_done: bool,
     saved: bool,
-    pub not_kept: Vec<Uid>,
+    pub not_kept: NotKept,
     pub settled: [Option<Settled>; 2],
     pub expunged: bool,
     pub confirmed: bool,
@@ -71,7 +71,7 @@ impl Open {
             base,
             active: true,
             skipped: false,
-            quiet: false,
+            quiet: None,
             mailbox: None,
             mine: None,
             theirs: None,
@@ -85,7 +85,7 @@ impl Open {
             asked: VecDeque::new(),
             asked_done: false,
             saved: false,
-            not_kept: Vec::new(),
+            not_kept: NotKept::new(),
             settled: [None, None],
             expunged: false,
             confirmed: false,
@@ -245,7 +245,8 @@ impl Brain {
             MailboxView { status, changes, filtered: &filtered[i] }
         }));
         let base = open.base.as_ref().filter(|_| open.since_base);
-        open.quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
+        let quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
+        open.quiet = quiet.then(|| lists.map(|(status, _)| status.digest));
         let plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
             Err(_) if open.since_base => {
@@ -377,11 +378,12 @@ impl Brain {
         let goal = goal_of(plan, uid_next, !open.fetches.is_empty());
         let next = open.fetches.front().map(|(fetch, _)| fetch.uid);
         let waiting = std::mem::take(&mut open.waiting);
-        let (now, later) = waiting.into_iter().partition(|action| match action {
+        let (now, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|action| match action {
             MessageAction::Renumber { to, .. } => next.is_none_or(|next| *to < next),
             MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
         });
         open.waiting = later;
+        let now = now.into_iter().filter_map(|action| action.redirected(&open.not_kept));
         mailbox.apply(&Vec::from_iter(now)).map_err(at(name.clone()))?;
         let committed = mailbox.commit(goal).map_err(at(name))?;
         open.not_kept.extend(committed.not_kept);
@@ -479,7 +481,7 @@ impl Brain {
             return Err(SessionError::Peer("sends a message that was not asked for".into()));
         };
         let Some(guid) = header.guid else {
-            open.not_kept.push(fetch.uid);
+            open.not_kept.insert(fetch.uid, None);
             if let Some(problem) = header.problem {
                 self.problem(format!("the other end: {problem}"), 75);
             }

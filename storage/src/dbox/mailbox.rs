@@ -163,9 +163,9 @@ impl DboxMailbox {
             let message = pending.message();
             let mut uid = message.uid.get();
             if !free(uid, &self.burned, &taken) {
-                committed.not_kept.push(message.uid);
                 last = last.saturating_add(1);
                 uid = last;
+                committed.not_kept.insert(message.uid, Uid::new(uid));
             }
             if uid == u32::MAX {
                 let what = format!("{}: UIDs are exhausted", bodies.places().mail.display());
@@ -183,11 +183,12 @@ impl DboxMailbox {
         let names = keywords(state);
         let mut gone: BTreeSet<u32> = BTreeSet::new();
         for action in std::mem::take(&mut self.actions) {
+            let Some(action) = action.redirected(&committed.not_kept) else { continue };
             match action {
                 MessageAction::Renumber { from, to } => {
                     let row = state.row(from.get()).filter(|_| !gone.contains(&from.get()));
                     let Some(row) = row.filter(|_| free(to.get(), &self.burned, &taken)) else {
-                        committed.not_kept.push(to);
+                        committed.not_kept.insert(to, Some(from));
                         continue;
                     };
                     let guid = bits(guids, bodies, state, from.get())?.unwrap_or_default();
@@ -249,7 +250,7 @@ impl DboxMailbox {
             let stays = map_uid.can_be_shared(map, *more);
             *more = more.saturating_add(1);
             if !stays {
-                committed.not_kept.push(message.uid);
+                committed.not_kept.insert(message.uid, None);
             }
             stays
         });

@@ -1,6 +1,6 @@
 //! One open Maildir: lists, bodies, saves and commits.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -194,7 +194,11 @@ impl MaildirMailbox {
     }
 
     /// Moves what lies in `tmp` into `cur`, and gives each its line.
-    fn place_saves(&mut self, told: &mut Told<'_>, committed: &mut Committed) -> Result<usize> {
+    fn place_saves(
+        &mut self,
+        saved: &mut BTreeMap<u32, NewMessage>,
+        committed: &mut Committed,
+    ) -> Result<usize> {
         let mut appended = 0;
         let mut pending = std::mem::take(&mut self.pending);
         pending.sort_by_key(|pending| pending.message.uid);
@@ -209,8 +213,9 @@ impl MaildirMailbox {
             let uid = match taken {
                 Err(_) if !self.burned.contains(message.uid.get()) => message.uid,
                 _ => {
-                    committed.not_kept.push(message.uid);
-                    self.scan.list.uid_next()
+                    let free = self.scan.list.uid_next();
+                    committed.not_kept.insert(message.uid, Some(free));
+                    free
                 }
             };
             if uid.next().is_none() {
@@ -235,7 +240,7 @@ impl MaildirMailbox {
                 self.scan.files.insert(at, Some(file));
                 self.scan.list.rewrite = true;
             }
-            told.saved.insert(uid.get(), message);
+            saved.insert(uid.get(), message);
             committed.saved += 1;
             committed.bytes += size;
         }
@@ -265,7 +270,7 @@ impl MaildirMailbox {
             guid.into()
         } else {
             if guid.contains(&b' ') {
-                committed.not_kept.push(message.uid);
+                committed.not_kept.insert(message.uid, Some(uid));
             } else {
                 fields.push((b'G', guid.into()));
             }
@@ -281,15 +286,16 @@ impl MaildirMailbox {
         Record { uid, fields, base }
     }
 
-    fn renumber(&mut self, from: Uid, to: Uid, committed: &mut Committed) {
+    /// Says whether the message has its new UID.
+    fn renumber(&mut self, from: Uid, to: Uid, committed: &mut Committed) -> bool {
         let free = self.scan.list.records.binary_search_by_key(&to, |record| record.uid).is_err();
         let found = self
             .scan
             .index_of(from)
             .filter(|_| free && !self.burned.contains(to.get()) && to.next().is_some());
         let Some(index) = found else {
-            committed.not_kept.push(to);
-            return;
+            committed.not_kept.insert(to, Some(from));
+            return false;
         };
         let mut record = self.scan.list.records.remove(index);
         let file = self.scan.files.remove(index);
@@ -298,6 +304,7 @@ impl MaildirMailbox {
         self.scan.list.records.insert(at, record);
         self.scan.files.insert(at, file);
         self.scan.list.rewrite = true;
+        true
     }
 
     fn set_flags(&mut self, uid: Uid, add: &FlagSet, remove: &FlagSet) -> Result<()> {
@@ -489,7 +496,7 @@ impl Mailbox for MaildirMailbox {
         let mut keywords = self.scan.keywords.clone();
         let unkept = self.learn_keywords(&mut keywords);
         if self.index.is_none() {
-            committed.not_kept = unkept;
+            committed.not_kept = unkept.into_iter().map(|uid| (uid, Some(uid))).collect();
         }
         if keywords != self.scan.keywords {
             self.shared.write_keywords(&self.places, &keywords)?;
@@ -497,16 +504,23 @@ impl Mailbox for MaildirMailbox {
         }
         self.drop_dead_lines();
         let actions = std::mem::take(&mut self.actions);
-        let mut told = Told { actions: &actions, ..Told::default() };
-        let appended = self.place_saves(&mut told, &mut committed)?;
+        let mut saved = BTreeMap::new();
+        let appended = self.place_saves(&mut saved, &mut committed)?;
         if appended > 0 || !files.is_empty() {
             disk::sync_directory(&self.places.mail.join("cur"), policy)?;
         }
-        for action in &actions {
-            if let MessageAction::Renumber { from, to } = action {
-                self.renumber(*from, *to, &mut committed);
+        // What was done, or is to be done: not always what was asked for.
+        let mut settled = Vec::with_capacity(actions.len());
+        for action in actions {
+            let Some(action) = action.redirected(&committed.not_kept) else { continue };
+            if let MessageAction::Renumber { from, to } = action
+                && !self.renumber(from, to, &mut committed)
+            {
+                continue;
             }
+            settled.push(action);
         }
+        let told = Told { saved, actions: &settled };
         self.scan.list.raise_next(goal.uid_next_min);
         if goal.uid_validity.is_some_and(|validity| self.scan.list.uid_validity != Some(validity)) {
             self.scan.list.uid_validity = goal.uid_validity;
@@ -514,7 +528,7 @@ impl Mailbox for MaildirMailbox {
         }
         self.scan.list.write(&self.places.control, appended, policy)?;
         let mut renamed = false;
-        for action in &actions {
+        for action in &settled {
             match action {
                 MessageAction::Renumber { .. } => {}
                 MessageAction::Flags { uid, add, remove, .. } => {

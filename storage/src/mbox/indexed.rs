@@ -27,6 +27,7 @@ use crate::{Goal, Result, StorageError, disk};
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
+const DIRTY_AT: usize = 12;
 const GUID_AT: u16 = 16;
 /// Where a message lies, as Dovecot notes it: Dovecot asserts that there is room for it.
 const RECORD_BYTES: u16 = 8;
@@ -48,6 +49,10 @@ impl Stamp {
         let file = [meta.dev() as i64, meta.ino() as i64, meta.size() as i64];
         let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
         Stamp([file[0], file[1], file[2], times[0], times[1], times[2], times[3]])
+    }
+
+    fn is_of(&self, size: u64, time: u32) -> bool {
+        self.0[2] as u64 == size && self.0[3] as u32 == time
     }
 
     fn of_file(file: &File, places: &Places) -> Result<Stamp> {
@@ -197,8 +202,14 @@ impl Shared {
         };
         if unnumbered {
             let mut edits = Edits::none(&file, validity);
-            if !edits.number(&file, index.as_ref().map_or(Uid::MIN, |index| uid_next(index.state()))) {
-                return Err(exhausted(places));
+            match index.as_ref().filter(|index| numbers(index.state(), &file, stamp)) {
+                Some(index) => edits.number_as(&file, &index.state().uids),
+                None => {
+                    let next = index.as_ref().map_or(Uid::MIN, |index| uid_next(index.state()));
+                    if !edits.number(&file, next) {
+                        return Err(exhausted(places));
+                    }
+                }
             }
             if disk::pretends() {
                 edits.imagine(&mut file);
@@ -336,6 +347,21 @@ pub fn create_index(paths: Paths, validity: UidValidity, uid_next: Uid, guid: Ma
 
 fn extension() -> Extension {
     Extension::new(EXTENSION, HEADER_BYTES, usize::from(RECORD_BYTES), RECORD_BYTES)
+}
+
+/// Says whether the index has a UID for each message of the file: Dovecot numbers what it may not write there, and goes by that while size and
+/// time of the file stay as it noted them.
+fn numbers(state: &State, file: &MboxFile, stamp: Stamp) -> bool {
+    let Some(extension) = state.extension(EXTENSION) else { return false };
+    let header = extension.header_padded(HEADER_BYTES);
+    let (Some(size), Some(time)) = (header.first_chunk::<8>(), header[8..].first_chunk::<4>()) else {
+        return false;
+    };
+    let uids = file.messages.iter().map(|entry| entry.uid.map(Uid::get));
+    header[DIRTY_AT] == 0
+        && stamp.is_of(u64::from_le_bytes(*size), u32::from_le_bytes(*time))
+        && file.messages.len() == state.uids.len()
+        && uids.zip(&state.uids).all(|(uid, known)| uid.is_none_or(|uid| uid == *known))
 }
 
 /// The mailbox's GUID as its index has it.

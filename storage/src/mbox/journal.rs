@@ -49,8 +49,9 @@ impl Journal {
         &self.path
     }
 
-    /// Makes what is in it the content of the mailbox. An error behind the first mark leaves the rest to [`finish`].
-    pub fn apply(self, lock: &mut MboxLock, policy: Fsync) -> Result<()> {
+    /// Copies what is in it into the mailbox, which nobody takes for an mbox until [`end`](Self::end). Tells how long it is; an error behind the
+    /// first mark leaves the rest to [`finish`].
+    pub fn apply(&self, lock: &mut MboxLock, policy: Fsync) -> Result<u64> {
         let length = size(&self.file, &self.path)?;
         assert!(length >= MARK_BYTES as u64, "a new mbox has at least a message of its own");
         if let Err(error) = self.prepare(lock, length, policy) {
@@ -62,7 +63,8 @@ impl Journal {
         disk::write_at(lock.file(), OLD, 0, lock.path())?;
         disk::sync_file(lock.file(), lock.path(), policy)?;
         disk::truncate(lock.file(), length, lock.path())?;
-        self.copy(lock, length, policy)
+        self.copy(lock, length, policy)?;
+        Ok(length)
     }
 
     /// Makes all of it durable, and room for it in the mailbox.
@@ -74,8 +76,8 @@ impl Journal {
         disk::sync_directory(self.path.parent().unwrap_or(Path::new(".")), policy)
     }
 
-    /// Copies the first `length` bytes into the mailbox, which has that length at least, and is done.
-    fn copy(self, lock: &mut MboxLock, length: u64, policy: Fsync) -> Result<()> {
+    /// Copies the first `length` bytes into the mailbox, which has that length at least.
+    fn copy(&self, lock: &mut MboxLock, length: u64, policy: Fsync) -> Result<()> {
         disk::write_at(lock.file(), NEW, 0, lock.path())?;
         disk::sync_file(lock.file(), lock.path(), policy)?;
         let mut offset = MARK_BYTES as u64;
@@ -90,11 +92,11 @@ impl Journal {
             }
             offset += bytes as u64;
         }
-        disk::sync_file(lock.file(), lock.path(), policy)?;
-        self.end(lock, policy)
+        disk::sync_file(lock.file(), lock.path(), policy)
     }
 
-    fn end(self, lock: &MboxLock, policy: Fsync) -> Result<()> {
+    /// The mailbox is an mbox again.
+    pub fn end(self, lock: &MboxLock, policy: Fsync) -> Result<()> {
         disk::write_at(lock.file(), BEGIN, 0, lock.path())?;
         disk::sync_file(lock.file(), lock.path(), policy)?;
         disk::remove(&self.path)
@@ -142,6 +144,7 @@ pub fn finish(lock: &mut MboxLock) -> Result<()> {
             disk::truncate(lock.file(), length, lock.path())?;
         }
         journal.copy(lock, length, policy)?;
+        journal.end(lock, policy)?;
     } else if old > 0 {
         journal.end(lock, policy)?;
     } else if before.len() == mark_end {

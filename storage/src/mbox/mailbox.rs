@@ -21,7 +21,7 @@ use super::rewrite::{self, Change, Edits};
 use super::scan::{Entry, MboxFile};
 use crate::by_header::NO_GUID;
 use crate::index::Import;
-use crate::index::edit::{flag_set, keywords};
+use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::Told;
 use crate::layout::Places;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -48,9 +48,11 @@ struct Coming {
 }
 
 /// What is to be done with the file, and what the index is to know of it.
-struct Plan<'a> {
+struct Plan {
     edits: Edits,
-    told: Told<'a>,
+    saved: BTreeMap<u32, NewMessage>,
+    /// What is done of what was asked for.
+    settled: Vec<MessageAction>,
 }
 
 /// Where a message is while a commit is being planned.
@@ -169,17 +171,18 @@ impl MboxMailbox {
     }
 
     /// Settles, with the file locked, what becomes of what was asked for.
-    fn plan<'a>(
+    fn plan(
         &mut self,
-        actions: &'a [MessageAction],
+        actions: Vec<MessageAction>,
         validity: UidValidity,
         committed: &mut Committed,
-    ) -> Result<Plan<'a>> {
+    ) -> Result<Plan> {
         let MboxMailbox { content, burned, pending, places, .. } = self;
         let (file, state) = (&content.file, content.index.state());
         let names = keywords(state);
-        let mut edits = Edits::none(file, validity);
-        let mut told = Told { actions, ..Told::default() };
+        let mut edits = Edits { uid_next: uid_next(state), ..Edits::none(file, validity) };
+        let mut saved = BTreeMap::new();
+        let mut settled = Vec::with_capacity(actions.len());
         let mut changed: BTreeMap<usize, (Option<Uid>, Option<FlagSet>)> = BTreeMap::new();
         let uids = file.messages.iter().filter_map(|entry| entry.uid).map(Uid::get);
         let mut slots: BTreeMap<u32, Slot> =
@@ -191,9 +194,9 @@ impl MboxMailbox {
         for Pending { message, path, size } in pending.iter() {
             let mut uid = message.uid;
             if used.contains(&uid.get()) || burned.contains(uid.get()) {
-                committed.not_kept.push(message.uid);
                 last = last.saturating_add(1);
                 uid = Uid::new(last).ok_or_else(|| indexed::exhausted(places))?;
+                committed.not_kept.insert(message.uid, Some(uid));
             }
             if uid.next().is_none() {
                 return Err(indexed::exhausted(places));
@@ -207,16 +210,17 @@ impl MboxMailbox {
                 sender: String::new(),
                 path: path.clone(),
             });
-            told.saved.insert(uid.get(), message.clone());
+            saved.insert(uid.get(), message.clone());
             committed.saved += 1;
             committed.bytes += size;
         }
         for action in actions {
-            match action {
+            let Some(action) = action.redirected(&committed.not_kept) else { continue };
+            match &action {
                 MessageAction::Renumber { from, to } => {
                     let free = to.next().is_some() && !used.contains(&to.get()) && !burned.contains(to.get());
                     let Some(slot) = slots.get(&from.get()).copied().filter(|_| free) else {
-                        committed.not_kept.push(*to);
+                        committed.not_kept.insert(*to, Some(*from));
                         continue;
                     };
                     slots.remove(&from.get());
@@ -226,8 +230,8 @@ impl MboxMailbox {
                         Slot::Old(place) => changed.entry(place).or_default().0 = Some(*to),
                         Slot::New(place) => {
                             edits.arrivals[place].uid = *to;
-                            let message = told.saved.remove(&from.get());
-                            told.saved.extend(message.map(|message| (to.get(), message)));
+                            let message = saved.remove(&from.get());
+                            saved.extend(message.map(|message| (to.get(), message)));
                         }
                     }
                 }
@@ -255,13 +259,14 @@ impl MboxMailbox {
                     }
                 }
             }
+            settled.push(action);
         }
         for (place, (uid, flags)) in changed {
             edits.changes.entry(place).or_insert(Change::Set { uid, flags });
         }
         let highest = used.last().copied().unwrap_or(0);
         edits.last_uid = edits.last_uid.max(highest).max(content.uid_next().get() - 1);
-        Ok(Plan { edits, told })
+        Ok(Plan { edits, saved, settled })
     }
 
     fn carry_out(&mut self, goal: Goal) -> Result<Committed> {
@@ -278,31 +283,37 @@ impl MboxMailbox {
             return Err(StorageError::NoMailbox(self.places.mail.display().to_string()));
         };
         let actions = std::mem::take(&mut self.actions);
-        let Plan { mut edits, told } = self.plan(&actions, validity, &mut committed)?;
+        let Plan { mut edits, saved, settled } = self.plan(actions, validity, &mut committed)?;
+        let told = Told { saved, actions: &settled };
         edits.uid_validity = validity;
         edits.last_uid = edits.last_uid.max(goal.uid_next_min.get() - 1);
         let before = std::mem::take(&mut self.content.file);
         let is_empty = before.size == 0 && edits.arrivals.is_empty();
-        if is_empty {
-            // Counters of an empty file are in the index alone.
-            self.content.file = before.clone();
+        // Counters of an empty file are in the index alone.
+        let replaced = if is_empty {
+            None
         } else {
-            rewrite::write(&mut lock, &before, &edits, &self.shared.writing())?;
-            self.content.file = self.scan(&lock)?;
-        }
-        let uid_next_min = goal.uid_next_min.max(next_of(&self.content.file));
-        let goal = Goal { uid_next_min, uid_validity: Some(validity), ..goal };
-        let Content { file, index, stamp } = &mut self.content;
-        self.shared.follow(index, file, Some(&before), goal, &told, &mut self.import)?;
-        *stamp = Stamp::of(&lock.file().metadata().map_err(StorageError::io(lock.path()))?);
+            rewrite::begin(&mut lock, &before, &edits, &self.shared.writing())?.1
+        };
+        let known = indexed::known(Some(&self.content.index));
+        let written = match &replaced {
+            Some(replaced) => replaced.scan(&known),
+            None if is_empty => Ok(before.clone()),
+            None => MboxFile::scan(lock.file(), lock.path(), &known),
+        };
+        let followed = written.and_then(|file| {
+            let uid_next_min = goal.uid_next_min.max(next_of(&file));
+            let goal = Goal { uid_next_min, uid_validity: Some(validity), ..goal };
+            self.content.file = file;
+            let Content { file, index, .. } = &mut self.content;
+            self.shared.follow(index, file, Some(&before), goal, &told, &mut self.import)
+        });
+        // Whatever became of the index: the mail is to be read.
+        replaced.map_or(Ok(()), |replaced| replaced.end(&lock, self.shared.account.fsync))?;
+        followed?;
+        self.content.stamp = Stamp::of(&lock.file().metadata().map_err(StorageError::io(lock.path()))?);
         self.expected_next = Some(self.content.uid_next());
         Ok(committed)
-    }
-
-    /// Reads the file after it was written: UIDs that are in it now are to be believed.
-    fn scan(&self, lock: &MboxLock) -> Result<MboxFile> {
-        let known = indexed::known(Some(&self.content.index));
-        MboxFile::scan(lock.file(), lock.path(), &known)
     }
 
     fn is_idle(&self, goal: Goal) -> bool {

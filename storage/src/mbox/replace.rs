@@ -12,11 +12,39 @@ use super::journal::Journal;
 use super::locks::MboxLock;
 use super::output::Output;
 use super::rewrite::{Plan, Source, Writing, keep_times, read_header};
-use super::scan::Entry;
-use crate::{Result, StorageError, disk};
+use super::scan::{Entry, Known, MboxFile};
+use crate::{Fsync, Result, StorageError, disk};
+
+/// A new content that is in the file, which is not taken for an mbox yet: what is in the index comes first, as a program that finds a message
+/// among older ones which the index lacks gives new UIDs to them.
+#[must_use]
+pub struct Replaced {
+    journal: Journal,
+    length: u64,
+    before: Metadata,
+    has_arrivals: bool,
+}
+
+impl Replaced {
+    /// Reads the mailbox as it will be.
+    pub fn scan(&self, known: &Known) -> Result<MboxFile> {
+        MboxFile::scan_to(self.journal.file(), self.journal.path(), self.length, known)
+    }
+
+    /// Makes an mbox of the file.
+    pub fn end(self, lock: &MboxLock, policy: Fsync) -> Result<()> {
+        self.journal.end(lock, policy)?;
+        keep_times(lock.file(), lock.path(), &self.before, self.has_arrivals)
+    }
+}
 
 /// Writes the mailbox beside its file, and then into it.
-pub fn replace(lock: &mut MboxLock, plan: &Plan<'_>, before: &Metadata, writing: &Writing) -> Result<()> {
+pub fn replace(
+    lock: &mut MboxLock,
+    plan: &Plan<'_>,
+    before: Metadata,
+    writing: &Writing,
+) -> Result<Replaced> {
     let journal = Journal::create(lock)?;
     if let Err(error) = write_all(lock, plan, journal.file(), journal.path(), writing) {
         if let Err(error) = disk::remove(journal.path()) {
@@ -24,8 +52,8 @@ pub fn replace(lock: &mut MboxLock, plan: &Plan<'_>, before: &Metadata, writing:
         }
         return Err(error);
     }
-    journal.apply(lock, writing.fsync)?;
-    keep_times(lock.file(), lock.path(), before, !plan.edits.arrivals.is_empty())
+    let length = journal.apply(lock, writing.fsync)?;
+    Ok(Replaced { journal, length, before, has_arrivals: !plan.edits.arrivals.is_empty() })
 }
 
 fn write_all(

@@ -17,7 +17,7 @@ use super::arrival::Arrival;
 use super::headers::{Base, Meta, Room, Wanted};
 use super::locks::{Access, MboxLock};
 use super::output::Output;
-use super::replace;
+use super::replace::{self, Replaced};
 use super::scan::{Entry, MboxFile};
 use crate::{Fsync, Result, StorageError, disk};
 
@@ -43,6 +43,8 @@ pub struct Edits {
     /// By place in [`MboxFile::messages`].
     pub changes: BTreeMap<usize, Change>,
     pub arrivals: Vec<Arrival>,
+    /// UIDNEXT of the index: what comes below it must be in the index before anybody reads it in the file.
+    pub uid_next: Uid,
 }
 
 impl Edits {
@@ -54,6 +56,7 @@ impl Edits {
             keywords: found.keywords.clone(),
             changes: BTreeMap::new(),
             arrivals: Vec::new(),
+            uid_next: Uid::MIN,
         }
     }
 
@@ -71,6 +74,16 @@ impl Edits {
 }
 
 impl Edits {
+    /// Gives every message without a UID the one in its place.
+    pub fn number_as(&mut self, found: &MboxFile, uids: &[u32]) {
+        for (place, (entry, uid)) in found.messages.iter().zip(uids).enumerate() {
+            if let (None, Some(uid)) = (entry.uid, Uid::new(*uid)) {
+                self.last_uid = self.last_uid.max(uid.get());
+                self.changes.insert(place, Change::Set { uid: Some(uid), flags: None });
+            }
+        }
+    }
+
     /// Gives UIDs to messages in memory alone, for a dry run.
     pub fn imagine(&self, found: &mut MboxFile) {
         found.uid_validity = Some(self.uid_validity);
@@ -107,9 +120,21 @@ pub struct Writing {
 ///
 /// The caller reads the file again afterwards: no offset of `found` holds any more.
 pub fn write(lock: &mut MboxLock, found: &MboxFile, edits: &Edits, writing: &Writing) -> Result<Written> {
+    let (written, replaced) = begin(lock, found, edits, writing)?;
+    replaced.map_or(Ok(()), |replaced| replaced.end(lock, writing.fsync))?;
+    Ok(written)
+}
+
+/// The same up to where a file that was written anew becomes an mbox again.
+pub fn begin(
+    lock: &mut MboxLock,
+    found: &MboxFile,
+    edits: &Edits,
+    writing: &Writing,
+) -> Result<(Written, Option<Replaced>)> {
     assert!(lock.access() == Access::Write, "an mbox is changed under a lock for writing");
     if disk::pretends() {
-        return Ok(Written::Nothing);
+        return Ok((Written::Nothing, None));
     }
     let before = lock.file().metadata().map_err(StorageError::io(lock.path()))?;
     if before.len() != found.size {
@@ -119,7 +144,7 @@ pub fn write(lock: &mut MboxLock, found: &MboxFile, edits: &Edits, writing: &Wri
     let plan = Plan::new(found, edits, lock.path())?;
     if let Some(patches) = plan.patches(lock.file(), lock.path())? {
         if patches.is_empty() && edits.arrivals.is_empty() && found.unfinished.is_empty() {
-            return Ok(Written::Nothing);
+            return Ok((Written::Nothing, None));
         }
         if !edits.arrivals.is_empty() {
             append(lock, &plan, &patches, writing)?;
@@ -129,10 +154,10 @@ pub fn write(lock: &mut MboxLock, found: &MboxFile, edits: &Edits, writing: &Wri
         }
         disk::sync_file(lock.file(), lock.path(), writing.fsync)?;
         keep_times(lock.file(), lock.path(), &before, !edits.arrivals.is_empty())?;
-        return Ok(if edits.arrivals.is_empty() { Written::InPlace } else { Written::Appended });
+        return Ok((if edits.arrivals.is_empty() { Written::InPlace } else { Written::Appended }, None));
     }
-    replace::replace(lock, &plan, &before, writing)?;
-    Ok(Written::Replaced)
+    let replaced = replace::replace(lock, &plan, before, writing)?;
+    Ok((Written::Replaced, Some(replaced)))
 }
 
 /// Bytes to be written over others.
@@ -232,7 +257,8 @@ impl<'a> Plan<'a> {
         let stays = places.is_some_and(|places| places.iter().copied().eq(0..found.messages.len()));
         // A wrong Content-Length may become right by what follows, and swallow it.
         let sound = found.messages.iter().all(|entry| entry.uid.is_some() && !entry.is_stale);
-        let appends = self.edits.arrivals.is_empty() || sound;
+        let new = self.edits.arrivals.iter().all(|arrival| arrival.uid >= self.edits.uid_next);
+        let appends = self.edits.arrivals.is_empty() || (sound && new);
         let has_base = found.uid_validity.is_some();
         if !stays || !appends || !has_base || self.unfinished_tail().is_none() {
             return Ok(None);

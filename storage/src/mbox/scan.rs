@@ -117,6 +117,11 @@ impl MboxFile {
     /// Reads the file. It must not change meanwhile: hold a lock.
     pub fn scan(file: &File, path: &Path, known: &Known) -> Result<MboxFile> {
         let size = file.metadata().map_err(StorageError::io(path))?.len();
+        MboxFile::scan_to(file, path, size, known)
+    }
+
+    /// Reads the first `size` bytes as if there were no more.
+    pub fn scan_to(file: &File, path: &Path, size: u64, known: &Known) -> Result<MboxFile> {
         let window = Window::new(file, path, size);
         let mut scanner = Scanner { window, known, found: MboxFile::default(), limit: 0, numbered: false };
         let mut offset = 0;

@@ -12,13 +12,16 @@ use dsync_storage::index::{Index, Paths, Transaction};
 use dsync_storage::mbox::{Access, Locking, MboxLock};
 use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::imap::Imap;
+use dsync_tests::programs::programs;
+
+use crate::sync;
 
 /// A record of the log is there within this time.
 const WRITTEN_MAX: Duration = Duration::from_secs(20);
 
 /// An account with five messages in its INBOX.
 struct Place {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     dovecot: Dovecot,
     location: String,
     inbox: PathBuf,
@@ -39,7 +42,7 @@ impl Place {
         dovecot.own(&dir.path().join("home"));
         let location = format!("mbox:{}:INBOX={}", mail.display(), inbox.display());
         let log = mail.join(".imap/INBOX/dovecot.index.log");
-        Place { _dir: dir, dovecot, location, inbox, log }
+        Place { dir, dovecot, location, inbox, log }
     }
 
     fn session(&self) -> Imap {
@@ -122,4 +125,37 @@ fn dovecot_carries_out_what_was_asked_for_before_our_snapshot() {
     assert!(lines[1].contains("\\Flagged") && flags.matches("\\Flagged").count() == 1, "{flags}");
     let text = fs::read_to_string(&place.inbox).expect("read");
     assert!(!text.contains("Text 4."), "{text}");
+}
+
+/// Dovecot numbers messages in the index alone where it may not write the file.
+#[test]
+fn uids_that_only_dovecots_index_knows_stay() {
+    if !installed() {
+        return;
+    }
+    let place = Place::new();
+    fs::set_permissions(&place.inbox, fs::Permissions::from_mode(0o444)).expect("set");
+    let mut session = place.session();
+    session.command("UID FETCH 1:* (UID)");
+    drop(session);
+    assert!(!fs::read_to_string(&place.inbox).expect("read").contains("X-UID"));
+    // Dovecot would do it itself now, and keep them.
+    fs::set_permissions(&place.inbox, fs::Permissions::from_mode(0o600)).expect("set");
+    let copy = format!("maildir:{}/copy", place.dir.path().display());
+    let dsync = place.dir.path().join("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    assert_eq!(sync(&place.dovecot, &dsync, &place.location, &copy), 0);
+    let uids = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter_map(|line| line.split(' ').find(|word| word.starts_with("uid=")))
+            .map(str::to_owned)
+            .collect()
+    };
+    let wanted = [1, 2, 3, 4, 5].map(|n| format!("uid={n}"));
+    assert_eq!(uids(&place.flags()), wanted);
+    let there =
+        place.dovecot.doveadm(&copy, &["-f", "flow", "fetch", "uid flags", "mailbox", "INBOX", "all"]);
+    assert_eq!(uids(&there), wanted);
+    let text = fs::read_to_string(&place.inbox).expect("read");
+    assert!(text.contains("X-UID: 5"), "{text}");
 }

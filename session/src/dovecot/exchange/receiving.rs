@@ -34,7 +34,7 @@ impl Exchange {
         let committed = self.mailbox.commit(goal).map_err(at(self.name.clone()))?;
         self.report.saved += committed.saved;
         self.bytes += committed.bytes;
-        self.not_kept.extend(committed.not_kept);
+        self.not_kept.extend(committed.not_kept.into_keys());
         self.unsaved = (0, 0);
         Ok(())
     }
