@@ -132,7 +132,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         pop3_uidl: Some("uidl".into()),
         pop3_order: Some(5),
         size: Some(288),
-        problem: None,
+        problem: Some(Problem { status: 75, text: "cannot be read".into() }),
     };
     let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, freed: Some(9), ..Counters::default() };
     let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5), not_kept: vec![uid(9)] };
@@ -161,13 +161,19 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
         ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
         ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into(), 77)]))),
-        ("listing", of(Message::Listing(name, vec![listed]))),
+        ("listing", of(Message::Listing(name.clone(), vec![listed]))),
         ("log", of(Message::Log(log))),
         ("names", of(Message::Names(names))),
         ("attributes", of(Message::Attributes(attributes))),
         ("attribute-times", of(Message::AttributeTimes(times))),
         ("end-attribute-times", of(Message::End(List::AttributeTimes))),
         ("end-listing", of(Message::End(List::Listing))),
+        ("problem", of(Message::Problem(Problem { status: 65, text: "cannot be made".into() }))),
+        ("undone-mailbox", of(Message::Undone(Undone::Mailbox(name.clone())))),
+        (
+            "undone-subscriptions",
+            of(Message::Undone(Undone::Subscriptions { names: vec![name.clone()], subscribed: false })),
+        ),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),
         ("keep-alive", Frame::KeepAlive),
