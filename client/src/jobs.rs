@@ -16,6 +16,7 @@ use crate::connection::Connections;
 use crate::destination::Destination;
 use crate::progress::Display;
 use crate::remote::Served;
+use crate::select;
 
 /// How sessions are to be run.
 pub struct Session<'a> {
@@ -113,7 +114,8 @@ impl Session<'_> {
         connections: &mut Connections,
     ) -> Result<Report, Failed> {
         let identity = self.identity(user)?;
-        let job = Job { direction: self.direction, options: self.options.clone() };
+        let options = select::for_user(&self.options, self.settings, user)?;
+        let job = Job { direction: self.direction, options };
         let state = self.state.clone();
         let mut display = Display::new(self.verbose && !self.many);
         let outcome = match destination {
