@@ -147,6 +147,8 @@ pub struct Options {
     pub purge: bool,
     /// `-n`, `-N`: each end knows its own namespaces.
     pub namespaces: Namespaces,
+    /// `--read-only-source`, with the responder as the source: it writes nothing at all.
+    pub read_only_source: bool,
 }
 
 /// What a session is for.

@@ -65,6 +65,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         purpose: Purpose::Verify { bodies: true },
         purge: true,
         namespaces: Namespaces::Only(vec!["Archive/".into()]),
+        read_only_source: true,
     };
     let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
     let listed = Listed {

@@ -570,17 +570,28 @@ fn a_source_that_is_only_to_be_read_is_not_written_at_all() {
         let line: Vec<&str> = [words, &["--read-only-source", "--source", &source, to]].concat();
         dsync(&place, &line)
     };
-    for (options, to, says) in
-        [(&["sync"][..], &copy, "goes with backup"), (&["backup", "-R"], &tls, "at the other end")]
-    {
-        let (status, _, said) = words(options, to);
-        assert!(status == 64 && said.contains(says), "{status} {said}");
-    }
+    let (status, _, said) = words(&["sync"], &copy);
+    assert!(status == 64 && said.contains("goes with backup"), "{status} {said}");
     let before = disk(&a.root);
     assert_eq!(words(&["backup"], &tls).0, 0);
     assert!(disk(&a.root) == before);
+    let there = Account::new(place.path("server/alice"));
+    assert_eq!(there.view()["INBOX"].len(), 4);
+    // A source behind a server is not written either.
+    there.deliver("", &mail(9), b"Subject: newer\n\n");
+    there.deliver("Fresh", &mail(10), b"Subject: fresh\n\n");
+    let before = disk(&there.root);
+    let (command, conf) = (programs().join("dsync-server"), place.path("server.conf"));
+    for to in [tls.clone(), format!("{} -c {} -u alice", command.display(), conf.display())] {
+        let copy = Account::new(place.path("third"));
+        let line = ["backup", "-R", "--read-only-source", "--source", &copy.location()];
+        let line: Vec<&str> = line.into_iter().chain(to.split(' ')).collect();
+        assert_eq!(dsync(&place, &line), (0, String::new(), String::new()));
+        assert_eq!((bodies(&copy, "INBOX"), bodies(&copy, "Fresh")), (4, 1));
+        assert!(disk(&there.root) == before, "{:?}", disk(&there.root).keys());
+        fs::remove_dir_all(&copy.root).expect("removed");
+    }
     drop(server);
-    assert_eq!(Account::new(place.path("server/alice")).view()["INBOX"].len(), 4);
     // The other way round the destination is here, and may be written.
     assert_eq!(words(&["backup", "-R", "--allow-mass-delete"], &copy).0, 78, "there is no source");
 }

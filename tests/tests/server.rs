@@ -542,8 +542,8 @@ fn what_the_other_end_cannot_do_has_its_status_here() {
         "namespace inbox {\n inbox = yes\n prefix = Mail/\n separator = /\n subscriptions = no\n}\n";
     let nothing: fn(&Path) = |_| {};
     let odd_name: fn(&Path) = |mail| std::fs::create_dir_all(mail.join(".A..B/cur")).expect("made");
-    let cases: [(u8, &str, &str, &[&str], fn(&Path)); 8] = [
-        (65, "mail_crypt", "mail_plugins = mail_crypt\n", &["sync"], nothing),
+    let cases = [
+        (65, "mail_crypt", "mail_plugins = mail_crypt\n", &["sync"][..], nothing),
         (65, "no namespace keeps its subscription", none_keeps, &["sync"], nothing),
         (65, "no valid name of a mailbox", "", &["sync"], odd_name),
         (67, "unknown user", users, &["sync"], nothing),

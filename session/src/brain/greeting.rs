@@ -5,6 +5,7 @@ use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone};
+use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Storage as _, StorageError, Support};
 
 use super::mailbox::Open;
@@ -41,12 +42,16 @@ impl Brain {
             None => {
                 let Handshake { direction, options, .. } = handshake.clone();
                 self.lock_wait = super::lock_wait(&options, self.lock_wait);
-                if options.purpose != Purpose::Sync {
-                    self.storage.wrap(|storage| super::for_purpose(storage, options.purpose));
-                }
-                let chosen = self.storage.choose(&options.namespaces);
+                let job = self.job.insert(Job { direction, options }).clone();
+                let is_source = self.direction().source() == Some(self.end);
+                self.storage.wrap(|storage| match job.options.purpose {
+                    Purpose::Sync if job.options.read_only_source && is_source => {
+                        Box::new(DryRun::reading(storage))
+                    }
+                    purpose => super::for_purpose(storage, purpose),
+                });
+                let chosen = self.storage.choose(&job.options.namespaces);
                 chosen.map_err(at("cannot choose namespaces"))?;
-                self.job = Some(Job { direction, options });
             }
             Some(job) if job.direction != handshake.direction || job.options != handshake.options => {
                 return Err(SessionError::Peer("answers to another job than ours".into()));
