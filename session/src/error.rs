@@ -76,3 +76,18 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever another end says, it neither makes a failure a success nor a status of its own.
+    #[test]
+    fn a_status_from_the_other_end_is_one_of_sysexits() {
+        for status in 0..=u8::MAX {
+            let failure = Failure { blame: Blame::Storage, status, text: String::new() };
+            let expected = if (64..=78).contains(&status) { status } else { 75 };
+            assert_eq!(SessionError::Remote(failure).status(), expected);
+        }
+    }
+}

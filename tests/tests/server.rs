@@ -567,7 +567,7 @@ fn what_the_other_end_cannot_do_has_its_status_here() {
         for way in ways {
             let words = [words, &["--source", &source][..], &way].concat();
             let (found, text) = place.run(&words);
-            assert_eq!(found, i32::from(status), "{says}: {words:?}: {text}");
+            assert_eq!(found, status, "{says}: {words:?}: {text}");
             assert!(text.contains(says), "{words:?}: {text}");
         }
         let subscribed = std::fs::read_to_string(mail.root.join("subscriptions")).expect("read");
