@@ -22,14 +22,17 @@ pub struct Identity {
 impl Identity {
     /// As whom to work for a user that the userdb, or a name alone, stands for.
     ///
-    /// `None`: as whoever runs this program. So it is unless that is root; for root where nobody names a uid (neither the userdb nor
-    /// the setting `mail_uid`), and for uid 0 where `first_valid_uid` is 0.
+    /// `None`: as whoever runs this program. So it is unless that is root; for root only where `first_valid_uid` is 0, and the uid is 0 or
+    /// nobody names one (neither the userdb nor the setting `mail_uid`). Else that is refused, as in Dovecot.
     pub fn of(settings: &Settings, user: &User) -> Result<Option<Identity>, UserError> {
         if geteuid().is_root() { Identity::for_root(settings, user) } else { Ok(None) }
     }
 
     fn for_root(settings: &Settings, user: &User) -> Result<Option<Identity>, UserError> {
-        let Some((uid, uid_from)) = given(settings, user.uid, "uid", "mail_uid")? else { return Ok(None) };
+        let Some((uid, uid_from)) = given(settings, user.uid, "uid", "mail_uid")? else {
+            permit_root(settings)?;
+            return Ok(None);
+        };
         let chroot = user.extra.get("chroot").cloned().or_else(|| settings.text("mail_chroot"));
         // Dovecot's other way to write it.
         let marked = user.home.as_ref().is_some_and(|home| home.to_string_lossy().contains("/./"));
@@ -73,10 +76,14 @@ impl Identity {
 
 /// Refuses to work as root, unless `first_valid_uid = 0` permits it: for whoever others tell where to write.
 pub fn refuse_root(settings: &Settings) -> Result<(), UserError> {
-    if !geteuid().is_root() || number(settings, "first_valid_uid", 500)? == 0 {
+    if geteuid().is_root() { permit_root(settings) } else { Ok(()) }
+}
+
+fn permit_root(settings: &Settings) -> Result<(), UserError> {
+    if number(settings, "first_valid_uid", 500)? == 0 {
         return Ok(());
     }
-    let what = "nobody is served as root by network: the userdb or the setting mail_uid has to name a uid, or first_valid_uid = 0 to permit it";
+    let what = "root works for no other user: the userdb or the setting mail_uid has to name a uid (first_valid_uid = 0 permits root)";
     Err(UserError::Refused(what.to_owned()))
 }
 
@@ -136,8 +143,8 @@ mod tests {
             ("mail_uid = 3001\nmail_gid = 3002", "uid=2001", some(2001, 3002, &[])),
             ("mail_access_groups = 7, 2002,5 7", "uid=2001 gid=2002", some(2001, 2002, &[5, 7])),
             ("", "uid=2001 gid=2002 system_groups_user=no-such-user", some(2001, 2002, &[])),
-            ("", "", None),
-            ("", "gid=2002", None),
+            ("first_valid_uid = 0", "", None),
+            ("first_valid_uid = 0", "gid=2002", None),
             ("first_valid_uid = 0\nfirst_valid_gid = 0", "uid=0 gid=0", None),
         ] {
             assert_eq!(identity(settings, fields).unwrap(), expected, "{settings:?} {fields:?}");
@@ -154,6 +161,8 @@ mod tests {
                 "UID 0 (from the userdb) is not permitted: see the setting first_valid_uid",
             ),
             ("", "uid=499 gid=499", 77, "first_valid_uid"),
+            ("", "", 77, "the setting mail_uid has to name a uid"),
+            ("first_valid_uid = 1", "gid=2002", 77, "mail_uid"),
             ("mail_uid = root\nmail_gid = 5", "", 77, "UID 0 (from mail_uid)"),
             ("last_valid_uid = 2000", "uid=2001 gid=9", 77, "last_valid_uid"),
             ("", "uid=2001 gid=0", 77, "first_valid_gid"),

@@ -33,13 +33,13 @@ impl User {
         Self { name: name.to_owned(), ..Self::default() }
     }
 
-    /// Takes fields of a userdb, variables not yet expanded; later ones win, empty ones do not count.
+    /// Takes fields of a userdb, variables not yet expanded; later ones win, empty ones do not count unless [they may](may_be_empty).
     pub(crate) fn set_fields(&mut self, fields: &[(String, String)]) -> Result<(), UserError> {
         // The home comes first: other fields may use it.
         let is_home = |key: &str| key == "home";
         let (homes, others): (Vec<_>, Vec<_>) = fields.iter().partition(|(key, _)| is_home(key));
         for (key, template) in homes.into_iter().chain(others) {
-            if template.is_empty() {
+            if template.is_empty() && !may_be_empty(key) {
                 continue;
             }
             let value = expand(template, &Vars::of(self))
@@ -61,7 +61,7 @@ impl User {
 impl User {
     /// Takes the fields that a database gave for this user: as they are, but for `mail`, which is a setting.
     pub(crate) fn set_found(&mut self, fields: &[(String, String)]) -> Result<(), UserError> {
-        for (key, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+        for (key, value) in fields.iter().filter(|(key, value)| !value.is_empty() || may_be_empty(key)) {
             match key.as_str() {
                 "home" => self.home = Some(value.into()),
                 "uid" => self.uid = Some(system_id(key, value)?),
@@ -81,6 +81,11 @@ impl User {
         let mail: Vec<_> = fields.iter().filter(|(key, _)| key == "mail").cloned().collect();
         self.set_fields(&mail)
     }
+}
+
+/// Says whether an empty value is one: settings of a namespace may be empty (its prefix), what is missing is as configured.
+fn may_be_empty(field: &str) -> bool {
+    field.starts_with("namespace/")
 }
 
 /// Reads a number, or the name of a system user or group.

@@ -9,6 +9,7 @@ use dsync_session::dial::{self, Trust, Way};
 use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::Peer;
 use dsync_session::dovecot::link::Early;
+use dsync_session::proto::Terminus;
 use dsync_session::proto::preface::{self, Auth};
 use dsync_session::{Report, SessionError, dovecot, greet, link};
 use dsync_worker::{Desk, Outcome, Protocol as Spoken, Talk, Task};
@@ -203,6 +204,11 @@ async fn with_dovecot(
     early: Early,
     display: &mut Display,
 ) -> Result<Report, Failed> {
+    if session.reads_only(Terminus::Responder) {
+        desk.leave();
+        let what = "--read-only-source: the source is a Dovecot's, which cannot be told to write nothing";
+        return Err(Failed::usage(what));
+    }
     let talk = session.talk(Spoken::Dovecot, early);
     match desk.run(&mut *way.stream, talk, &mut |progress| display.look(progress)).await {
         Ok((report, _)) => {

@@ -16,6 +16,7 @@ use crate::connection::Connections;
 use crate::destination::Destination;
 use crate::progress::Display;
 use crate::remote::Served;
+use crate::select;
 
 /// How sessions are to be run.
 pub struct Session<'a> {
@@ -34,7 +35,7 @@ pub struct Session<'a> {
     /// Processes that work for users who have a uid of their own.
     pub pool: &'a Pool,
     pub served: Served,
-    /// Nothing at all is written to the source, which is on this machine.
+    /// Nothing at all is written to the source.
     pub read_only_source: bool,
 }
 
@@ -84,12 +85,6 @@ impl Session<'_> {
             self.direction,
             Direction::Mirror { into: Terminus::Initiator } | Direction::OneWay { into: Terminus::Initiator }
         );
-        let is_away = |destination: &Destination| !matches!(destination, Destination::Local(_));
-        if self.read_only_source && into_here && destinations.iter().any(is_away) {
-            return Err(Failed::usage(
-                "--read-only-source: the source is at the other end, which writes its own",
-            ));
-        }
         if destinations.len() > 1 && (into_here || self.state.is_some()) {
             return Err(Failed::usage("several destinations go neither with -R nor with -s"));
         }
@@ -113,7 +108,10 @@ impl Session<'_> {
         connections: &mut Connections,
     ) -> Result<Report, Failed> {
         let identity = self.identity(user)?;
-        let job = Job { direction: self.direction, options: self.options.clone() };
+        let mut options = select::for_user(&self.options, self.settings, user)?;
+        let away = !matches!(destination, Destination::Local(_));
+        options.read_only_source = away && self.reads_only(Terminus::Responder);
+        let job = Job { direction: self.direction, options };
         let state = self.state.clone();
         let mut display = Display::new(self.verbose && !self.many);
         let outcome = match destination {
@@ -190,7 +188,12 @@ impl Session<'_> {
             return place;
         }
         let place = place.existing("the source does not exist");
-        if self.read_only_source { place.read_only() } else { place }
+        if self.reads_only(end) { place.read_only() } else { place }
+    }
+
+    /// Says whether nothing is to be written at this end.
+    pub fn reads_only(&self, end: Terminus) -> bool {
+        self.read_only_source && self.source_end() == Some(end)
     }
 }
 

@@ -136,7 +136,7 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
         destination_settings: &Settings::load(globals.config.as_deref(), &overrides)?,
         common,
         direction: Direction::TwoWay,
-        options: Options { purpose: Purpose::Verify { bodies }, ..select::mailboxes(common, &settings)? },
+        options: Options { purpose: Purpose::Verify { bodies }, ..select::mailboxes(common) },
         state: None,
         verbose: globals.verbose,
         many: false,
@@ -201,7 +201,7 @@ fn change(
         globals.overrides.iter().chain(&common.destination_option).cloned().collect();
     let destination_settings = Settings::load(globals.config.as_deref(), &overrides)?;
     tracing::debug!("configuration: {}", jobs::config_name(&settings).display());
-    let mut options = select::changing(common, changes, &settings)?;
+    let mut options = select::changing(common, changes)?;
     let state = changes.state.as_ref().map(|text| {
         text.parse().unwrap_or_else(|error| {
             eprintln!("dsync: -s: the state {error}: every mailbox is looked into, as if by -f");

@@ -1,6 +1,6 @@
 //! Which mailboxes and messages a session is about: `-m`, `-g`, `-x`, `-n`, `-t` and their kin become the session's options.
 
-use dsync_accounts::Settings;
+use dsync_accounts::{Settings, User};
 use dsync_session::model::{Filter, Namespaces};
 use dsync_session::proto::{Options, Purpose};
 
@@ -8,7 +8,7 @@ use crate::Failed;
 use crate::args::{Changes, Common};
 
 /// Options of a session that changes something.
-pub fn changing(common: &Common, changes: &Changes, settings: &Settings) -> Result<Options, Failed> {
+pub fn changing(common: &Common, changes: &Changes) -> Result<Options, Failed> {
     let mut filter = Filter {
         since: changes.since,
         until: changes.until,
@@ -26,31 +26,41 @@ pub fn changing(common: &Common, changes: &Changes, settings: &Settings) -> Resu
         filter: Box::new(filter),
         purpose,
         purge: changes.purge,
-        ..mailboxes(common, settings)?
+        ..mailboxes(common)
     })
 }
 
-/// Options that say only which mailboxes.
-pub fn mailboxes(common: &Common, settings: &Settings) -> Result<Options, Failed> {
+/// Options that say only which mailboxes. Special uses stand in them as they were given: see [`for_user`].
+pub fn mailboxes(common: &Common) -> Options {
     let empty_name = common.mailbox.iter().any(String::is_empty);
     let tree_only = empty_name || common.mailbox_guid.iter().any(|guid| guid.0.is_none());
     let named = common.mailbox.iter().filter(|name| !name.is_empty());
-    Ok(Options {
-        mailboxes: special_uses(named, "-m", settings)?,
-        exclude: special_uses(common.exclude.iter(), "-x", settings)?,
+    Options {
+        mailboxes: named.cloned().collect(),
+        exclude: common.exclude.clone(),
         namespaces: namespaces(common),
         lock_wait_secs: common.lock_wait.unwrap_or(0),
         guids: common.mailbox_guid.iter().filter_map(|guid| guid.0).collect(),
         tree_only,
         ..Options::default()
+    }
+}
+
+/// The options with the names of a user's mailboxes in place of special uses.
+pub fn for_user(options: &Options, settings: &Settings, user: &User) -> Result<Options, Failed> {
+    Ok(Options {
+        mailboxes: special_uses(&options.mailboxes, "-m", settings, user)?,
+        exclude: special_uses(&options.exclude, "-x", settings, user)?,
+        ..options.clone()
     })
 }
 
 /// Puts the names of the mailboxes in place of `\Trash` and the like.
-fn special_uses<'a>(
-    names: impl Iterator<Item = &'a String>,
+fn special_uses(
+    names: &[String],
     option: &str,
     settings: &Settings,
+    user: &User,
 ) -> Result<Vec<String>, Failed> {
     let mut masks = Vec::new();
     for name in names {
@@ -58,7 +68,7 @@ fn special_uses<'a>(
             masks.push(name.clone());
             continue;
         }
-        let found = settings.special_use(name);
+        let found = settings.special_use(name, user)?;
         if found.is_empty() {
             // Dovecot ignores it. What was to be left alone would then be changed.
             let what = format!(
@@ -91,9 +101,8 @@ mod tests {
         let words = ["dsync", "sync"].into_iter().chain(line.split(' ')).chain(["maildir:/x"]);
         let cli = Cli::try_parse_from(words.map(|word| if word == "''" { "" } else { word })).unwrap();
         let Command::Sync { common, changes, .. } = &cli.command else { panic!("a sync") };
-        let special = "/dev/null";
-        let settings = Settings::load(Some(special.as_ref()), &[]).unwrap();
-        changing(common, changes, &settings)
+        let settings = Settings::load(Some("/dev/null".as_ref()), &[]).unwrap();
+        for_user(&changing(common, changes)?, &settings, &User::default())
     }
 
     #[test]

@@ -105,7 +105,9 @@ impl NameRules {
     pub fn is_apart(&self, name: &MailboxName) -> bool {
         match self.place(name) {
             Some((index, _)) => !self.namespaces[index].takes_part,
-            None => name.is_inbox() && !self.namespaces.is_empty(),
+            None if name.is_inbox() => !self.namespaces.is_empty(),
+            // It could only be held elsewhere.
+            None => self.place(&self.hold(name)).is_some_and(|(index, _)| !self.namespaces[index].takes_part),
         }
     }
 

@@ -12,7 +12,7 @@ pub use error::ProtoError;
 pub use frame::{Channel, Codec, Frame, SESSION};
 pub use message::{
     BaseRef, Blame, Counters, Direction, Failure, Handshake, List, Listed, MailHeader, MailRequest, Message,
-    Options, Planned, Purpose, Role, Settled, Terminus,
+    Options, Planned, Problem, Purpose, Role, Settled, Terminus, Undone, status_told,
 };
 
 /// Versions of the native protocol that this build speaks, lowest and highest.

@@ -79,6 +79,10 @@ pub enum Message {
     /// Of the session, behind `Nodes` of both ends if attributes are not the same at both: what this end knows of when they came to be as
     /// they are, ascending; ended by `End(List::AttributeTimes)`.
     AttributeTimes(Vec<(AttributeKey, AttributeTime)>),
+    /// Of the session, before `Finish`: something that this end could not do, where no other message tells of it.
+    Problem(Problem),
+    /// Of the session, behind `Nodes` of both ends: what of the merged tree is not so at this end. Next time it is merged anew.
+    Undone(Undone),
 }
 
 /// The lists that `End` can end.
@@ -143,6 +147,8 @@ pub struct Options {
     pub purge: bool,
     /// `-n`, `-N`: each end knows its own namespaces.
     pub namespaces: Namespaces,
+    /// `--read-only-source`, with the responder as the source: it writes nothing at all.
+    pub read_only_source: bool,
 }
 
 /// What a session is for.
@@ -200,7 +206,25 @@ pub struct MailHeader {
     pub pop3_uidl: Option<String>,
     pub pop3_order: Option<u32>,
     pub size: Option<u64>,
-    pub problem: Option<String>,
+    pub problem: Option<Problem>,
+}
+
+/// What an end could not do; the session goes on.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct Problem {
+    /// Exit status that it is worth.
+    pub status: u8,
+    /// For people; one line.
+    pub text: String,
+}
+
+/// A change to the tree that an end could not make.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum Undone {
+    /// Of the mailbox that was to have this name.
+    Mailbox(MailboxName),
+    /// These are not subscribed, or still are.
+    Subscriptions { names: Vec<MailboxName>, subscribed: bool },
 }
 
 /// How a mailbox stands after all work on it.
@@ -264,6 +288,11 @@ pub struct Failure {
     pub status: u8,
     /// For people; one line.
     pub text: String,
+}
+
+/// What another end's word for an exit status counts here: as it is if it is one of sysexits.h (64 to 78), else 75. It is never success.
+pub fn status_told(status: u8) -> u8 {
+    if (64..=78).contains(&status) { status } else { 75 }
 }
 
 /// Who must act.

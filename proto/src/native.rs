@@ -8,8 +8,8 @@ use dsync_model::{
 };
 
 use crate::{
-    BATCH_MAX, Channel, Codec, FRAME_BYTES_MAX, Frame, Listed, MESSAGE_MEMORY_MAX, Message, ProtoError,
-    TEXT_BYTES_MAX,
+    BATCH_MAX, Channel, Codec, FRAME_BYTES_MAX, Frame, Listed, MESSAGE_MEMORY_MAX, MailHeader, Message,
+    Problem, ProtoError, TEXT_BYTES_MAX, Undone,
 };
 
 /// Length (u32), kind (u8), channel (u32), all big-endian.
@@ -215,6 +215,15 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
                 (false, _) => Err(ProtoError::Malformed("UIDs do not ascend".into())),
                 (_, false) => long("list of messages"),
             }
+        }
+        Message::Mail(MailHeader { problem: Some(Problem { text, .. }), .. })
+        | Message::Problem(Problem { text, .. })
+            if text.len() > TEXT_BYTES_MAX =>
+        {
+            long("text")
+        }
+        Message::Undone(Undone::Subscriptions { names, .. }) if names.len() > BATCH_MAX => {
+            long("list of names")
         }
         Message::Failure(failure) if failure.text.len() > TEXT_BYTES_MAX => long("text"),
         Message::Handshake(handshake) => {

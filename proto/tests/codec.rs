@@ -65,6 +65,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         purpose: Purpose::Verify { bodies: true },
         purge: true,
         namespaces: Namespaces::Only(vec!["Archive/".into()]),
+        read_only_source: true,
     };
     let common = LastCommon { uid_validity: 7, uid: 300, modseq: 70_000, private_modseq: 0, messages: 251 };
     let listed = Listed {
@@ -132,7 +133,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         pop3_uidl: Some("uidl".into()),
         pop3_order: Some(5),
         size: Some(288),
-        problem: None,
+        problem: Some(Problem { status: 75, text: "cannot be read".into() }),
     };
     let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, freed: Some(9), ..Counters::default() };
     let not_kept = [(uid(9), Some(uid(10))), (uid(12), None)].into();
@@ -162,13 +163,19 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
         ("planned", of(Message::Planned { mailboxes: vec![planned], notes: vec!["careful".into()] })),
         ("unlisted", of(Message::Unlisted(vec![(name.clone(), "cannot be read".into(), 77)]))),
-        ("listing", of(Message::Listing(name, vec![listed]))),
+        ("listing", of(Message::Listing(name.clone(), vec![listed]))),
         ("log", of(Message::Log(log))),
         ("names", of(Message::Names(names))),
         ("attributes", of(Message::Attributes(attributes))),
         ("attribute-times", of(Message::AttributeTimes(times))),
         ("end-attribute-times", of(Message::End(List::AttributeTimes))),
         ("end-listing", of(Message::End(List::Listing))),
+        ("problem", of(Message::Problem(Problem { status: 65, text: "cannot be made".into() }))),
+        ("undone-mailbox", of(Message::Undone(Undone::Mailbox(name.clone())))),
+        (
+            "undone-subscriptions",
+            of(Message::Undone(Undone::Subscriptions { names: vec![name.clone()], subscribed: false })),
+        ),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),
         ("keep-alive", Frame::KeepAlive),

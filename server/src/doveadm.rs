@@ -1,7 +1,7 @@
 //! Connections of Dovecot's doveadm: by TCP with a password and one command, or as the program that it started.
 
 use bytes::BytesMut;
-use dsync_accounts::check_user;
+use dsync_accounts::{User, check_user};
 use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::{more, send};
 use dsync_session::dovecot::link::Early;
@@ -103,8 +103,8 @@ impl Service<'_> {
             }
             return self.run_command(talk.stream, &command, &arguments, manner, peer).await.map(Doveadm::Ran);
         }
-        let desk = match self.opened(&command, named).await {
-            Ok(desk) => desk,
+        let opened = match self.opened(&command, named).await {
+            Ok(opened) => opened,
             Err((status, text)) => {
                 talk.say(|_, output| Server::refuse(status, output)).await?;
                 return Err(SessionError::Refused { status, text });
@@ -112,7 +112,7 @@ impl Service<'_> {
         };
         talk.say(|_, output| Server::accept(output)).await?;
         let early = Early { input: talk.input, ..Early::default() };
-        let report = self.dovecot_session(desk, stream, early).await?;
+        let report = self.dovecot_session(opened, stream, early).await?;
         Ok(Doveadm::Done(Box::new(report)))
     }
 
@@ -127,22 +127,24 @@ impl Service<'_> {
         let user = peer.trusted_user.as_deref().unwrap_or_default();
         user.clone_into(named);
         let opened = self.desk(user).await;
-        let desk = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
-        self.dovecot_session(desk, stream, early).await
+        let opened = opened.map_err(|(status, text)| SessionError::Refused { status, text })?;
+        self.dovecot_session(opened, stream, early).await
     }
 
     async fn dovecot_session(
         &self,
-        desk: Desk<'_>,
+        (desk, user): (Desk<'_>, User),
         stream: &mut dyn Stream,
         early: Early,
     ) -> Result<Report, SessionError> {
-        let uses = SPECIAL_USES.into_iter().flat_map(|flag| {
-            let names = self.settings.special_use(flag).into_iter();
-            names.map(move |name| (flag.to_owned(), name))
-        });
+        let mut uses = Vec::new();
+        for flag in SPECIAL_USES {
+            // What is wrong with the settings of the user's namespaces was found when their mail was opened.
+            let names = self.settings.special_use(flag, &user).unwrap_or_default();
+            uses.extend(names.into_iter().map(|name| (flag.to_owned(), name)));
+        }
         let mut talk = self.talk(Protocol::Dovecot, early);
-        talk.names = Names { special_uses: uses.collect() };
+        talk.names = Names { special_uses: uses };
         desk.run(stream, talk, &mut |_| {}).await.map(|(report, _)| report)
     }
 
@@ -158,7 +160,7 @@ impl Service<'_> {
         }
     }
 
-    async fn opened(&self, command: &Command, named: &mut String) -> Result<Desk<'_>, (u8, String)> {
+    async fn opened(&self, command: &Command, named: &mut String) -> Result<(Desk<'_>, User), (u8, String)> {
         if command.name != "dsync-server" {
             let text = format!(
                 "asks for the command {:?}; only dsync-server, sync and backup are served",

@@ -13,7 +13,7 @@ mod unix;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dsync_accounts::{Settings, check_user};
+use dsync_accounts::{Settings, UserError, check_user};
 use dsync_session::dial::own_stdio;
 use dsync_worker::Pool;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,7 +62,8 @@ fn main() -> ExitCode {
                     .downcast_ref::<std::io::Error>()
                     .is_some_and(|io| io.kind() == std::io::ErrorKind::AddrInUse)
             });
-            ExitCode::from(if taken { 75 } else { 78 })
+            let refused = error.downcast_ref::<UserError>().map(UserError::status);
+            ExitCode::from(refused.unwrap_or(if taken { 75 } else { 78 }))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use dsync_accounts::{Identity, Settings, UserError, check_user, lookup, verify, verify_secret};
+use dsync_accounts::{Identity, Settings, User, UserError, check_user, lookup, verify, verify_secret};
 use dsync_session::dovecot::Names;
 use dsync_session::dovecot::greet::Caller;
 use dsync_session::dovecot::link::Early;
@@ -150,7 +150,7 @@ impl Service<'_> {
             Err((77, "this login is not for that user".to_owned()))
         };
         let desk = match opened {
-            Ok(desk) => desk,
+            Ok((desk, _)) => desk,
             Err((status, text)) => {
                 let answered = greet::answer(stream, Verdict::Refused { status, text: text.clone() }).await;
                 return match answered {
@@ -226,8 +226,8 @@ impl Service<'_> {
         }
     }
 
-    /// Opens a user's mail, as the system user that they are.
-    pub(crate) async fn desk(&self, name: &str) -> Result<Desk<'_>, (u8, String)> {
+    /// Opens a user's mail, as the system user that they are. Gives also what is known of them.
+    pub(crate) async fn desk(&self, name: &str) -> Result<(Desk<'_>, User), (u8, String)> {
         let user = lookup(self.settings, name).map_err(refused)?;
         let identity = Identity::of(self.settings, &user).map_err(refused)?;
         let told = |error: SessionError| (error.status(), error.failure().text);
@@ -235,7 +235,7 @@ impl Service<'_> {
         // Whether anything is to be made here the client has not said yet: what is missing is made when it is used.
         let role = Role::Responder { lock_wait: LOCK_WAIT };
         let task = Task { place, pretend: true, rawlog: None, role };
-        self.pool.open(identity.as_ref(), task).await.map_err(told)
+        Ok((self.pool.open(identity.as_ref(), task).await.map_err(told)?, user))
     }
 }
 

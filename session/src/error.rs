@@ -1,6 +1,6 @@
 //! Why a session ended early: four blames kept apart.
 
-use dsync_proto::{Blame, Failure, ProtoError};
+use dsync_proto::{Blame, Failure, ProtoError, TEXT_BYTES_MAX, status_told};
 use dsync_storage::StorageError;
 
 /// An error that ends a session. Nothing is lost by it: the next run goes on from what is on the disks.
@@ -33,7 +33,7 @@ impl SessionError {
     pub fn status(&self) -> u8 {
         match self {
             SessionError::Peer(_) | SessionError::Proto(_) => 76,
-            SessionError::Remote(failure) => failure.status,
+            SessionError::Remote(failure) => status_told(failure.status),
             SessionError::Storage { source, .. } => source.status(),
             SessionError::Refused { status, .. } | SessionError::Link { status, .. } => *status,
             SessionError::Stopped => 75,
@@ -57,12 +57,7 @@ impl SessionError {
             text.push_str(&error.to_string());
             cause = error.source();
         }
-        text.truncate(
-            (0..=dsync_proto::TEXT_BYTES_MAX.min(text.len()))
-                .rev()
-                .find(|i| text.is_char_boundary(*i))
-                .unwrap_or(0),
-        );
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
         Failure { blame, status: self.status(), text }
     }
 }
@@ -80,4 +75,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever another end says, it neither makes a failure a success nor a status of its own.
+    #[test]
+    fn a_status_from_the_other_end_is_one_of_sysexits() {
+        for status in 0..=u8::MAX {
+            let failure = Failure { blame: Blame::Storage, status, text: String::new() };
+            let expected = if (64..=78).contains(&status) { status } else { 75 };
+            assert_eq!(SessionError::Remote(failure).status(), expected);
+        }
+    }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use dsync_proto::ProtoError;
 use dsync_proto::preface::{self, Auth, Common, Hello, MAGIC, Spoken, Start, Verdict, recognise};
+use dsync_proto::{ProtoError, status_told};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -56,6 +56,7 @@ fn refusal(verdict: Verdict) -> Option<SessionError> {
     match verdict {
         Verdict::Welcome => None,
         Verdict::Refused { status, text } => {
+            let status = status_told(status);
             Some(SessionError::Link { status, text: format!("the server refuses: {}", text.escape_debug()) })
         }
     }

@@ -43,6 +43,9 @@ pub fn certificates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").join("certs-dev")
 }
 
+/// Lets root, where tests run as root, work for users who have no uid.
+pub const AS_ROOT: &str = "first_valid_uid = 0\n";
+
 /// A directory with a server's and a client's configuration.
 pub struct Place {
     pub dir: tempfile::TempDir,
@@ -65,11 +68,12 @@ impl Place {
         let (root, certs) = (dir.path(), certificates());
         let (root_text, certs) = (root.display(), certs.display());
         let text = format!(
-            "mail_location = maildir:{root_text}/server/%u\nlisten = 127.0.0.1\ndoveadm_port = {port}\n\
+            "{AS_ROOT}mail_location = maildir:{root_text}/server/%u\nlisten = 127.0.0.1\ndoveadm_port = {port}\n\
              doveadm_password = \"{PASSWORD}\"\nssl = yes\nssl_cert = <{certs}/server.pem\nssl_key = <{certs}/server.key\n{server}\n"
         );
         fs::write(root.join("server.conf"), text).expect("written");
-        let client = format!("ssl_client_ca_file = {certs}/ca.pem\ndoveadm_password = \"{PASSWORD}\"\n");
+        let client =
+            format!("{AS_ROOT}ssl_client_ca_file = {certs}/ca.pem\ndoveadm_password = \"{PASSWORD}\"\n");
         fs::write(root.join("client.conf"), client).expect("written");
         Place { dir, port }
     }

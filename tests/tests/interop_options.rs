@@ -240,6 +240,9 @@ fn choices_that_dovecot_cannot_be_told_are_made_here() {
     assert_eq!(run("b2", &["sync", "-1", "-m", "M*"], false), "M1 M2");
     assert_eq!(run("b3", &["backup", "-R", "-m", "M*"], true), "M1 M2");
     assert_eq!(run("b4", &["backup", "-x", "M?", "-x", "Oth*"], false), "large plain read");
+    let b5 = world.location("maildir", "b5");
+    let (status, text) = world.talk(Ends::WeCall, &["backup", "-R", "--read-only-source"], &b5, &a);
+    assert!(status == 64 && text.contains("cannot be told to write nothing"), "{status} {text}");
     for ends in ALL {
         let b = world.location("maildir", &format!("n-{ends:?}"));
         world.session(ends, &["sync", "-n", ""], &a, &b, &[0]);

@@ -156,9 +156,9 @@ fn special_uses_stand_for_their_mailboxes() {
     let conf = place.path("client.conf");
     let mut text = fs::read_to_string(&conf).expect("read");
     text.push_str(
-        "namespace inbox {\n  inbox = yes\n  mailbox Papierkorb {\n    special_use = \\Trash\n  }\n}\n",
+        "namespace inbox {\n  inbox = yes\n  separator = /\n  mailbox Papierkorb {\n    special_use = \\Trash\n  }\n}\n",
     );
-    fs::write(&conf, text).expect("written");
+    fs::write(&conf, &text).expect("written");
     // Dovecot ignores it: oracle special-use-ignored.
     run(&place, &["sync", "-x", "\\Trash", "--source", &a.location(), &b.location()]);
     assert!(!b.view().contains_key("Papierkorb") && b.view().contains_key("Work"));
@@ -167,6 +167,22 @@ fn special_uses_stand_for_their_mailboxes() {
     let (status, _, said) =
         dsync(&place, &["sync", "-x", "\\Junk", "--source", &a.location(), &b.location()]);
     assert!(status == 68 && said.contains("\\Junk"), "{status} {said}");
+    // The userdb knows another prefix of that namespace.
+    a.deliver("Papierkorb", &mail(8), b"Subject: gone, too\n\n");
+    text.push_str(
+        "userdb {\n  driver = static\n  args = allow_all_users=yes namespace/inbox/prefix=INBOX/\n}\n",
+    );
+    fs::write(&conf, text).expect("written");
+    let words = ["sync", "-u", "alice", "-x", "\\Trash", "--source", &a.location(), &b.location()];
+    run(&place, &words);
+    assert_ne!(
+        b.view().get("Papierkorb"),
+        a.view().get("Papierkorb"),
+        "it is INBOX/Papierkorb, and left out"
+    );
+    let words = ["sync", "-u", "alice", "-m", "\\Trash", "--source", &a.location(), &b.location()];
+    run(&place, &words);
+    assert_eq!(b.view()["Papierkorb"], a.view()["Papierkorb"]);
 }
 
 #[test]
@@ -445,9 +461,33 @@ fn a_purge_frees_what_was_expunged() {
     assert!(status == 0 && said.contains("1 messages in 1 files purged, 50"), "{status} {said}");
     assert!(used() < 50_000);
     let (status, _, said) = dsync(&place, &["-v", "purge", &a.location()]);
-    assert!(status == 0 && said.contains("nothing to do"), "{status} {said}");
+    assert!(status == 0 && said.contains("nothing to be freed"), "{status} {said}");
     let (status, _, said) = dsync(&place, &["purge", "mdbox:/no/such"]);
     assert!(status == 78 && said.contains("/no/such"), "{status} {said}");
+
+    // Where no place is named, the user's own namespaces elsewhere are meant, too; what is not there is not made.
+    a.deliver("", &mail(7), "x".repeat(50_000).as_bytes());
+    run(&place, &["backup", "--source", &a.location(), &mdbox]);
+    fs::remove_file(a.find("", &mail(7))).expect("removed");
+    run(&place, &["backup", "--source", &a.location(), &mdbox]);
+    assert!(used() > 50_000);
+    let conf = fs::read_to_string(place.path("client.conf")).expect("read");
+    let with = |kind: &str| {
+        let none = place.path("none");
+        let namespaces = format!(
+            "mail_location = {}\nnamespace inbox {{\n inbox = yes\n separator = /\n}}\n\
+             namespace none {{\n prefix = None/\n separator = /\n location = mdbox:{}\n}}\n\
+             namespace archive {{\n type = {kind}\n prefix = Archive/\n separator = /\n list = no\n hidden = yes\n location = {mdbox}\n}}\n",
+            a.location(),
+            none.display()
+        );
+        fs::write(place.path("client.conf"), format!("{conf}{namespaces}")).expect("written");
+        run(&place, &["purge"]);
+        assert!(!none.exists());
+        used()
+    };
+    assert!(with("public") > 50_000, "it is not the user's own");
+    assert!(with("private") < 50_000);
 }
 
 /// Every file and directory of an account, with its content and when it was changed.
@@ -530,17 +570,28 @@ fn a_source_that_is_only_to_be_read_is_not_written_at_all() {
         let line: Vec<&str> = [words, &["--read-only-source", "--source", &source, to]].concat();
         dsync(&place, &line)
     };
-    for (options, to, says) in
-        [(&["sync"][..], &copy, "goes with backup"), (&["backup", "-R"], &tls, "at the other end")]
-    {
-        let (status, _, said) = words(options, to);
-        assert!(status == 64 && said.contains(says), "{status} {said}");
-    }
+    let (status, _, said) = words(&["sync"], &copy);
+    assert!(status == 64 && said.contains("goes with backup"), "{status} {said}");
     let before = disk(&a.root);
     assert_eq!(words(&["backup"], &tls).0, 0);
     assert!(disk(&a.root) == before);
+    let there = Account::new(place.path("server/alice"));
+    assert_eq!(there.view()["INBOX"].len(), 4);
+    // A source behind a server is not written either.
+    there.deliver("", &mail(9), b"Subject: newer\n\n");
+    there.deliver("Fresh", &mail(10), b"Subject: fresh\n\n");
+    let before = disk(&there.root);
+    let (command, conf) = (programs().join("dsync-server"), place.path("server.conf"));
+    for to in [tls.clone(), format!("{} -c {} -u alice", command.display(), conf.display())] {
+        let copy = Account::new(place.path("third"));
+        let line = ["backup", "-R", "--read-only-source", "--source", &copy.location()];
+        let line: Vec<&str> = line.into_iter().chain(to.split(' ')).collect();
+        assert_eq!(dsync(&place, &line), (0, String::new(), String::new()));
+        assert_eq!((bodies(&copy, "INBOX"), bodies(&copy, "Fresh")), (4, 1));
+        assert!(disk(&there.root) == before, "{:?}", disk(&there.root).keys());
+        fs::remove_dir_all(&copy.root).expect("removed");
+    }
     drop(server);
-    assert_eq!(Account::new(place.path("server/alice")).view()["INBOX"].len(), 4);
     // The other way round the destination is here, and may be written.
     assert_eq!(words(&["backup", "-R", "--allow-mass-delete"], &copy).0, 78, "there is no source");
 }

@@ -475,7 +475,17 @@ fn a_server_runs_the_command_for_us() {
     // A program as destination is for those who could run it themselves.
     let program = programs().join("dsync-server").display().to_string();
     let elsewhere = format!("mail_location=maildir:{dir}/elsewhere");
-    let destination = [program.as_str(), "-o", &elsewhere, "-c", "/dev/null", "--stdio", "-ualice"];
+    let destination = [
+        program.as_str(),
+        "-o",
+        "first_valid_uid=0",
+        "-o",
+        &elsewhere,
+        "-c",
+        "/dev/null",
+        "--stdio",
+        "-ualice",
+    ];
     let (status, _, said) = run(&[&["backup", "-S", &socket], &destination[..]].concat());
     assert_eq!(status, Some(0), "{said}");
     assert_eq!(Account::new(place.path("elsewhere")).view(), mail.view());
@@ -521,4 +531,58 @@ fn a_server_runs_the_command_for_us() {
     let _again = place.serve();
     let (status, _, said) = run(&["backup", "-S", &socket, &format!("maildir:{dir}/copy3")]);
     assert_eq!(status, Some(0), "{said}");
+}
+
+/// What the other end refuses, or cannot do, has the status here that it has there: by network and by a command alike.
+#[test]
+fn what_the_other_end_cannot_do_has_its_status_here() {
+    let users = "userdb {\n driver = passwd-file\n args = /dev/null\n}\n";
+    let all_prefixed = "namespace inbox {\n inbox = yes\n prefix = Mail/\n separator = /\n}\n";
+    let none_keeps =
+        "namespace inbox {\n inbox = yes\n prefix = Mail/\n separator = /\n subscriptions = no\n}\n";
+    let nothing: fn(&Path) = |_| {};
+    let odd_name: fn(&Path) = |mail| std::fs::create_dir_all(mail.join(".A..B/cur")).expect("made");
+    let cases = [
+        (65, "mail_crypt", "mail_plugins = mail_crypt\n", &["sync"][..], nothing),
+        (65, "no namespace keeps its subscription", none_keeps, &["sync"], nothing),
+        (65, "no valid name of a mailbox", "", &["sync"], odd_name),
+        (67, "unknown user", users, &["sync"], nothing),
+        (68, "Other", all_prefixed, &["sync", "-n", "Other/"], nothing),
+        (77, "--allow-mass-delete", "", &["backup", "-R"], nothing),
+        (78, "unknown format", "mail_location = strange:/x\n", &["sync"], nothing),
+        (78, "home", "mail_location = maildir:~/Maildir\n", &["sync"], nothing),
+    ];
+    let server = programs().join("dsync-server").display().to_string();
+    for (status, says, settings, words, prepare) in cases {
+        let place = Place::new(settings);
+        let mail = account(&place, 3);
+        std::fs::write(mail.root.join("subscriptions"), "V\t2\n\nINBOX\n").expect("written");
+        let there = place.path("server/alice");
+        std::fs::create_dir_all(there.join("cur")).expect("made");
+        prepare(&there);
+        let running = place.serve();
+        let conf = place.path("server.conf").display().to_string();
+        let (source, tls) = (source(&mail), place.tls());
+        let ways = [vec![tls.as_str()], vec![server.as_str(), "-c", &conf, "-u", "alice"]];
+        for way in ways {
+            let words = [words, &["--source", &source][..], &way].concat();
+            let (found, text) = place.run(&words);
+            assert_eq!(found, status, "{says}: {words:?}: {text}");
+            assert!(text.contains(says), "{words:?}: {text}");
+        }
+        let subscribed = std::fs::read_to_string(mail.root.join("subscriptions")).expect("read");
+        assert_eq!(subscribed, "V\t2\n\nINBOX\n", "{says}");
+        assert!(running.wait_for("user=alice").contains(&format!("status={status}")), "{says}");
+    }
+    // What a command cannot even begin with.
+    let place = Place::new("");
+    let source = source(&account(&place, 1));
+    let conf = place.path("no.conf").display().to_string();
+    for (status, words) in
+        [(64, &["--no-such-option"][..]), (78, &["-c", &conf, "-u", "alice"]), (67, &["-u", "a/b"])]
+    {
+        let words = [&["sync", "--source", &source, &server][..], words].concat();
+        let (found, text) = place.run(&words);
+        assert_eq!(found, status, "{words:?}: {text}");
+    }
 }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dsync_tests::maildirs::Account;
-use dsync_tests::programs::Place;
+use dsync_tests::programs::{AS_ROOT, Place, programs};
 
 /// Users with a uid and a group of their own, as the tests have them.
 const USERS: [(&str, u32); 3] = [("ann", 2001), ("ben", 2002), ("cat", 2003)];
@@ -34,7 +34,7 @@ fn place() -> Place {
             USERS.iter().map(|(name, id)| format!("{name}::{id}:{id}::{dir}/{side}/{name}\n")).collect();
         fs::write(place.path(&format!("{side}.users")), lines).expect("written");
         let text = fs::read_to_string(place.path(conf)).expect("read");
-        let text = text.replace(&format!("mail_location = maildir:{dir}/server/%u"), "");
+        let text = text.replace(&format!("mail_location = maildir:{dir}/server/%u"), "").replace(AS_ROOT, "");
         let more = format!(
             "mail_location = maildir:~/Maildir\nmail_access_groups = {SHARED}\nuserdb {{\n driver = passwd-file\n args = {dir}/{side}.users\n}}\n"
         );
@@ -288,7 +288,7 @@ fn a_command_by_network_writes_as_the_user_and_never_as_root() {
     assert_owned(&place.path("there/ann/copy"), 2001);
     for (user, to) in [("ann", "outside"), ("nobody", "outside"), ("nobody", "there/nobody/copy")] {
         let (status, text) = run(user, &format!("{dir}/{to}"));
-        let says = if user == "ann" { "ermission denied" } else { "nobody is served as root by network" };
+        let says = if user == "ann" { "ermission denied" } else { "root works for no other user" };
         assert!(
             status != 0 && (user == "ann" || status == 77) && text.contains(says),
             "{user}: {status} {text}"
@@ -300,6 +300,61 @@ fn a_command_by_network_writes_as_the_user_and_never_as_root() {
     fs::write(place.path("server.conf"), conf).expect("written");
     let _server = place.serve();
     assert_eq!(run("nobody", &format!("{dir}/there/nobody/copy")), (0, String::new()));
+}
+
+/// Nobody names a uid: as in Dovecot root does not do the work, whoever asks and by whichever way.
+#[test]
+fn root_works_for_nobody_without_a_uid() {
+    if !is_root() {
+        return;
+    }
+    let place = place();
+    let dir = place.dir.path().display().to_string();
+    let homes = ["home", "there"].map(|side| {
+        let users = format!("ann::2001:2001::{dir}/{side}/ann\nnobody:::::{dir}/{side}/nobody\n");
+        fs::write(place.path(&format!("{side}.users")), users).expect("written");
+        let mail = Account::new(place.path(&format!("{side}/nobody/Maildir")));
+        mail.deliver("", &format!("1700000001.M1P1.{side}"), b"Subject: y\n\ny\n");
+        place.path(&format!("{side}/nobody"))
+    });
+    let before = homes.each_ref().map(|home| snapshot(home));
+    let says = "root works for no other user: the userdb or the setting mail_uid has to name a uid";
+    let refused = |words: &[&str]| {
+        let (status, text) = place.run(words);
+        assert_eq!(status, 77, "{words:?}: {text}");
+        assert!(text.contains(says), "{words:?}: {text}");
+        assert_eq!(homes.each_ref().map(|home| snapshot(home)), before, "{words:?}");
+    };
+    let server = place.serve();
+    let tls = place.tls();
+    let (command, conf) = (programs().join("dsync-server"), place.path("server.conf"));
+    let (command, conf) = (command.display().to_string(), conf.display().to_string());
+    // The client knows a uid, the server does not.
+    let known: [&str; 5] = ["-o", "mail_uid=2001", "-o", "mail_gid=2001", "sync"];
+    let source = format!("maildir:{dir}/home/ann/Maildir");
+    let network = [&known[..], &["-u", "nobody", "--source", &source, &tls]].concat();
+    refused(&network);
+    assert!(server.wait_for("user=nobody").contains("status=77"));
+    let words = ["-u", "nobody", "--source", &source, &command, "-c", &conf, "-u", "nobody"];
+    refused(&[&known[..], &words].concat());
+    // The client is root, too.
+    refused(&["sync", "-u", "nobody", &tls]);
+    refused(&["backup", "-u", "nobody", "maildir:~/copy"]);
+    refused(&["verify", "-u", "nobody", "maildir:~/copy"]);
+    refused(&["purge", "-u", "nobody"]);
+    // Of many it is that one alone.
+    let (status, text) = place.run(&["backup", "-A", "maildir:~/copy"]);
+    assert!(status == 77 && text.contains(says) && text.contains("2 users: 1 ok"), "{status} {text}");
+    // Whoever names nobody means themselves.
+    let root = format!("maildir:{dir}/home/nobody/Maildir");
+    let (status, text) = place.run(&["backup", "--source", &root, &format!("maildir:{dir}/copy")]);
+    assert_eq!(status, 0, "{text}");
+    drop(server);
+    let conf = fs::read_to_string(place.path("server.conf")).expect("read") + AS_ROOT;
+    fs::write(place.path("server.conf"), conf).expect("written");
+    let _server = place.serve();
+    let (status, text) = place.run(&network);
+    assert_eq!(status, 0, "{text}");
 }
 
 /// One worker dies while it works: its user fails with 75, or is done by the next attempt; the others do not notice.

@@ -43,6 +43,7 @@ struct Within {
     inbox: bool,
     usual: bool,
     visible: bool,
+    private: bool,
     subscriptions: bool,
     mail: Where,
 }
@@ -128,6 +129,17 @@ impl Place {
         Place { namespaces, ..self }
     }
 
+    /// The places of the user's own namespaces that have mail elsewhere, each alone.
+    pub fn elsewhere(&self) -> Vec<Place> {
+        let own = self.namespaces.iter().filter(|namespace| namespace.private && !namespace.usual);
+        let places = own.filter_map(|namespace| {
+            let Where::Own(location) = &namespace.mail else { return None };
+            let alone = Within { usual: true, mail: Where::Users, ..namespace.clone() };
+            Some(Place { location: Some(location.clone()), namespaces: vec![alone], ..self.clone() })
+        });
+        places.collect()
+    }
+
     /// The same, which has to be there: it is not made, and this is told.
     #[must_use]
     pub fn existing(self, else_told: &str) -> Place {
@@ -157,6 +169,13 @@ impl Place {
             return Err(said(format!("{}: {what}", location.root().display())));
         }
         Ok(location)
+    }
+
+    /// The root of the user's mail, if nothing is there.
+    pub(crate) fn missing(&self) -> Result<Option<String>, SessionError> {
+        let location = self.find()?;
+        let root = location.root();
+        Ok((!root.is_dir()).then(|| root.display().to_string()))
     }
 
     /// The namespaces, each with where its mail is.
@@ -205,14 +224,22 @@ impl Place {
 
 impl From<dsync_accounts::Namespace> for Within {
     fn from(namespace: dsync_accounts::Namespace) -> Within {
-        let dsync_accounts::Namespace { prefix, separator, inbox, usual, visible, subscriptions, mail } =
-            namespace;
+        let dsync_accounts::Namespace {
+            prefix,
+            separator,
+            inbox,
+            usual,
+            visible,
+            private,
+            subscriptions,
+            mail,
+        } = namespace;
         let mail = match mail {
             Mail::Users => Where::Users,
             Mail::Own(location) => Where::Own(location),
             Mail::Unsupported(what) => Where::Unsupported(what),
         };
-        Within { prefix, separator, inbox, usual, visible, subscriptions, mail }
+        Within { prefix, separator, inbox, usual, visible, private, subscriptions, mail }
     }
 }
 

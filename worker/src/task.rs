@@ -48,6 +48,8 @@ pub enum Role {
     /// No session: what expunged messages take up is freed.
     Purge {
         lock_wait: Duration,
+        /// Else it has to be there.
+        may_be_missing: bool,
     },
 }
 
@@ -124,6 +126,11 @@ impl Task {
 
     /// Does work that has no other end. `watch` is called now and then; when it returns `false`, it ends at a safe point.
     pub(crate) fn whole(&self, watch: &mut dyn FnMut(Progress) -> bool) -> Result<Outcome, SessionError> {
+        if let Role::Purge { may_be_missing: true, .. } = self.role
+            && let Some(place) = self.place.missing()?
+        {
+            return Ok(Outcome::Purged(place, None));
+        }
         let Opened { mut storage, role, rawlog } = self.open()?;
         match role {
             Role::Local { job, state, destination } => {
@@ -142,7 +149,7 @@ impl Task {
                 };
                 Ok(Outcome::Synced(Box::new(report)))
             }
-            Role::Purge { lock_wait } => purge(&mut *storage, lock_wait),
+            Role::Purge { lock_wait, .. } => purge(&mut *storage, lock_wait),
             Role::Initiator { .. } | Role::Responder { .. } => {
                 unreachable!("a session with another end is run at a desk")
             }

@@ -2,9 +2,7 @@
 
 use super::{
     error::ConfError,
-    namespaces,
     settings::{Settings, invalid},
-    tree::Section,
 };
 use crate::{
     user::User,
@@ -12,11 +10,11 @@ use crate::{
 };
 
 impl Settings {
-    /// Names of the mailboxes whose `special_use` has this flag, `\Trash` say, prefixes of their namespaces included.
-    pub fn special_use(&self, flag: &str) -> Vec<String> {
-        let root = [("", self.root())].into_iter();
-        let namespaces = self.used_namespaces();
-        let holders = root.chain(namespaces.map(|namespace| (prefix(namespace), namespace)));
+    /// Names of a user's mailboxes whose `special_use` has this flag, `\Trash` say, prefixes of their namespaces included.
+    pub fn special_use(&self, flag: &str, user: &User) -> Result<Vec<String>, ConfError> {
+        let namespaces = self.prefixes(user)?;
+        let root = std::iter::once(("", self.root()));
+        let holders = root.chain(namespaces.iter().map(|(prefix, namespace)| (prefix.as_str(), namespace)));
         let mut names = Vec::new();
         for (prefix, holder) in holders {
             for mailbox in holder.of_kind("mailbox") {
@@ -28,7 +26,7 @@ impl Settings {
                 }
             }
         }
-        names
+        Ok(names)
     }
 
     /// Where `-d` leads: the user's field `mail_replica`, or else the setting, variables expanded.
@@ -52,10 +50,6 @@ impl Settings {
     }
 }
 
-fn prefix(namespace: &Section) -> &str {
-    namespaces::get(namespace, "prefix").map(|(_, text)| text).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,9 +59,17 @@ mod tests {
         let text = "namespace inbox {\n inbox = yes\n mailbox Trash {\n special_use = \\Trash\n }\n mailbox \"Sent Messages\" {\n \
                     special_use = \\Sent \\Archive\n }\n}\nnamespace shared {\n prefix = Shared/\n mailbox Bin {\n special_use = \\trash\n }\n}\n";
         let settings = Settings::parse(text).unwrap();
-        assert_eq!(settings.special_use("\\Trash"), ["Trash", "Shared/Bin"]);
-        assert_eq!(settings.special_use("\\Sent"), ["Sent Messages"]);
-        assert!(settings.special_use("\\Junk").is_empty());
+        let mut user = User::named("alice");
+        let names = |flag: &str, user: &User| settings.special_use(flag, user).unwrap();
+        assert_eq!(names("\\Trash", &user), ["Trash", "Shared/Bin"]);
+        assert_eq!(names("\\Sent", &user), ["Sent Messages"]);
+        assert!(names("\\Junk", &user).is_empty());
+        for (field, value) in [("namespace/inbox/prefix", "INBOX/"), ("namespace/shared/prefix", "")] {
+            user.extra.insert(field.into(), value.into());
+        }
+        assert_eq!(names("\\Trash", &user), ["INBOX/Trash", "Bin"]);
+        user.extra.insert("namespace/shared/disabled".into(), "yes".into());
+        assert_eq!(names("\\Trash", &user), ["INBOX/Trash"]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Namespace {
     pub usual: bool,
     /// Clients can see it.
     pub visible: bool,
+    /// It is the user's own: not of others, not of all.
+    pub private: bool,
     /// It keeps the subscriptions of its names.
     pub subscriptions: bool,
     /// Where its mail is.
@@ -58,6 +60,7 @@ impl Settings {
                 inbox: true,
                 usual: true,
                 visible: true,
+                private: true,
                 subscriptions: true,
                 mail: Mail::Users,
             });
@@ -70,9 +73,16 @@ impl Settings {
         Ok(all)
     }
 
-    /// The sections of namespaces that are not switched off.
-    pub(super) fn used_namespaces(&self) -> impl Iterator<Item = &Section> {
-        self.root().of_kind("namespace").filter(|section| !section.yes("disabled"))
+    /// The namespaces that a user has, each with its prefix, as the userdb and else the configuration say.
+    pub(super) fn prefixes(&self, user: &User) -> Result<Vec<(String, Section)>, ConfError> {
+        let mut all = Vec::new();
+        for section in self.root().of_kind("namespace").map(|section| told_by_userdb(section, user)) {
+            if !section.yes("disabled") {
+                let prefix = get(&section, "prefix").map(|(_, text)| text).unwrap_or_default();
+                all.push((self.expanded_text(prefix, "prefix", &section.place, user)?, section));
+            }
+        }
+        Ok(all)
     }
 
     /// Where the mail is of the namespace that takes part by itself, if it says so.
@@ -101,7 +111,8 @@ impl Settings {
             }
         };
         let prefix = get(section, "prefix").map(|(_, text)| text.to_owned()).unwrap_or_default();
-        let shared = get(section, "type").is_some_and(|(_, kind)| kind == "shared");
+        let kind = get(section, "type").map_or("private", |(_, kind)| kind);
+        let (shared, private) = (kind == "shared", kind == "private" || kind.is_empty());
         let own = OWN_MAIL.iter().any(|key| section.entry(key).is_some() && section.text(key) != Some(""));
         let listed = match get(section, "list") {
             Some((_, "children")) => true,
@@ -121,6 +132,7 @@ impl Settings {
         Ok(Namespace {
             usual: !shared && if self.entry("dovecot_config_version").is_some() { inbox } else { !own },
             visible: !shared && (listed || !yes("hidden", false)?),
+            private,
             subscriptions: yes("subscriptions", true)?,
             prefix,
             separator,
@@ -161,13 +173,18 @@ impl Settings {
     }
 }
 
+/// Settings of a namespace that are yes or no.
+const SWITCHES: [&str; 5] = ["disabled", "hidden", "inbox", "list", "subscriptions"];
+
 /// The section with what fields `namespace/<its name>/<setting>` of the user say in its place. Their variables are expanded already.
-fn told_by_userdb(section: &Section, user: &User) -> Section {
+pub(super) fn told_by_userdb(section: &Section, user: &User) -> Section {
     let mut section = section.clone();
     let begin = format!("namespace/{}/", section.title);
     for (field, value) in user.extra.range(begin.clone()..).take_while(|(field, _)| field.starts_with(&begin))
     {
         let (key, place) = (field[begin.len()..].to_owned(), section.place.clone());
+        // As in Dovecot, a switch that is named alone is on.
+        let value = if value.is_empty() && SWITCHES.contains(&&*key) { "yes" } else { value };
         section.entries.push(Entry { key, value: Value::Text(value.replace('%', "%%")), place });
     }
     section
@@ -264,17 +281,22 @@ mod tests {
             ("namespace/archive/location", "sdbox:/big/100%"),
             ("namespace/archives/prefix", "Not/"),
             ("namespace/inbox/prefix", "Mail/"),
+            ("namespace/all/prefix", ""),
+            ("namespace/all/location", ""),
+            ("namespace/all/hidden", ""),
             ("namespace/old/disabled", "yes"),
         ];
         let extra = fields.map(|(field, value)| (field.to_owned(), value.to_owned())).into();
         let user = User { extra, ..User::named("alice") };
         let text = "namespace inbox {\n inbox = yes\n separator = /\n}\n\
             namespace archive {\n prefix = Archive/\n separator = /\n location = maildir:~/archive\n}\n\
+            namespace all {\n prefix = All/\n separator = /\n location = maildir:/all\n list = no\n}\n\
             namespace old {\n prefix = Old/\n separator = /\n}\n";
         let all = Settings::parse(text).unwrap().namespaces(&user).unwrap();
+        assert!(!all[2].visible);
         let found: Vec<_> = all.iter().map(|one| (one.prefix.as_str(), &one.mail)).collect();
         let archive = Mail::Own("sdbox:/big/100%".into());
-        assert_eq!(found, [("Mail/", &Mail::Users), ("Archive/", &archive)]);
+        assert_eq!(found, [("Mail/", &Mail::Users), ("Archive/", &archive), ("", &Mail::Users)]);
     }
 
     #[test]

@@ -79,8 +79,8 @@ impl Merge<'_> {
         mailbox.at[end].as_ref().is_some_and(|(now, _)| now == name) || self.rules[end].holds(name)
     }
 
-    /// Leaves a mailbox the names that it has, if an end would have to rename it into another of its namespaces: that is other mail,
-    /// elsewhere. The base keeps that end's name, so that the next run finds the rename again.
+    /// Leaves a mailbox the names that it has, if an end would have to rename it into a namespace that takes no part there. The base keeps
+    /// that end's name, so that the next run finds the rename again.
     pub(super) fn refuse(&self, mailbox: &mut Mailbox) {
         if mailbox.fate != Fate::Keep {
             return;
@@ -89,7 +89,9 @@ impl Merge<'_> {
             let (now, wanted) = (&mailbox.at[end].as_ref()?.0, mailbox.names[end].as_ref()?);
             let rules = self.rules[end];
             let namespace = |name: &MailboxName| Some(rules.place(name)?.0);
-            (namespace(now) != namespace(&rules.hold(wanted))).then(|| (end, wanted.clone()))
+            let (old, new) = (namespace(now), namespace(&rules.hold(wanted)));
+            let takes_part = |index: usize| rules.namespaces[index].takes_part;
+            (old != new && !new.is_some_and(takes_part)).then(|| (end, wanted.clone()))
         });
         if refused.is_some() {
             mailbox.names = Both(ENDS.map(|end| mailbox.at[end].as_ref().map(|(now, _)| now.clone())));

@@ -7,7 +7,7 @@ use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
     NotKept, Since, TreeChange, Uid, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled, Undone};
 use dsync_storage::{Storage as _, StorageError};
 
 use super::greeting::note_name;
@@ -200,6 +200,16 @@ impl Brain {
             let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
             base.tree = std::mem::take(&mut self.plan.agreed);
             base.attributes = std::mem::take(&mut self.attributes.agreed);
+            for undone in std::mem::take(&mut self.undone) {
+                match undone {
+                    Undone::Mailbox(name) => drop(base.tree.remove(&name)),
+                    Undone::Subscriptions { names, subscribed } => {
+                        for name in names {
+                            base.tree.entry(name).or_default().subscribed = subscribed;
+                        }
+                    }
+                }
+            }
             base.tree.retain(|_, node| *node != BaseNode::default());
             let mut old = self.base.take();
             let mut same =

@@ -4,16 +4,17 @@ use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
     BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, TEXT_BYTES_MAX};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone};
+use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Storage as _, StorageError, Support};
 
 use super::mailbox::Open;
 use super::scope::Scope;
-use super::{Brain, Job, Stage, at};
+use super::{Brain, Job, Stage, at, clipped};
 use crate::SessionError;
 
 /// Most names that a peer may list.
-const NODES_MAX: usize = 1_000_000;
+pub(super) const NODES_MAX: usize = 1_000_000;
 
 impl Brain {
     /// Says who we are; the responder waits until it knows what for.
@@ -41,12 +42,16 @@ impl Brain {
             None => {
                 let Handshake { direction, options, .. } = handshake.clone();
                 self.lock_wait = super::lock_wait(&options, self.lock_wait);
-                if options.purpose != Purpose::Sync {
-                    self.storage.wrap(|storage| super::for_purpose(storage, options.purpose));
-                }
-                let chosen = self.storage.choose(&options.namespaces);
+                let job = self.job.insert(Job { direction, options }).clone();
+                let is_source = self.direction().source() == Some(self.end);
+                self.storage.wrap(|storage| match job.options.purpose {
+                    Purpose::Sync if job.options.read_only_source && is_source => {
+                        Box::new(DryRun::reading(storage))
+                    }
+                    purpose => super::for_purpose(storage, purpose),
+                });
+                let chosen = self.storage.choose(&job.options.namespaces);
                 chosen.map_err(at("cannot choose namespaces"))?;
-                self.job = Some(Job { direction, options });
             }
             Some(job) if job.direction != handshake.direction || job.options != handshake.options => {
                 return Err(SessionError::Peer("answers to another job than ours".into()));
@@ -88,12 +93,14 @@ impl Brain {
         let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
         let mut unlisted = Vec::new();
         for problem in problems {
-            let mut text = describe(&problem.mailbox, &problem.error);
-            self.problem(text.clone(), problem.error.status());
-            // A name that none can be is neither in a base nor at the other end.
-            if let Ok(name) = MailboxName::parse(&problem.mailbox, '/') {
-                text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
-                unlisted.push((name, text, problem.error.status()));
+            let (text, status) = (describe(&problem.mailbox, &problem.error), problem.error.status());
+            match MailboxName::parse(&problem.mailbox, '/') {
+                Ok(name) => {
+                    self.problem(text.clone(), status);
+                    unlisted.push((name, clipped(text), status));
+                }
+                // A name that none can be is neither in a base nor at the other end.
+                Err(_) => self.problem_of_both(text, status),
             }
         }
         self.check_messages(&tree)?;
@@ -264,7 +271,8 @@ impl Brain {
             }
             Err(error @ (StorageError::Impossible(_) | StorageError::NoMailbox(_))) => {
                 let place = name.map(ToString::to_string).unwrap_or_default();
-                self.problem(describe(&place, &error), error.status());
+                self.problem_of_both(describe(&place, &error), error.status());
+                self.undone(change);
                 self.counters.disturbed += 1;
                 Ok(false)
             }
@@ -272,6 +280,26 @@ impl Brain {
                 name.map_or_else(|| "subscriptions".into(), |name| format!("{name}: cannot be {what}"))
             )(error)),
         }
+    }
+
+    /// Notes at both ends that a change was not made. A base that said it was would have the next run take what is there for a change back.
+    fn undone(&mut self, change: &TreeChange) {
+        let undone = match change {
+            TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } => {
+                let subscribed = matches!(change, TreeChange::Unsubscribe { .. });
+                let names: Vec<_> = names.iter().cloned().collect();
+                let batches = names.chunks(BATCH_MAX);
+                batches.map(|names| Undone::Subscriptions { names: names.to_vec(), subscribed }).collect()
+            }
+            TreeChange::Create { name, .. }
+            | TreeChange::CreateDirectory { name }
+            | TreeChange::DeleteDirectory { name }
+            | TreeChange::Rename { to: name, .. }
+            | TreeChange::Delete { name, .. }
+            | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(name.clone())],
+        };
+        undone.iter().for_each(|undone| self.say(Message::Undone(undone.clone())));
+        self.undone.extend(undone);
     }
 
     /// Equal status, and equal to what both ends remember: nothing to do.

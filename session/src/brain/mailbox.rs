@@ -7,11 +7,11 @@ use dsync_model::{
     Digest, FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, NewMessage, NotKept,
     Since, Uid, UidSet,
 };
-use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Settled};
+use dsync_proto::{BATCH_MAX, Channel, List, MailHeader, MailRequest, Message, Problem, Settled};
 use dsync_storage::{Body, Goal, Mailbox, Storage as _, StorageError};
 
 use super::donors::Donor;
-use super::{Brain, Output, Stage, at};
+use super::{Brain, Output, Stage, at, clipped};
 use crate::{MailboxReport, SessionError, commits};
 
 /// Entries of own and peer's lists that are held at once; the first mailbox in line is always let in.
@@ -217,9 +217,7 @@ impl Brain {
         let text = format!("{name}: {}", chain(error));
         self.problem(text.clone(), error.status());
         self.open[index].skipped = true;
-        let mut reason = text;
-        reason.truncate(reason.floor_char_boundary(dsync_proto::TEXT_BYTES_MAX));
-        self.say_on(channel, Message::Skip { status: error.status(), text: reason });
+        self.say_on(channel, Message::Skip { status: error.status(), text: clipped(text) });
         Ok(true)
     }
 
@@ -334,7 +332,7 @@ impl Brain {
             Err(error) => {
                 let text = format!("{name}: UID {}: {}", request.uid, chain(&error));
                 self.problem(text.clone(), error.status());
-                header.problem = Some(text);
+                header.problem = Some(Problem { status: error.status(), text: clipped(text) });
                 self.say_on(channel, Message::Mail(header));
             }
         }
@@ -482,8 +480,8 @@ impl Brain {
         };
         let Some(guid) = header.guid else {
             open.not_kept.insert(fetch.uid, None);
-            if let Some(problem) = header.problem {
-                self.problem(format!("the other end: {problem}"), 75);
+            if let Some(Problem { status, text }) = header.problem {
+                self.problem_there(&text, status);
             }
             return Ok(());
         };

@@ -22,8 +22,8 @@ use bincode::{Decode, Encode};
 use dsync_merge::{Both, End, TreePlan};
 use dsync_model::{Base, Generation, MailboxName, MailboxTree, NameRules, StoreId, SyncState, TreeLog};
 use dsync_proto::{
-    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Purpose, Role, SESSION,
-    Terminus,
+    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Problem, Purpose, Role,
+    SESSION, TEXT_BYTES_MAX, Terminus, Undone, status_told,
 };
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock, UserLock};
@@ -33,6 +33,7 @@ pub(crate) use scope::Scope;
 use crate::{Progress, Report, SessionError};
 use attributes::Attributes;
 use donors::Donors;
+use greeting::NODES_MAX;
 use mailbox::Open;
 
 /// What a session is to do.
@@ -86,8 +87,8 @@ enum Stage {
 
 /// Messages on channels that may wait until we are where the peer is.
 const EARLY_MAX: usize = 100_000;
-/// What a problem with one mailbox or message can be worth (sysexits.h).
-const PROBLEM_STATUSES: [u8; 6] = [65, 68, 73, 75, 77, 78];
+/// Most problems of the other end that are shown, beside those that it has with single mailboxes and messages.
+const PROBLEMS_MAX: usize = 10_000;
 
 /// How long to wait for a lock where nobody says.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -148,6 +149,8 @@ pub struct Brain {
     verifying: verifying::Verifying,
     /// Mailboxes that an end has and cannot read.
     unlisted: BTreeSet<MailboxName>,
+    /// Of both ends: what of the merged tree is not so there.
+    undone: Vec<Undone>,
 }
 
 impl Brain {
@@ -212,6 +215,7 @@ impl Brain {
             state_is_stale: false,
             verifying: Default::default(),
             unlisted: BTreeSet::new(),
+            undone: Vec::new(),
         }
     }
 
@@ -339,6 +343,18 @@ impl Brain {
                 self.peer_finish = Some(counters);
                 Ok(())
             }
+            Message::Problem(Problem { status, text }) => {
+                if self.report.problems.len() < PROBLEMS_MAX {
+                    self.problem_there(&text, status);
+                } else {
+                    self.worth(status_told(status));
+                }
+                Ok(())
+            }
+            Message::Undone(undone) if self.undone.len() < NODES_MAX => {
+                self.undone.push(undone);
+                Ok(())
+            }
             Message::Failure(failure) => Err(SessionError::Remote(failure)),
             _ => Err(SessionError::Peer("sends a message that does not belong here".into())),
         }
@@ -393,14 +409,25 @@ impl Brain {
         }
     }
 
-    /// The same of the other end. A status that no such problem has counts as one that may pass.
-    fn problem_there(&mut self, text: &str, status: u8) {
-        let status = if PROBLEM_STATUSES.contains(&status) { status } else { 75 };
-        self.problem(format!("the other end: {}", text.escape_debug()), status);
-    }
-
+    /// Something that could not be done here; the other end has been told, or knows it as well.
     fn problem(&mut self, text: String, status: u8) {
         self.report.problems.push(text);
+        self.worth(status);
+    }
+
+    /// Something that could not be done here, of which the other end would not know.
+    fn problem_of_both(&mut self, text: String, status: u8) {
+        self.say(Message::Problem(Problem { status, text: clipped(text.clone()) }));
+        self.problem(text, status);
+    }
+
+    /// Something that could not be done at the other end.
+    fn problem_there(&mut self, text: &str, status: u8) {
+        self.problem(format!("the other end: {}", text.escape_debug()), status_told(status));
+    }
+
+    /// Of all statuses the first stays, unless one is 75.
+    fn worth(&mut self, status: u8) {
         let worst = self.report.problem_status;
         self.report.problem_status = if worst == 75 || (worst != 0 && status != 75) { worst } else { status };
     }
@@ -413,6 +440,12 @@ fn for_purpose(storage: Box<dyn Storage>, purpose: Purpose) -> Box<dyn Storage> 
         Purpose::DryRun => Box::new(DryRun::new(storage, false)),
         Purpose::Verify { .. } => Box::new(DryRun::new(storage, true)),
     }
+}
+
+/// A text as short as the other end takes it.
+fn clipped(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+    text
 }
 
 /// Names the place of a storage error.

@@ -4,6 +4,7 @@
 //! namespace that has INBOX, or the first that takes part.
 
 mod choice;
+mod moving;
 mod storage;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The namespaces that take part as one [`Storage`]: what is about a name or a mailbox goes to its namespace, the rest to all or to one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dsync_model::{
@@ -9,6 +9,7 @@ use dsync_model::{
 };
 
 use super::Namespaced;
+use super::moving::{self, Move};
 use crate::{
     Capabilities, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
     UserLock,
@@ -90,6 +91,13 @@ impl Storage for Namespaced {
                 self.log.unsubscribed.extend(log.unsubscribed);
             }
         }
+        // A copy that a run was killed over is no mailbox: the next move goes on with it.
+        let unfinished: BTreeSet<_> = self.mailboxes.keys().map(|guid| moving::unfinished(*guid)).collect();
+        tree.retain(|_, node| {
+            let copy = node.mailbox.take_if(|mailbox| unfinished.contains(&mailbox.guid));
+            copy.is_none() || node.subscribed || node.directory
+        });
+        self.mailboxes.retain(|guid, _| !unfinished.contains(guid));
         // What was deleted in one namespace may be in another.
         self.log.deleted.retain(|guid, _| !self.mailboxes.contains_key(guid));
         Ok((tree, problems))
@@ -103,12 +111,14 @@ impl Storage for Namespaced {
         let mut change = change.clone();
         let mut made = None;
         let at = match &mut change {
-            TreeChange::Rename { from, to, .. } => {
+            TreeChange::Rename { guid, from, to } => {
                 let (at, old) = self.place(from)?;
                 let (there, new) = self.place(to)?;
-                if at != there {
-                    let what = format!("mailbox {from} cannot be renamed to {to}: into another namespace");
-                    return Err(StorageError::Impossible(what));
+                if let Ok([here, other]) = self.open.get_disjoint_mut([at, there]) {
+                    let (from, to) = ((&mut here.storage, &old), (&mut other.storage, &new));
+                    Move { guid: *guid, from, to }.run()?;
+                    self.mailboxes.insert(*guid, there);
+                    return Ok(true);
                 }
                 (*from, *to) = (old, new);
                 at
