@@ -1,5 +1,7 @@
 //! Sessions with a real Dovecot, which calls or is called: the same end state as when both ends are Dovecots, and nothing to complain of in its log.
 
+#[path = "interop/directories.rs"]
+mod directories;
 #[path = "interop/kills.rs"]
 mod kills;
 #[path = "interop/mbox.rs"]
@@ -19,7 +21,8 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dsync_tests::dovecot::{Dovecot, Service, assert_equal, installed};
-use dsync_tests::interop::{ALL, Ends, World, pairs};
+use dsync_tests::interop::{ALL, World, pairs};
+use dsync_tests::peers::Ends;
 use dsync_tests::programs::{PASSWORD, Place, certificates};
 use dsync_tests::sshd::Sshd;
 

@@ -237,26 +237,42 @@ impl Brain {
         self.stage = Stage::Trees;
     }
 
-    fn tell_master_tree(&mut self) {
+    /// Tells the tree and what was deleted, as master. `deletes`: the peer's, if they are known; only then directories that were removed here
+    /// can be told, as they are hashed with the peer's separator.
+    fn tell_master_tree(&mut self, deletes: Option<&items::Deletes>) {
         self.tell_tree();
-        self.tell_deletes(SEPARATOR, Some(ESCAPE.to_vec()), &[]);
+        let known = deletes.and_then(|deletes| match deletes.hierarchy_sep[..] {
+            [separator] => Some((separator, deletes.escape_char.clone())),
+            _ => None,
+        });
+        let directories = if known.is_some() { self.removed_directories() } else { Vec::new() };
+        let (separator, escape) = known.unwrap_or((SEPARATOR, Some(ESCAPE.to_vec())));
+        self.tell_deletes(separator, escape, &directories, &[]);
         self.tree_told = true;
     }
 
-    /// Whether we as master wait for the peer to tell its tree first, as a Dovecot does.
+    /// Whether we as master wait for the peer to tell first what it has, and what it deleted, as a Dovecot does.
     pub fn waits_for_tree(&self) -> bool {
-        self.end == End::Initiator && self.stage == Stage::Trees && !self.tree_told && !self.peer_tree_done
+        self.end == End::Initiator && self.stage == Stage::Trees && !self.tree_told
     }
 
     /// The peer waits, too: tells our tree first. Whoever knows a clock calls it.
     pub fn go_first(&mut self) {
         if self.waits_for_tree() {
-            self.narrow_own();
-            self.tell_master_tree();
+            if !self.peer_tree_done {
+                self.narrow_own();
+            }
+            self.tell_master_tree(None);
         }
     }
 
-    fn tell_deletes(&mut self, separator: u8, escape: Option<Vec<u8>>, names: &[(MailboxName, Timestamp)]) {
+    fn tell_deletes(
+        &mut self,
+        separator: u8,
+        escape: Option<Vec<u8>>,
+        directories: &[(MailboxName, Timestamp)],
+        names: &[(MailboxName, Timestamp)],
+    ) {
         let mut deletions = self.storage.tree_log().deleted;
         if self.end == End::Initiator && !self.peer_tree_done {
             deletions.retain(|_, _| !self.is_narrowed());
@@ -266,13 +282,12 @@ impl Brain {
             let theirs: BTreeSet<MailboxGuid> = theirs.map(|status| status.guid).collect();
             deletions.retain(|guid, _| theirs.contains(guid));
         }
-        let directories = self.removed_directories();
-        self.say(lines::deletes(separator, escape, &deletions, &directories, names));
+        self.say(lines::deletes(separator, escape, &deletions, directories, names));
     }
 
-    /// Directories of the peer's that were removed here; none as master, to whom the peer's separator is not known yet.
+    /// Directories of the peer's that were removed here.
     fn removed_directories(&self) -> Vec<(MailboxName, Timestamp)> {
-        if self.end == End::Initiator || matches!(self.direction, Direction::Mirror { .. }) {
+        if matches!(self.direction, Direction::Mirror { .. }) {
             return Vec::new();
         }
         let (log, scope) = (self.storage.tree_log(), self.scope());
@@ -307,13 +322,18 @@ impl Brain {
                         }
                         self.narrow()?;
                         if !self.tree_told {
-                            // As the peer's separator is not known yet, names are told and not their hashes.
+                            // Names are told and not their hashes, for which the peer's separator must be known.
                             self.recall_unsubscribed();
-                            self.tell_master_tree();
+                            if self.removed_directories().is_empty() {
+                                self.tell_master_tree(None);
+                            }
                         }
                     }
                 }
                 Item::Deletes(deletes) if self.peer_tree_done => {
+                    if self.waits_for_tree() {
+                        self.tell_master_tree(Some(&deletes));
+                    }
                     self.merge_trees(&deletes)?;
                     return Ok(true);
                 }
@@ -328,7 +348,8 @@ impl Brain {
         if let (End::Responder, [separator]) = (self.end, &deletes.hierarchy_sep[..]) {
             let names = self.recall_unsubscribed();
             // With another separator than its own, Dovecot before 2.3.21 may not find its way out.
-            self.tell_deletes(*separator, deletes.escape_char.clone(), &names);
+            let directories = self.removed_directories();
+            self.tell_deletes(*separator, deletes.escape_char.clone(), &directories, &names);
         }
         let (me, direction) = (self.end, self.direction);
         let names = self.storage.rules();

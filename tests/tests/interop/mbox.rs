@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Output;
 
 use dsync_tests::dovecot::{Service, installed};
-use dsync_tests::interop::{Ends, World};
+use dsync_tests::interop::World;
+use dsync_tests::peers::Ends;
 use dsync_tests::programs::PASSWORD;
 
 /// An account that is an mbox, with an empty INBOX.
