@@ -320,10 +320,20 @@ impl Brain {
         let renewed = theirs.is_some_and(|theirs| theirs.uid_validity != status.uid_validity);
         // A Dovecot that takes our UIDVALIDITY begins its index anew, and complains if its first recent UID is not raised again.
         let first_recent = if renewed { status.uid_next.get() } else { self.settled.ask(&status) };
-        let line = lines::counters(&status, first_recent, self.saves_guids());
+        let line = self.counters(&status, first_recent);
         self.say(line.clone());
         self.asked = Some((pair, line));
         Ok(true)
+    }
+
+    fn counters(&self, status: &MailboxStatus, first_recent: u32) -> items::Mailbox {
+        let mut line = lines::counters(status, first_recent, self.saves_guids());
+        // To whom has no messages a Dovecot tells no hashes; but of what we expunged since both were equal we must know them.
+        let receives = self.direction.source() != Some(self.end);
+        if status.messages == 0 && receives && !self.saves_guids() && self.settled.had_others(status) {
+            line.messages_count = 1;
+        }
+        line
     }
 
     fn answer(&mut self) -> Result<bool, SessionError> {
@@ -360,7 +370,7 @@ impl Brain {
                 let renewed = theirs.uid_validity != status.uid_validity.get();
                 let told = self.settled.answer(&status, theirs.first_recent_uid);
                 let first_recent = if renewed { status.uid_next.get() } else { told };
-                let ours = lines::counters(&status, first_recent, self.saves_guids());
+                let ours = self.counters(&status, first_recent);
                 self.say(ours.clone());
                 self.begin(pair, ours, *theirs)?;
             }
@@ -426,6 +436,7 @@ impl Brain {
             known,
             filter: (*self.filter).clone(),
             header_hash: self.header_hash(),
+            left: self.settled.left(pair.guid),
         };
         let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
         let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
