@@ -35,7 +35,7 @@ use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
 use exchange::Exchange;
-use settled::Settled;
+pub use settled::Settled;
 
 /// What a brain wants.
 pub enum Output {

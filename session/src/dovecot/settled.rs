@@ -21,7 +21,7 @@ const NEVER: u32 = 0;
 
 /// Mailboxes by host and GUID; each with how it was left, and the first recent UID that the peer had.
 #[derive(Default)]
-pub(super) struct Settled {
+pub struct Settled {
     host: u64,
     known: BTreeMap<(u64, MailboxGuid), ([u8; 36], u32)>,
     is_changed: bool,
