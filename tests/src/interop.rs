@@ -6,32 +6,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::dovecot::Dovecot;
+use crate::peers::Ends;
 use crate::programs::programs;
 
 /// A directory with accounts, a Dovecot, and our programs where the unprivileged user finds them.
 pub struct World {
     pub dir: tempfile::TempDir,
     pub dovecot: Dovecot,
+    separator: char,
 }
 
-/// Who is who in a session between A and B.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Ends {
-    /// Dovecot calls Dovecot.
-    Dovecots,
-    /// We have A and call the Dovecot that has B.
-    WeCall,
-    /// Dovecot has A and calls us, who have B.
-    DovecotCalls,
-}
-
-/// Every way to hold a session.
+/// Every way to hold a session with a Dovecot.
 pub const ALL: [Ends; 3] = [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls];
 
 impl World {
     /// Makes it.
     #[expect(clippy::new_without_default, reason = "it makes files")]
     pub fn new() -> World {
+        World::with_separator('/')
+    }
+
+    /// The same with another hierarchy separator at both ends.
+    pub fn with_separator(separator: char) -> World {
         let dir = tempfile::tempdir().expect("made");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
         for program in ["dsync", "dsync-server"] {
@@ -39,7 +35,10 @@ impl World {
         }
         let dovecot = Dovecot::new(dir.path());
         dovecot.own(&dir.path().join("home"));
-        World { dir, dovecot }
+        let text = fs::read_to_string(dovecot.conf()).expect("read");
+        let text = text.replace("separator = /", &format!("separator = {separator}"));
+        fs::write(dovecot.conf(), text).expect("written");
+        World { dir, dovecot, separator }
     }
 
     /// A file of it.
@@ -77,13 +76,13 @@ impl World {
     pub fn talk(&self, ends: Ends, mode: &[&str], a: &str, b: &str) -> (i32, String) {
         let doveadm = Path::new("/usr/bin/doveadm");
         let conf = self.path("dovecot.conf");
+        // The log of the account spells names with this separator.
+        let namespace = format!("namespace inbox {{\n  inbox = yes\n  separator = {}\n}}\n", self.separator);
         let mut command = match ends {
-            Ends::WeCall => {
+            Ends::Ours | Ends::WeCall => {
                 let mut command = self.dovecot.as_user(&self.path("dsync"));
-                // The log of the account spells names with this separator.
                 let client = self.path("client.conf");
-                fs::write(&client, "namespace inbox {\n  inbox = yes\n  separator = /\n}\n")
-                    .expect("written");
+                fs::write(&client, &namespace).expect("written");
                 command.arg("-c").arg(client).args([mode[0], "--source", a]).args(&mode[1..]);
                 command
             }
@@ -95,12 +94,12 @@ impl World {
             }
         };
         match ends {
-            Ends::DovecotCalls => {
+            Ends::Ours | Ends::DovecotCalls => {
                 let server = self.path("server.conf");
                 fs::write(
                     &server,
                     format!(
-                        "mail_location = {b}\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\nuserdb {{\n  driver = static\n  args = home={}\n}}\n",
+                        "mail_location = {b}\n{namespace}userdb {{\n  driver = static\n  args = home={}\n}}\n",
                         self.path("home").display()
                     ),
                 )

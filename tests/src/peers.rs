@@ -28,17 +28,18 @@ pub enum Transport {
     Tls,
 }
 
-/// Who syncs how, and the format of both accounts.
+/// Who syncs how, and the formats of A and B.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Setup {
     pub ends: Ends,
     pub transport: Transport,
-    pub format: &'static str,
+    pub formats: [&'static str; 2],
 }
 
 impl Setup {
     /// Both ends ours, Maildir.
-    pub const OURS: Setup = Setup { ends: Ends::Ours, transport: Transport::Pipe, format: "maildir" };
+    pub const OURS: Setup =
+        Setup { ends: Ends::Ours, transport: Transport::Pipe, formats: ["maildir", "maildir"] };
 }
 
 /// The server of B, where there is one; it ends with this.

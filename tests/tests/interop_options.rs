@@ -14,8 +14,9 @@ use dsync_session::proto::{Direction, Options};
 use dsync_session::{Job, SessionError};
 use dsync_storage::memory::MemoryStorage;
 use dsync_tests::dovecot::{assert_equal, installed};
-use dsync_tests::interop::{ALL, Ends, World};
+use dsync_tests::interop::{ALL, World};
 use dsync_tests::maildirs::Account;
+use dsync_tests::peers::Ends;
 use dsync_tests::programs::{PASSWORD, Place};
 use dsync_tests::scenario::tick;
 

@@ -3,7 +3,7 @@
 //! `tests/fixtures/oracle/NAME.json` is a scenario, `NAME.dovecot` what `doveadm sync` of 2.3.19 left. Where dsync does better on purpose, [`BETTER`] says why
 //! and `NAME.dsync` says how. `DSYNC_ORACLE=write` writes these anew; read the difference before it is committed.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
@@ -203,12 +203,40 @@ const WITH_DOVECOT: &[&str] = &[
 ];
 const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
 const TRANSPORTS: [Transport; 3] = [Transport::Pipe, Transport::Tcp, Transport::Tls];
+/// Formats of A and B that are not the same. As each end is ours once, each pair of formats has either end.
+const MIXED: [[&str; 2]; 3] = [["sdbox", "maildir"], ["maildir", "mdbox"], ["mdbox", "sdbox"]];
 
-/// A scenario, format and way.
-type Case = (String, &'static str, Transport);
+/// The formats of A and B, and the way between them.
+#[derive(Clone, Copy)]
+struct Peers {
+    formats: [&'static str; 2],
+    way: Transport,
+}
 
-/// Each scenario of [`WITH_DOVECOT`] in one format and one way. With `DSYNC_PEERS=sdbox-Tcp,…`, or all of them where `DSYNC_LONG` is set, every scenario is
-/// run so, beside two Dovecots. What differs is printed, and must be a row of docs/dovecot-protocol.md.
+impl Peers {
+    fn all() -> Vec<Peers> {
+        let same = FORMATS.into_iter().flat_map(|format| TRANSPORTS.map(|way| ([format, format], way)));
+        let mixed = MIXED.map(|formats| (formats, Transport::Pipe));
+        same.chain(mixed).map(|(formats, way)| Peers { formats, way }).collect()
+    }
+
+    fn is_mixed(self) -> bool {
+        self.formats[0] != self.formats[1]
+    }
+
+    fn name(self) -> String {
+        match self.formats {
+            [a, b] if a == b => format!("{a}-{:?}", self.way),
+            [a, b] => format!("{a}+{b}-{:?}", self.way),
+        }
+    }
+}
+
+/// A scenario, and where it is run.
+type Case = (String, Peers);
+
+/// Each scenario of [`WITH_DOVECOT`] with one of [`Peers::all`], in turn. With `DSYNC_PEERS=sdbox-Tcp,mdbox+sdbox-Pipe,…`, or all of them where `DSYNC_LONG` is
+/// set, every scenario is run so, beside two Dovecots. What differs is printed, and must be a row of docs/dovecot-protocol.md.
 #[test]
 fn scenarios_with_one_dovecot_end_as_with_two() {
     if !installed() {
@@ -216,36 +244,40 @@ fn scenarios_with_one_dovecot_end_as_with_two() {
     }
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
     let copies = copies();
-    let every = FORMATS.iter().flat_map(|format| TRANSPORTS.map(|way| (*format, way)));
-    let asked = match std::env::var("DSYNC_PEERS") {
-        Err(_) if std::env::var_os("DSYNC_LONG").is_some() => Some(every.clone().collect()),
+    let every = Peers::all();
+    let asked: Option<Vec<Peers>> = match std::env::var("DSYNC_PEERS") {
+        Err(_) if std::env::var_os("DSYNC_LONG").is_some() => Some(every.clone()),
         Err(_) => None,
-        Ok(words) => Some(
-            every.clone().filter(|(f, way)| words.split(',').any(|w| w == format!("{f}-{way:?}"))).collect(),
-        ),
+        Ok(words) => {
+            let named = |peers: &Peers| words.split(',').any(|word| word == peers.name());
+            Some(every.iter().copied().filter(named).collect())
+        }
     };
     let live = asked.is_some();
     let cases = match asked {
         Some(peers) => asked_for(peers, &names(&fixtures)),
         None => {
-            let peers = every.cycle();
-            WITH_DOVECOT
-                .iter()
-                .zip(peers)
-                .map(|(name, (format, way))| ((*name).to_owned(), format, way))
-                .collect()
+            let names = WITH_DOVECOT.iter().map(|name| (*name).to_owned());
+            names.zip(every.into_iter().cycle()).collect()
         }
     };
     let documented = documented_with_dovecot();
-    let (next, told) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, told, counts) =
+        (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(BTreeMap::<String, [usize; 2]>::new()));
     std::thread::scope(|scope| {
         for _ in 0..2 * AT_ONCE {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let lines = with_one_dovecot(&fixtures, copies.path(), case, live);
+                    let Some(lines) = with_one_dovecot(&fixtures, copies.path(), case, live) else {
+                        continue;
+                    };
+                    let peers = case.1.name();
+                    counts.lock().expect("no panic").entry(peers.clone()).or_default()
+                        [usize::from(!lines.is_empty())] += 1;
                     if !lines.is_empty() {
-                        let text = format!("{} {} {:?}\n{}", case.0, case.1, case.2, lines.join("\n"));
-                        let known = live && documented.contains(&case.0);
+                        let known =
+                            live && documented.get(&case.0).is_some_and(|mixed| !mixed || case.1.is_mixed());
+                        let text = format!("{} {peers}\n{}", case.0, lines.join("\n"));
                         told.lock().expect("no panic").push((text, known));
                     }
                 }
@@ -255,23 +287,28 @@ fn scenarios_with_one_dovecot_end_as_with_two() {
     let mut told = told.into_inner().expect("no panic");
     told.sort();
     told.iter().filter(|(_, known)| *known).for_each(|(text, _)| eprintln!("{text}"));
+    for (peers, [alike, unlike]) in counts.into_inner().expect("no panic") {
+        eprintln!("{peers}: {} scenarios, {unlike} of them otherwise than with two Dovecots", alike + unlike);
+    }
     let new: Vec<&str> = told.iter().filter(|(_, known)| !known).map(|(text, _)| text.as_str()).collect();
     assert!(new.is_empty(), "{} of {}:\n{}", new.len(), cases.len(), new.join("\n"));
 }
 
-/// The scenarios that docs/dovecot-protocol.md says end otherwise with one Dovecot. A name that begins with `-` has the first word of the one before it.
-fn documented_with_dovecot() -> BTreeSet<String> {
+/// The scenarios that docs/dovecot-protocol.md says end otherwise with one Dovecot, and whether that is said of mixed formats only. A name that begins with
+/// `-` has the first word of the one before it.
+fn documented_with_dovecot() -> BTreeMap<String, bool> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/dovecot-protocol.md"))
         .expect("read");
     let rows = text.lines().skip_while(|line| !line.starts_with("| scenario |")).skip(2);
-    let mut documented = BTreeSet::new();
+    let mut documented = BTreeMap::new();
     for row in rows.take_while(|line| line.starts_with('|')) {
         let cell = row.split('|').nth(1).expect("a first cell");
+        let mixed = cell.contains("mixed");
         let mut family = String::new();
         for name in cell.split('`').skip(1).step_by(2) {
             let name = if name.starts_with('-') { format!("{family}{name}") } else { name.to_owned() };
             family = name.split('-').next().unwrap_or_default().to_owned();
-            documented.insert(name);
+            documented.insert(name, mixed);
         }
     }
     documented
@@ -282,30 +319,29 @@ fn documented_with_dovecot() -> BTreeSet<String> {
 fn each_difference_with_one_dovecot_is_a_scenario() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
     let (documented, names) = (documented_with_dovecot(), names(&fixtures));
-    let unknown: Vec<&String> = documented.iter().filter(|name| !names.contains(name)).collect();
+    let unknown: Vec<&String> = documented.keys().filter(|name| !names.contains(name)).collect();
     assert!(unknown.is_empty() && !documented.is_empty(), "{unknown:?}");
-    let alike: Vec<&&str> = WITH_DOVECOT.iter().filter(|name| documented.contains(**name)).collect();
+    let alike: Vec<&&str> =
+        WITH_DOVECOT.iter().filter(|name| documented.get(**name) == Some(&false)).collect();
     assert!(alike.is_empty(), "{alike:?}");
 }
 
-fn asked_for(peers: Vec<(&'static str, Transport)>, names: &[String]) -> Vec<Case> {
+fn asked_for(peers: Vec<Peers>, names: &[String]) -> Vec<Case> {
     let only = std::env::var("DSYNC_ORACLE_ONLY").unwrap_or_default();
     let names = names.iter().filter(|name| only.split(',').any(|part| name.contains(part)));
     let names: Vec<&String> = names.collect();
-    peers
-        .into_iter()
-        .flat_map(|(format, way)| names.iter().map(move |name| ((*name).clone(), format, way)))
-        .collect()
+    peers.into_iter().flat_map(|peers| names.iter().map(move |name| ((*name).clone(), peers))).collect()
 }
 
-/// What differs from two Dovecots in either role, and what was complained of. `live`: from two that are run now, not from what was recorded.
-fn with_one_dovecot(fixtures: &Path, programs: &Path, case: &Case, live: bool) -> Vec<String> {
-    let (name, format, way) = case;
+/// What differs from two Dovecots in either role, and what was complained of; `None`: it cannot be run so. `live`: from two that are run now, not from what was
+/// recorded.
+fn with_one_dovecot(fixtures: &Path, programs: &Path, case: &Case, live: bool) -> Option<Vec<String>> {
+    let (name, Peers { formats, way }) = case;
     let file = fixtures.join(format!("{name}.json"));
-    let setup = |ends, transport| Setup { ends, transport, format };
+    let setup = |ends, transport| Setup { ends, transport, formats: *formats };
     if !scenario::suits(&file, setup(Ends::WeCall, *way)) {
-        assert!(live, "{name} cannot be run as {format} {way:?}");
-        return Vec::new();
+        assert!(live, "{name} cannot be run as {formats:?} {way:?}");
+        return None;
     }
     let run = |ends, way| {
         std::panic::catch_unwind(|| scenario::run_as(&file, programs, setup(ends, way))).map_err(drop)
@@ -327,5 +363,5 @@ fn with_one_dovecot(fixtures: &Path, programs: &Path, case: &Case, live: bool) -
         lines.extend(seen.complaints.iter().map(|line| format!("  {ends:?}: {line}")));
         lines.extend(difference(expected, &seen.text).map(|what| format!("  {ends:?}: {what}")));
     }
-    lines
+    Some(lines)
 }

@@ -4,38 +4,41 @@
 //! after the other, and commits each before it knows of the next. So the stages are others. What is decided is decided elsewhere: by
 //! [`dsync_merge::dovecot`] where both ends must compute the same, by our own merge where only the receiver decides.
 //!
-//! `start` has handshake, trees and the state; `exchange` one mailbox; `lines` the conversions.
+//! Here are the brain and how its mailboxes follow each other; `start` has handshake, locks and the state; `trees` what both ends have and deleted; `mailbox` one
+//! mailbox between its counters and its outcome, `exchange` its lists and bodies; `finishing` the end; `lines` the conversions.
 
 mod attributes;
 mod choice;
 mod exchange;
 mod filtering;
+mod finishing;
 #[cfg(feature = "net")]
 pub mod greet;
 mod lines;
 #[cfg(feature = "net")]
 pub mod link;
+mod mailbox;
 mod settled;
 mod start;
+mod trees;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use dsync_merge::{Direction, End, Pair, TreePlan};
 use dsync_model::{
-    AttributeList, Filter, LastCommon, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, SyncState,
-    TreeChange,
+    AttributeList, Filter, LastCommon, MailboxGuid, MailboxStatus, MailboxTree, SyncState, TreeChange,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
-use dsync_storage::{Body, HeaderHash, Storage, StorageError, StoreLock, UserLock};
+use dsync_storage::{Body, Storage, StorageError, StoreLock, UserLock};
 
 use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
 use exchange::Exchange;
-use settled::Settled;
+pub use settled::Settled;
 
 /// What a brain wants.
 pub enum Output {
@@ -319,10 +322,20 @@ impl Brain {
         let renewed = theirs.is_some_and(|theirs| theirs.uid_validity != status.uid_validity);
         // A Dovecot that takes our UIDVALIDITY begins its index anew, and complains if its first recent UID is not raised again.
         let first_recent = if renewed { status.uid_next.get() } else { self.settled.ask(&status) };
-        let line = lines::counters(&status, first_recent, self.saves_guids());
+        let line = self.counters(&status, first_recent);
         self.say(line.clone());
         self.asked = Some((pair, line));
         Ok(true)
+    }
+
+    fn counters(&self, status: &MailboxStatus, first_recent: u32) -> items::Mailbox {
+        let mut line = lines::counters(status, first_recent, self.saves_guids());
+        // To whom has no messages a Dovecot tells no hashes; but of what we expunged since both were equal we must know them.
+        let receives = self.direction.source() != Some(self.end);
+        if status.messages == 0 && receives && !self.saves_guids() && self.settled.had_others(status) {
+            line.messages_count = 1;
+        }
+        line
     }
 
     fn answer(&mut self) -> Result<bool, SessionError> {
@@ -358,7 +371,7 @@ impl Brain {
                 let renewed = theirs.uid_validity != status.uid_validity.get();
                 let told = self.settled.answer(&status, theirs.first_recent_uid);
                 let first_recent = if renewed { status.uid_next.get() } else { told };
-                let ours = lines::counters(&status, first_recent, self.saves_guids());
+                let ours = self.counters(&status, first_recent);
                 self.say(ours.clone());
                 self.begin(pair, ours, *theirs)?;
             }
@@ -395,201 +408,6 @@ impl Brain {
         self.change_tree(&change).map(drop)
     }
 
-    /// Both ends have told their counters: there is an exchange, or there is none.
-    fn begin(
-        &mut self,
-        pair: Pair,
-        ours: items::Mailbox,
-        theirs: items::Mailbox,
-    ) -> Result<(), SessionError> {
-        let always = self.handshake.sync_type.as_deref().is_some_and(|kind| kind != b"c");
-        self.progress.settled += 1;
-        if !always && !lines::differ(&ours, &theirs) {
-            let blank = LastCommon { uid_validity: ours.uid_validity, ..LastCommon::default() };
-            self.next_state.0.insert(pair.guid, blank);
-            self.compared.equal += 1;
-            return Ok(());
-        }
-        let known = self.state.0.get(&pair.guid).copied().filter(|known| {
-            self.handshake.sync_type.as_deref() == Some(b"s")
-                && known.uid_validity == ours.uid_validity
-                && known.uid > 0
-        });
-        let mailbox = self.storage.open(pair.guid).map_err(at(pair.name.to_string()))?;
-        let terms = exchange::Terms {
-            end: self.end,
-            direction: self.direction,
-            requests: self.handshake.send_mail_requests,
-            attributes: self.minor >= 1,
-            known,
-            filter: (*self.filter).clone(),
-            header_hash: self.header_hash(),
-        };
-        let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
-        let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
-        self.exchange = Some(Box::new(exchange));
-        self.stage = Stage::Exchange;
-        Ok(())
-    }
-
-    /// By what messages without GUIDs are compared: as the master says.
-    fn header_hash(&self) -> HeaderHash {
-        let named = self.handshake.hashed_headers.iter().flat_map(|list| &list.0);
-        // Dovecot ends its list with a separator, which is no name.
-        let mut names: Vec<Vec<u8>> = named.filter(|name| !name.is_empty()).cloned().collect();
-        if names.is_empty() {
-            names = start::HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec();
-        }
-        HeaderHash { names, is_filtered: self.minor >= 4 }
-    }
-
-    fn hear(&mut self) -> Result<(), SessionError> {
-        let Some(exchange) = &mut self.exchange else { return Ok(()) };
-        while !exchange.has_read_all()
-            && let Some(event) = self.inbox.pop_front()
-        {
-            match event {
-                Event::Item(Item::Close) if exchange.told_attributes() => {
-                    let text = "the other end gave up when it was told attributes, or later; its log says why (with \"attributes not enabled\": set \
-                                mail_attribute_dict there, or here, to what only Dovecot knows, so that they stay where they are)";
-                    return Err(SessionError::Link { status: 75, text: text.into() });
-                }
-                Event::Item(Item::Close) => return Err(gave_up()),
-                event => exchange.take(event, &mut self.progress)?,
-            }
-        }
-        self.change_attributes();
-        Ok(())
-    }
-
-    fn work(&mut self) -> Result<bool, SessionError> {
-        self.hear()?;
-        let Some(exchange) = &mut self.exchange else { return Ok(false) };
-        let worked = exchange.write(&mut self.out, &mut self.progress)?;
-        if exchange.is_done() {
-            if let Some(exchange) = self.exchange.take() {
-                self.settle(*exchange);
-            }
-            self.stage = Stage::Mailboxes;
-            return Ok(true);
-        }
-        Ok(worked)
-    }
-
-    fn settle(&mut self, exchange: Exchange) {
-        let outcome = exchange.into_outcome();
-        self.compared.merged += 1;
-        self.report.notes.extend(outcome.notes);
-        self.next_state.0.insert(outcome.guid, outcome.common);
-        if let Some((status, first_recent)) = outcome.settled {
-            self.settled.put(&status, first_recent);
-        }
-        if outcome.disturbed {
-            self.counters.disturbed += 1;
-        }
-        for (text, status) in outcome.problems {
-            self.problem(text, status);
-        }
-        let report = outcome.report;
-        self.counters.saved += report.saved;
-        self.counters.bytes += outcome.bytes;
-        self.counters.flags += report.flags;
-        self.counters.renumbered += report.renumbered;
-        self.counters.expunged += report.expunged;
-        self.report.remote.saved += report.sent;
-        let counts = [report.saved, report.sent, report.flags, report.renumbered, report.expunged];
-        if counts.iter().any(|count| *count > 0) {
-            self.report.mailboxes.push(report);
-        }
-    }
-
-    fn finish(&mut self) -> Result<bool, SessionError> {
-        if self.end == End::Initiator && self.minor >= 3 {
-            let Some(item) = self.next_item()? else { return Ok(false) };
-            let Item::Finish(finish) = item else { return Err(unexpected(&item, "the end of the session")) };
-            self.full_resync |= finish.require_full_resync;
-            if let Some(error) = &finish.error {
-                let text = String::from_utf8_lossy(error).escape_debug().to_string();
-                self.problem(format!("the other end reports: {text}"), status_of(finish.mail_error));
-            } else if finish.mail_error.is_some() {
-                self.counters.disturbed += 1;
-            }
-        }
-        self.delete()?;
-        if self.end == End::Responder {
-            let mut from = self.handshake.purge_remote.then_some(0);
-            while let Some(piece) = from {
-                let purged =
-                    self.storage.purge(piece).map_err(at("all is synchronised, but cannot purge"))?;
-                from = purged.and_then(|purged| purged.next);
-            }
-            let resync = self.full_resync;
-            self.say(items::Finish { require_full_resync: resync, ..items::Finish::default() });
-            self.say(Item::Close);
-        }
-        self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
-        self.report.local = self.counters;
-        self.report.compared = Some(self.compared);
-        self.report.remote.bytes = self.progress.bytes_sent;
-        self.report.mailboxes.sort_by(|a, b| a.name.cmp(&b.name));
-        if self.wants_state && !self.full_resync {
-            // What was not looked into stays as it was, what is gone goes.
-            let exists = |guid: &_| self.plan.pairs.iter().any(|pair| pair.guid == *guid);
-            let mut next = std::mem::take(&mut self.state);
-            next.0.retain(|guid, _| exists(guid));
-            next.0.append(&mut self.next_state.0);
-            self.report.state = Some(next);
-        }
-        self.settled.write(&mut *self.storage);
-        self.lock = None;
-        self.stage = Stage::Done;
-        Ok(true)
-    }
-
-    /// Mailboxes that only we have in a mirror go last.
-    fn delete(&mut self) -> Result<(), SessionError> {
-        for change in std::mem::take(&mut self.plan.deletes) {
-            if !self.change_tree(&change)? {
-                self.counters.disturbed += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn change_tree(&mut self, change: &TreeChange) -> Result<bool, SessionError> {
-        let (name, what) = match change {
-            TreeChange::Create { name, .. } => (Some(name), "created".to_owned()),
-            TreeChange::Rename { from, to, .. } => (Some(to), format!("renamed from {from}")),
-            TreeChange::Delete { name, .. } => (Some(name), "deleted".to_owned()),
-            TreeChange::Identify { name, .. } => (Some(name), "got the other end's GUID".to_owned()),
-            _ => (None, String::new()),
-        };
-        let place = name.map_or_else(|| "the list of mailboxes".to_owned(), ToString::to_string);
-        match self.storage.change_tree(change) {
-            Ok(done) => {
-                if let (true, TreeChange::Identify { name, guid, .. }) = (done, change) {
-                    self.identified(name, *guid);
-                }
-                if let (true, Some(name)) = (done, name) {
-                    self.report.notes.push(format!("{name}: {what}"));
-                }
-                Ok(done)
-            }
-            Err(error @ (StorageError::Impossible(_) | StorageError::NoMailbox(_))) => {
-                self.problem(format!("{place}: {}", chain(&error)), error.status());
-                self.counters.disturbed += 1;
-                Ok(false)
-            }
-            Err(error) => Err(at(place)(error)),
-        }
-    }
-
-    fn identified(&mut self, name: &MailboxName, guid: MailboxGuid) {
-        let Some(status) = self.tree.get_mut(name).and_then(|node| node.mailbox.as_mut()) else { return };
-        let before = std::mem::replace(&mut status.guid, guid);
-        self.move_attributes(before, guid);
-    }
-
     /// Whether our storage keeps the GUIDs of what it saves. An mbox cannot.
     fn saves_guids(&self) -> bool {
         !self.storage.location().starts_with("mbox:")
@@ -609,18 +427,6 @@ fn unexpected(item: &Item, expected: &str) -> SessionError {
 fn gave_up() -> SessionError {
     let text = "the other end gave up; its log says why";
     SessionError::Link { status: 75, text: text.into() }
-}
-
-/// The exit status of what Dovecot calls a mail error.
-fn status_of(mail_error: Option<u32>) -> u8 {
-    match mail_error {
-        Some(3 | 8 | 11 | 12) => 65,
-        Some(4) => 64,
-        Some(5) => 77,
-        Some(6) => 73,
-        Some(7) => 68,
-        _ => 75,
-    }
 }
 
 /// Names the place of a storage error.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use dsync_model::{MailboxGuid, MailboxStatus};
+use dsync_model::{MailboxGuid, MailboxStatus, Uid, UidValidity};
 use dsync_storage::Storage;
 
 const NOTE: &str = "dovecot-settled";
@@ -21,7 +21,7 @@ const NEVER: u32 = 0;
 
 /// Mailboxes by host and GUID; each with how it was left, and the first recent UID that the peer had.
 #[derive(Default)]
-pub(super) struct Settled {
+pub struct Settled {
     host: u64,
     known: BTreeMap<(u64, MailboxGuid), ([u8; 36], u32)>,
     is_changed: bool,
@@ -48,6 +48,19 @@ impl Settled {
             None if told == NEVER => 1,
             None => NEVER,
         }
+    }
+
+    /// UIDVALIDITY and UIDNEXT of the mailbox when it was last settled.
+    pub fn left(&self, guid: MailboxGuid) -> Option<(UidValidity, Uid)> {
+        let (left, _) = self.known.get(&(self.host, guid))?;
+        let number = |at: usize| Some(u32::from_le_bytes(left[at..at + 4].try_into().ok()?));
+        Some((UidValidity::new(number(0)?)?, Uid::new(number(4)?)?))
+    }
+
+    /// Whether there were messages in the mailbox when it was last settled, under this UIDVALIDITY.
+    pub fn had_others(&self, status: &MailboxStatus) -> bool {
+        let left = self.known.get(&(self.host, status.guid));
+        left.is_some_and(|(left, _)| left[..4] == image(status)[..4] && left[8..12] != [0; 4])
     }
 
     fn current(&self, status: &MailboxStatus) -> Option<u32> {
@@ -107,7 +120,7 @@ fn parse(note: &[u8]) -> BTreeMap<(u64, MailboxGuid), ([u8; 36], u32)> {
 
 #[cfg(test)]
 mod tests {
-    use dsync_model::{Digest, ModSeq, Uid, UidValidity};
+    use dsync_model::{Digest, ModSeq};
     use dsync_storage::memory::MemoryStorage;
 
     use super::*;
@@ -133,6 +146,8 @@ mod tests {
             assert_eq!((settled.ask(&status), settled.answer(&status, 2)), expected);
             assert_eq!((settled.ask(&changed), settled.answer(&changed, 2)), (NEVER, NEVER));
             assert_eq!(settled.answer(&changed, NEVER), 1);
+            let left = (host == b"there").then_some((status.uid_validity, status.uid_next));
+            assert_eq!(settled.left(status.guid), left);
         }
         storage.write_note(NOTE, b"dsyncds1 and no more").unwrap();
         assert!(Settled::read(&mut storage, b"there").known.is_empty());

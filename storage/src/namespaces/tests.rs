@@ -157,7 +157,7 @@ fn fill(account: &mut Namespaced, mailbox: u8, uids: std::ops::Range<u32>) {
             .unwrap();
     }
     let uid_next_min = Uid::new(uids.end).unwrap();
-    let goal = Goal { uid_next_min, modseq_min: ModSeq::NONE, uid_validity: None };
+    let goal = Goal { uid_next_min, modseq_min: ModSeq::NONE, uid_validity: None, unfinished: false };
     assert!(mailbox.commit(goal).unwrap().not_kept.is_empty());
 }
 

@@ -4,7 +4,8 @@ use std::fs;
 use std::process::Output;
 
 use dsync_tests::dovecot::{Service, installed};
-use dsync_tests::interop::{Ends, World};
+use dsync_tests::interop::World;
+use dsync_tests::peers::Ends;
 use dsync_tests::programs::PASSWORD;
 
 /// An account that is an mbox, with an empty INBOX.
@@ -152,4 +153,53 @@ fn an_mbox_of_ours_by_tcp() {
         assert_eq!(seen.matches("Body").count(), 2, "{seen}");
     }
     assert!(!service.log().contains("Panic"), "{}", service.log());
+}
+
+/// Two Dovecots crash here, or double what is left.
+#[test]
+fn what_is_expunged_at_the_end_of_the_list_does_not_come_back() {
+    if !installed() {
+        return;
+    }
+    for (ends, format) in [(Ends::WeCall, "maildir"), (Ends::DovecotCalls, "sdbox")] {
+        let world = World::new();
+        let (theirs, ours) = (world.location(format, "theirs"), mbox(&world, "ours"));
+        let (a, b) = if ends == Ends::WeCall { (&ours, &theirs) } else { (&theirs, &ours) };
+        let sync = || {
+            world.session(ends, &["sync"], a, b, &[0]);
+            [&ours, &theirs].map(|end| {
+                let mails = mails(&world, end);
+                let numbers = mails.lines().skip(1).filter_map(|line| line.split_once(" m"));
+                let numbers = numbers.map(|(uid, rest)| (uid.parse().unwrap(), rest[..1].parse().unwrap()));
+                numbers.collect::<Vec<(u32, u32)>>()
+            })
+        };
+        let expunge = |end: &str, number: u32| {
+            world.doveadm(end, &format!("expunge|mailbox|INBOX|header|subject|m{number}"));
+        };
+        for number in 1..=4 {
+            deliver(&world, if number % 2 == 0 { &ours } else { &theirs }, number);
+            sync();
+        }
+        let all = [(1, 1), (2, 2), (3, 3), (4, 4)];
+        assert_eq!(sync(), [all.to_vec(), all.to_vec()], "{ends:?}");
+        (3..=4).for_each(|number| expunge(&theirs, number));
+        for what in ["there", "there, again"] {
+            assert_eq!(sync(), [all[..2].to_vec(), all[..2].to_vec()], "{ends:?}: {what}");
+        }
+        (1..=2).for_each(|number| expunge(&ours, number));
+        // The Dovecot has them until a later message shows it that they are gone.
+        for what in ["here", "here, again"] {
+            assert_eq!(sync(), [vec![], all[..2].to_vec()], "{ends:?}: {what}");
+        }
+        deliver(&world, &theirs, 5);
+        assert_eq!(sync(), [vec![(5, 5)], vec![(1, 1), (2, 2), (5, 5)]], "{ends:?}: a new one");
+        for what in ["both know it", "again"] {
+            assert_eq!(sync(), [vec![(5, 5)], vec![(5, 5)]], "{ends:?}: {what}");
+        }
+        // Without the note nothing is proved, and what may be wanted comes back.
+        fs::remove_file(world.path("ours/.imap/.dsync-dovecot-settled")).expect("the note");
+        expunge(&ours, 5);
+        assert_eq!(sync(), [vec![(6, 5)], vec![(6, 5)]], "{ends:?}: without the note");
+    }
 }

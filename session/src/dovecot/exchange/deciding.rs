@@ -15,32 +15,20 @@ use crate::{Progress, SessionError};
 impl Exchange {
     /// Both lists are here: what is to be done?
     pub(super) fn decide(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
+        let gone = self.follow_gone();
         // All at once, as what is done first may give them other UIDs.
         self.hash_own(self.own.len())?;
-        let name = self.name.clone();
-        let wrong = |error: dsync_merge::Desync| SessionError::Peer(format!("lists {name} wrongly: {error}"));
-        let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
         let modseq = ModSeq::new(self.theirs.highest_modseq)
             .ok_or_else(|| SessionError::Peer(format!("has a modseq of 2^63 or more in {}", self.name)))?;
         let mirror = matches!(self.terms.direction, Direction::Mirror { .. });
         let (plan, actions) = match self.part {
             // One way without overwriting, the receiver's own changes count as they do in both directions.
             Part::Both | Part::Receiver if !mirror => {
-                let terms = dovecot::Terms {
-                    end: self.terms.end,
-                    uid_next: next(&self.ours),
-                    peer_uid_next: next(&self.theirs),
-                    peer_modseq: modseq,
-                    last_common: self.terms.known.map(|known| known.uid),
-                    kept_back: Some(&self.kept_back),
-                    hashes: self.hashing.as_ref().map(|hashing| &hashing.hashes),
-                };
-                let told = self.hashing.as_ref().map(|_| self.own_as_told());
-                let own = told.as_ref().unwrap_or(&self.own);
-                let mut plan = dovecot::messages(own, &self.peer, &terms).map_err(wrong)?;
-                if told.is_some() {
-                    plan.expunges = plan.expunges.into_iter().map(|action| self.named(action)).collect();
+                let mut plan = self.decide_alike(modseq)?;
+                if self.keep_gone(plan.common) {
+                    plan = self.decide_alike(modseq)?;
                 }
+                plan.expunges.extend(gone);
                 let decided = Plan {
                     saves: plan.saves,
                     expunges: plan.expunges,
@@ -57,6 +45,28 @@ impl Exchange {
             }
         };
         self.act(plan, actions, progress)
+    }
+
+    /// As the peer decides, which is a Dovecot.
+    fn decide_alike(&self, modseq: ModSeq) -> Result<dovecot::Plan, SessionError> {
+        let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
+        let terms = dovecot::Terms {
+            end: self.terms.end,
+            uid_next: next(&self.ours),
+            peer_uid_next: next(&self.theirs),
+            peer_modseq: modseq,
+            last_common: self.terms.known.map(|known| known.uid),
+            kept_back: Some(&self.kept_back),
+            hashes: self.hashing.as_ref().map(|hashing| &hashing.hashes),
+        };
+        let told = self.hashing.as_ref().map(|_| self.own_as_told());
+        let own = told.as_ref().unwrap_or(&self.own);
+        let mut plan = dovecot::messages(own, &self.peer, &terms)
+            .map_err(|error| SessionError::Peer(format!("lists {} wrongly: {error}", self.name)))?;
+        if told.is_some() {
+            plan.expunges = plan.expunges.into_iter().map(|action| self.named(action)).collect();
+        }
+        Ok(plan)
     }
 
     /// A mirror, which we are: our own rules, as both ends of our own would have them. Dovecot makes a mailbox anew where we repair it.

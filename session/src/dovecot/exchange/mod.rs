@@ -1,9 +1,10 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `sending` what goes out, `receiving` the bodies and the end.
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `sending` what goes out, `receiving` the bodies and the end.
 
 mod deciding;
+mod gone;
 mod hashing;
 mod receiving;
 mod sending;
@@ -43,6 +44,8 @@ pub(super) struct Terms {
     pub filter: Filter,
     /// By what messages are compared if one end keeps no GUIDs.
     pub header_hash: HeaderHash,
+    /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
+    pub left: Option<(UidValidity, Uid)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,6 +168,7 @@ pub(super) struct Exchange {
     said: Option<items::State>,
     heard: Option<items::State>,
     problems: Vec<(String, u8)>,
+    notes: Vec<String>,
     report: MailboxReport,
     bytes: u64,
 }
@@ -234,6 +238,7 @@ impl Exchange {
             said: None,
             heard: None,
             problems: Vec::new(),
+            notes: Vec::new(),
             bytes: 0,
         })
     }
@@ -369,7 +374,7 @@ impl Exchange {
             common,
             disturbed: self.disturbed,
             problems: self.problems,
-            notes: self.attributes.notes,
+            notes: [self.notes, self.attributes.notes].concat(),
             report: self.report,
             bytes: self.bytes,
         }

@@ -75,7 +75,7 @@ impl Rival {
             fs::write(&conf, format!("{text}mail_location = {}\n", locations[side])).expect("written");
             conf
         });
-        let setup = Setup { ends, transport, format: FORMAT };
+        let setup = Setup { ends, transport, formats: [FORMAT, FORMAT] };
         let meeting = Meeting::new(setup, &bench.dovecot, &dir, &bench.programs, confs, locations);
         Rival { meeting, new }
     }

@@ -1,0 +1,123 @@
+//! One mailbox of a session, both ends having told their counters: whether its lists are exchanged, and what came of it.
+
+use dsync_merge::Pair;
+use dsync_model::LastCommon;
+use dsync_proto::dovecot::codec::Event;
+use dsync_proto::dovecot::items::{self, Item};
+use dsync_storage::HeaderHash;
+
+use super::exchange::{self, Exchange};
+use super::start::HASHED_HEADERS;
+use super::{Brain, Stage, at, gave_up, lines};
+use crate::SessionError;
+
+impl Brain {
+    /// Both ends have told their counters: there is an exchange, or there is none.
+    pub(super) fn begin(
+        &mut self,
+        pair: Pair,
+        ours: items::Mailbox,
+        theirs: items::Mailbox,
+    ) -> Result<(), SessionError> {
+        let always = self.handshake.sync_type.as_deref().is_some_and(|kind| kind != b"c");
+        self.progress.settled += 1;
+        if !always && !lines::differ(&ours, &theirs) {
+            let blank = LastCommon { uid_validity: ours.uid_validity, ..LastCommon::default() };
+            self.next_state.0.insert(pair.guid, blank);
+            self.compared.equal += 1;
+            return Ok(());
+        }
+        let known = self.state.0.get(&pair.guid).copied().filter(|known| {
+            self.handshake.sync_type.as_deref() == Some(b"s")
+                && known.uid_validity == ours.uid_validity
+                && known.uid > 0
+        });
+        let mailbox = self.storage.open(pair.guid).map_err(at(pair.name.to_string()))?;
+        let terms = exchange::Terms {
+            end: self.end,
+            direction: self.direction,
+            requests: self.handshake.send_mail_requests,
+            attributes: self.minor >= 1,
+            known,
+            filter: (*self.filter).clone(),
+            header_hash: self.header_hash(),
+            left: self.settled.left(pair.guid),
+        };
+        let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
+        let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
+        self.exchange = Some(Box::new(exchange));
+        self.stage = Stage::Exchange;
+        Ok(())
+    }
+
+    /// By what messages without GUIDs are compared: as the master says.
+    fn header_hash(&self) -> HeaderHash {
+        let named = self.handshake.hashed_headers.iter().flat_map(|list| &list.0);
+        // Dovecot ends its list with a separator, which is no name.
+        let mut names: Vec<Vec<u8>> = named.filter(|name| !name.is_empty()).cloned().collect();
+        if names.is_empty() {
+            names = HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec();
+        }
+        HeaderHash { names, is_filtered: self.minor >= 4 }
+    }
+
+    pub(super) fn hear(&mut self) -> Result<(), SessionError> {
+        let Some(exchange) = &mut self.exchange else { return Ok(()) };
+        while !exchange.has_read_all()
+            && let Some(event) = self.inbox.pop_front()
+        {
+            match event {
+                Event::Item(Item::Close) if exchange.told_attributes() => {
+                    let text = "the other end gave up when it was told attributes, or later; its log says why (with \"attributes not enabled\": set \
+                                mail_attribute_dict there, or here, to what only Dovecot knows, so that they stay where they are)";
+                    return Err(SessionError::Link { status: 75, text: text.into() });
+                }
+                Event::Item(Item::Close) => return Err(gave_up()),
+                event => exchange.take(event, &mut self.progress)?,
+            }
+        }
+        self.change_attributes();
+        Ok(())
+    }
+
+    pub(super) fn work(&mut self) -> Result<bool, SessionError> {
+        self.hear()?;
+        let Some(exchange) = &mut self.exchange else { return Ok(false) };
+        let worked = exchange.write(&mut self.out, &mut self.progress)?;
+        if exchange.is_done() {
+            if let Some(exchange) = self.exchange.take() {
+                self.settle(*exchange);
+            }
+            self.stage = Stage::Mailboxes;
+            return Ok(true);
+        }
+        Ok(worked)
+    }
+
+    fn settle(&mut self, exchange: Exchange) {
+        let outcome = exchange.into_outcome();
+        self.compared.merged += 1;
+        self.report.notes.extend(outcome.notes);
+        self.next_state.0.insert(outcome.guid, outcome.common);
+        if let Some((status, first_recent)) = outcome.settled {
+            self.settled.put(&status, first_recent);
+        }
+        if outcome.disturbed {
+            self.counters.disturbed += 1;
+        }
+        for (text, status) in outcome.problems {
+            self.problem(text, status);
+        }
+        let report = outcome.report;
+        self.counters.saved += report.saved;
+        self.counters.bytes += outcome.bytes;
+        self.counters.flags += report.flags;
+        self.counters.renumbered += report.renumbered;
+        self.counters.expunged += report.expunged;
+        self.report.remote.saved += report.sent;
+        let counts = [report.saved, report.sent, report.flags, report.renumbered, report.expunged];
+        if counts.iter().any(|count| *count > 0) {
+            self.report.mailboxes.push(report);
+        }
+    }
+}
