@@ -17,7 +17,7 @@ use crate::{
 /// Largest base file that is read, in bytes.
 pub const BASE_BYTES_MAX: usize = 256 << 20;
 
-const MAGIC: &[u8; 8] = b"dsyncbs2";
+const MAGIC: &[u8; 8] = b"dsyncbs1";
 
 /// A set of UIDs, compressed.
 pub type UidSet = RoaringBitmap;
@@ -166,7 +166,7 @@ struct MailboxWire {
 }
 
 impl Base {
-    /// The file: 8 bytes `dsyncbs2`, 16 bytes XXH3-128 (little-endian, seed [`Digest::SEED`]) of the rest, then
+    /// The file: 8 bytes `dsyncbs1`, 16 bytes XXH3-128 (little-endian, seed [`Digest::SEED`]) of the rest, then
     /// bincode 2 (standard configuration) of the base, UID sets in the portable form of Roaring, and of the messages that are apart, by mailbox, if there are any.
     /// Equal bases have equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
