@@ -1,0 +1,78 @@
+//! States (`-s`) that are handed on between all who can hold a session.
+
+use std::fs;
+use std::path::Path;
+
+use dsync_tests::dovecot::{assert_equal, installed};
+use dsync_tests::interop::World;
+use dsync_tests::peers::Ends;
+
+#[test]
+fn states_go_on_from_where_they_were() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
+    world.fill(&a);
+    let state = |ends: Ends, state: &str| {
+        let mut command = match ends {
+            Ends::WeCall => {
+                let mut command = world.dovecot.as_user(&world.path("dsync"));
+                command.args(["-c", "/dev/null", "sync", "--source", &a, "-s", state]);
+                command
+            }
+            _ => {
+                let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+                command.arg("-c").arg(world.path("dovecot.conf")).args([
+                    "-o",
+                    &format!("mail_location={a}"),
+                    "sync",
+                    "-s",
+                    state,
+                ]);
+                command
+            }
+        };
+        if ends == Ends::DovecotCalls {
+            fs::write(
+                world.path("server.conf"),
+                format!("mail_location = {b}\nuserdb {{\n  driver = static\n  args = home=/tmp\n}}\n"),
+            )
+            .expect("written");
+            command
+                .arg(world.path("dsync-server"))
+                .arg("-c")
+                .arg(world.path("server.conf"))
+                .args(["--stdio", "-u", "alice"]);
+        } else {
+            command.args(["/usr/bin/doveadm", "-c"]).arg(world.path("dovecot.conf")).args([
+                "-o",
+                &format!("mail_location={b}"),
+                "dsync-server",
+            ]);
+        }
+        let output = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.is_empty(), "{ends:?}: {} {text}", output.status);
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    let mut last = String::new();
+    for (round, ends) in [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls, Ends::WeCall, Ends::Dovecots]
+        .into_iter()
+        .enumerate()
+    {
+        world.dovecot.save(&a, "INBOX", &format!("Subject: round {round}\n\nx\n"));
+        last = state(ends, &last);
+        last = state(ends, &last);
+        assert!(!last.is_empty(), "{round} {ends:?}");
+        world.doveadm(&a, &format!("flags|add|$r{round}|mailbox|INBOX|uid|2"));
+        world.doveadm(&b, &format!("flags|add|$s{round}|mailbox|INBOX|uid|2"));
+        if round < 4 {
+            world.doveadm(&a, &format!("expunge|mailbox|INBOX|subject|round {round}"));
+        }
+        last = state(ends, &last);
+        assert_equal(&world.view(&a), &world.view(&b), &format!("round {round} {ends:?}"));
+        assert!(world.content(&b).contains(&format!("$r{round}")), "round {round} {ends:?}");
+    }
+}
