@@ -199,9 +199,18 @@ impl Brain {
             let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
             base.tree = std::mem::take(&mut self.plan.agreed);
             base.attributes = std::mem::take(&mut self.attributes.agreed);
+            let old = self.base.take();
             for undone in std::mem::take(&mut self.undone) {
                 match undone {
-                    Undone::Mailbox(name) => drop(base.tree.remove(&name)),
+                    Undone::Mailbox(name) => {
+                        let guid = base.tree.remove(&name).and_then(|node| node.mailbox);
+                        // Where it was before it still is: the next run finds the same change again.
+                        let before = guid.and_then(|guid| old.as_ref()?.name_of(guid));
+                        if let Some(before) = before {
+                            let node = base.tree.entry(before.clone()).or_default();
+                            node.mailbox = node.mailbox.or(guid);
+                        }
+                    }
                     Undone::Subscriptions { names, subscribed } => {
                         for name in names {
                             base.tree.entry(name).or_default().subscribed = subscribed;
@@ -210,7 +219,6 @@ impl Brain {
                 }
             }
             base.tree.retain(|_, node| *node != BaseNode::default());
-            let old = self.base.take();
             let kept = |guid| old.as_ref().and_then(|old| old.mailboxes.get(guid)).cloned();
             for guid in self.plan.pairs.iter().map(|pair| &pair.guid).chain(&self.plan.kept) {
                 let done = self.open.iter_mut().find(|open| open.pair.guid == *guid);
