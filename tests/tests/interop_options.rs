@@ -17,7 +17,7 @@ use dsync_tests::dovecot::{assert_equal, installed};
 use dsync_tests::interop::{ALL, World};
 use dsync_tests::maildirs::Account;
 use dsync_tests::peers::Ends;
-use dsync_tests::programs::{PASSWORD, Place};
+use dsync_tests::programs::{AS_ROOT, PASSWORD, Place};
 use dsync_tests::scenario::tick;
 
 /// The attributes of an account, as the file has them.
@@ -328,7 +328,7 @@ fn both_ends_of_ours_can_speak_dovecots_protocol() {
     world.fill(&a);
     let place = Place::new("");
     let _server = place.serve();
-    let words = format!("mail_location = maildir:{}\n", place.path("piped").display());
+    let words = format!("{AS_ROOT}mail_location = maildir:{}\n", place.path("piped").display());
     fs::write(place.path("piped.conf"), words).expect("written");
     let source = place.path("source");
     assert!(Command::new("cp").arg("-a").arg(world.path("a")).arg(&source).status().expect("runs").success());

@@ -556,7 +556,8 @@ fn what_the_other_end_cannot_do_has_its_status_here() {
     for (status, says, settings, words, prepare) in cases {
         let place = Place::new(settings);
         let mail = account(&place, 3);
-        std::fs::write(mail.root.join("subscriptions"), "V\t2\n\nINBOX\n").expect("written");
+        let subscriptions = "V\t2\n\nINBOX\nLists\tRust\n";
+        std::fs::write(mail.root.join("subscriptions"), subscriptions).expect("written");
         let there = place.path("server/alice");
         std::fs::create_dir_all(there.join("cur")).expect("made");
         prepare(&there);
@@ -571,7 +572,7 @@ fn what_the_other_end_cannot_do_has_its_status_here() {
             assert!(text.contains(says), "{words:?}: {text}");
         }
         let subscribed = std::fs::read_to_string(mail.root.join("subscriptions")).expect("read");
-        assert_eq!(subscribed, "V\t2\n\nINBOX\n", "{says}");
+        assert_eq!(subscribed, subscriptions, "{says}");
         assert!(running.wait_for("user=alice").contains(&format!("status={status}")), "{says}");
     }
     // What a command cannot even begin with.
@@ -585,4 +586,40 @@ fn what_the_other_end_cannot_do_has_its_status_here() {
         let (found, text) = place.run(&words);
         assert_eq!(found, status, "{words:?}: {text}");
     }
+}
+
+/// A rename that the other end cannot do is not taken for one that its user took back.
+#[test]
+fn a_rename_that_cannot_be_done_is_tried_again() {
+    let place = Place::new("");
+    let dir = place.dir.path().display().to_string();
+    let namespaces = |archive: &str| {
+        format!(
+            "namespace inbox {{\n inbox = yes\n separator = /\n}}\nnamespace archive {{\n prefix = Archive/\n separator = /\n \
+             location = {archive}:{dir}/archive-{archive}\n}}\n"
+        )
+    };
+    let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
+    let mail = account(&place, 6);
+    std::fs::rename(mail.root.join(".Lists.Rust"), mail.root.join(".Work")).expect("moved");
+    let there = Account::new(place.path("server/alice"));
+    let server = programs().join("dsync-server").display().to_string();
+    let path = place.path("server.conf").display().to_string();
+    let sync = |archive: &str| {
+        std::fs::write(place.path("server.conf"), format!("{conf}{}", namespaces(archive))).expect("written");
+        let source = source(&mail);
+        place.run(&["sync", "-N", "--source", &source, &server, "-c", &path, "-u", "alice"])
+    };
+    assert_eq!(sync("mbox"), (0, String::new()));
+    std::fs::rename(mail.root.join(".Work"), mail.root.join(".Archive.Work")).expect("moved");
+    for _ in 0..3 {
+        let (status, text) = sync("mbox");
+        assert!(status == 65 && text.contains("mbox keeps no GUIDs"), "{status} {text}");
+        assert!(mail.view().contains_key("Archive/Work") && !mail.view().contains_key("Work"));
+        assert_eq!(there.view()["Work"].len(), 3);
+    }
+    assert_eq!(sync("maildir"), (0, String::new()));
+    assert!(!there.view().contains_key("Work"));
+    let archive = Account::new(place.path("archive-maildir"));
+    assert_eq!(archive.view()["Work"], mail.view()["Archive/Work"]);
 }

@@ -200,9 +200,18 @@ impl Brain {
             let mut base = Base { generation: Generation(known.unwrap_or(0) + 1), ..Base::default() };
             base.tree = std::mem::take(&mut self.plan.agreed);
             base.attributes = std::mem::take(&mut self.attributes.agreed);
+            let mut old = self.base.take();
             for undone in std::mem::take(&mut self.undone) {
                 match undone {
-                    Undone::Mailbox(name) => drop(base.tree.remove(&name)),
+                    Undone::Mailbox(name) => {
+                        let guid = base.tree.remove(&name).and_then(|node| node.mailbox);
+                        // Where it was before it still is: the next run finds the same change again.
+                        let before = guid.and_then(|guid| old.as_ref()?.name_of(guid));
+                        if let Some(before) = before {
+                            let node = base.tree.entry(before.clone()).or_default();
+                            node.mailbox = node.mailbox.or(guid);
+                        }
+                    }
                     Undone::Subscriptions { names, subscribed } => {
                         for name in names {
                             base.tree.entry(name).or_default().subscribed = subscribed;
@@ -211,7 +220,6 @@ impl Brain {
                 }
             }
             base.tree.retain(|_, node| *node != BaseNode::default());
-            let mut old = self.base.take();
             let mut same =
                 old.as_ref().is_some_and(|old| old.tree == base.tree && old.attributes == base.attributes);
             for guid in self.plan.pairs.iter().map(|pair| &pair.guid).chain(&self.plan.kept) {

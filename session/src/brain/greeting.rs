@@ -287,7 +287,7 @@ impl Brain {
         let undone = match change {
             TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } => {
                 let subscribed = matches!(change, TreeChange::Unsubscribe { .. });
-                let names: Vec<_> = names.iter().cloned().collect();
+                let names: Vec<_> = names.iter().map(|name| self.common_name(name)).collect();
                 let batches = names.chunks(BATCH_MAX);
                 batches.map(|names| Undone::Subscriptions { names: names.to_vec(), subscribed }).collect()
             }
@@ -296,10 +296,18 @@ impl Brain {
             | TreeChange::DeleteDirectory { name }
             | TreeChange::Rename { to: name, .. }
             | TreeChange::Delete { name, .. }
-            | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(name.clone())],
+            | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(self.common_name(name))],
         };
         undone.iter().for_each(|undone| self.say(Message::Undone(undone.clone())));
         self.undone.extend(undone);
+    }
+
+    /// The name by which the base is to have what this end calls `name`.
+    fn common_name(&self, name: &MailboxName) -> MailboxName {
+        let agreed = &self.plan.agreed;
+        let rules = &self.rules[self.end as usize];
+        let known = || agreed.keys().find(|common| rules.is_instead(name, common));
+        if agreed.contains_key(name) { name.clone() } else { known().unwrap_or(name).clone() }
     }
 
     /// Equal status, and equal to what both ends remember: nothing to do.

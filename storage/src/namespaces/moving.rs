@@ -96,7 +96,9 @@ fn follow(source: &mut dyn Mailbox, target: &mut dyn Mailbox, ours: &mut BTreeSe
             Some(_) => return Ok(false),
             None => {
                 // `None`: expunged just now.
-                let Some(body) = source.body(uid, Some(&guid))? else { continue };
+                let body = source.body(uid, Some(&guid));
+                let body = body.map_err(|error| StorageError::Impossible(format!("UID {uid}: {error}")))?;
+                let Some(body) = body else { continue };
                 let (pop3_uidl, pop3_order) = (body.pop3_uidl.clone(), body.pop3_order);
                 let (received, saved, size) = (body.received, body.saved, body.size);
                 let flags = flags.current;
