@@ -337,13 +337,13 @@ fn what_is_unsubscribed_makes_room_for_what_cannot_be_held() {
     }
 }
 
-/// An end whose `A` is a namespace with mail of its own cannot follow a rename into it; no end renames anything, again and again.
+/// An end whose `A` is a namespace that takes no part cannot follow a rename into it; no end renames anything, again and again.
 #[test]
-fn a_rename_into_another_namespace_changes_nothing() {
+fn a_rename_into_a_namespace_that_takes_no_part_changes_nothing() {
     let namespace = |prefix: &[&str]| NamespaceRules {
         prefix: prefix.iter().map(|part| part.to_string()).collect(),
         inbox: prefix.is_empty(),
-        takes_part: true,
+        takes_part: prefix.is_empty(),
         ..NamespaceRules::default()
     };
     let rules = [NameRules::default(), NameRules { namespaces: vec![namespace(&[]), namespace(&["A"])] }];
