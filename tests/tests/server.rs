@@ -1,13 +1,16 @@
 //! `dsync` and `dsync-server` over TLS, TCP and stdio; wrong passwords, strange peers, limits, signals, kills.
 
+#[path = "server/admission.rs"]
+mod admission;
+#[path = "server/stopping.rs"]
+mod stopping;
+
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use dsync_tests::maildirs::Account;
-use dsync_tests::programs::{Place, certificates, free_port, programs};
+use dsync_tests::programs::{Place, free_port, programs};
 
 fn account(place: &Place, messages: u32) -> Account {
     let account = Account::new(place.path("mail"));
@@ -135,41 +138,6 @@ fn what_is_wrong_is_said_in_one_line_with_its_status() {
 }
 
 #[test]
-fn strange_peers_are_turned_away_and_the_server_lives() {
-    let place = Place::new("");
-    let server = place.serve();
-    let mail = account(&place, 3);
-    let long = vec![b'x'; 1 << 20];
-    let mut huge = b"dsync\x00\x01\n".to_vec();
-    huge.extend_from_slice(b"\xff\xff\xff\xff\xff\xff");
-    let strange: &[&[u8]] = &[
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"VERSION\tdoveadm-server\t1\t2\n",
-        b"\x16\x03\x01\xff\xff garbage that is no TLS at all",
-        b"dsync\x00\x01\n\x00",
-        b"",
-        b"\x00\x01\x02",
-        &huge,
-        &long,
-    ];
-    for bytes in strange {
-        let mut stream = TcpStream::connect(("127.0.0.1", place.port)).expect("connects");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
-        // The server may hang up while we still talk.
-        let _ = stream.write_all(bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        if bytes.starts_with(b"GET") {
-            assert!(answer.starts_with(b"HTTP/1.0 400"), "{answer:?}");
-        }
-    }
-    let (status, text) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
-    assert_eq!((status, text.as_str()), (0, ""));
-    server.wait_for("status=0");
-}
-
-#[test]
 fn a_peer_that_is_not_dsync_is_named() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
     let port = listener.local_addr().expect("known").port();
@@ -193,58 +161,6 @@ fn a_peer_that_is_not_dsync_is_named() {
 }
 
 #[test]
-fn a_client_certificate_opens_its_users_mail_only() {
-    let certs = certificates();
-    let place = Place::new(&format!("ssl_ca = <{}/ca.pem", certs.display()));
-    let _server = place.serve();
-    let mail = account(&place, 3);
-    let (cert, key) = (
-        format!("ssl_client_cert=<{}/client.pem", certs.display()),
-        format!("ssl_client_key=<{}/client.key", certs.display()),
-    );
-    let run = |user: &str| {
-        place.run(&[
-            "-o",
-            "doveadm_password=",
-            "-o",
-            &cert,
-            "-o",
-            &key,
-            "backup",
-            "-u",
-            user,
-            "--source",
-            &source(&mail),
-            &place.tls(),
-        ])
-    };
-    assert_eq!(run("alice"), (0, String::new()));
-    let (status, text) = run("bob");
-    assert!(status == 77 && text.contains("certificate is not for this user"), "{status} {text}");
-}
-
-#[test]
-fn hashed_passwords_are_checked() {
-    let mut child = Command::new(programs().join("dsync"))
-        .arg("hash-password")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("starts");
-    child.stdin.take().expect("piped").write_all(b"a secret for tests\n").expect("written");
-    let output = child.wait_with_output().expect("ends");
-    let hash = String::from_utf8(output.stdout).expect("text");
-    assert!(hash.starts_with("{ARGON2ID}$argon2id$"), "{hash}");
-    let place = Place::new(&format!("doveadm_password = {hash}"));
-    let _server = place.serve();
-    let mail = account(&place, 3);
-    assert_eq!(place.run(&["backup", "--source", &source(&mail), &place.tls()]), (0, String::new()));
-    let (status, _) =
-        place.run(&["-o", "doveadm_password=no", "backup", "--source", &source(&mail), &place.tls()]);
-    assert_eq!(status, 77);
-}
-
-#[test]
 fn a_taken_port_names_its_holder() {
     let place = Place::new("");
     let _server = place.serve();
@@ -259,176 +175,6 @@ fn a_taken_port_names_its_holder() {
         "{:?} {text}",
         output.status
     );
-}
-
-#[test]
-fn term_ends_an_idle_server_at_once() {
-    let place = Place::new("");
-    let mut server = place.serve();
-    server.signal("TERM");
-    server.wait_for("stopping");
-    assert!(server.child.wait().expect("ends").success());
-}
-
-/// The ends killed in turn in the middle of a first sync over TLS, each time when a few more files are there, several times before a run may finish: then every message is there once.
-#[test]
-fn kills_lose_nothing_and_double_nothing() {
-    const ROUNDS: usize = 8;
-    const KILLS: usize = 4;
-    const MESSAGES: u32 = 400;
-    // Who is killed leaves all that was written: nothing need reach the disk itself.
-    let place = Place::new("mail_fsync = never");
-    let mail = account(&place, MESSAGES);
-    let view = mail.view();
-    let mut interrupted = 0;
-    for round in 0..ROUNDS {
-        let mut server = place.serve();
-        for kill in 0..KILLS {
-            let mut client = place
-                .dsync(&["backup", "--source", &source(&mail), &place.tls()])
-                .stderr(std::process::Stdio::null())
-                .spawn()
-                .expect("starts");
-            let enough = MESSAGES as usize * (kill * ROUNDS + round) / (KILLS * ROUNDS);
-            let runs = loop {
-                let runs = client.try_wait().expect("asked").is_none();
-                if !runs || files_under(&place.path("server")) >= enough {
-                    break runs;
-                }
-            };
-            interrupted += usize::from(runs);
-            if (round + kill) % 2 == 0 {
-                client.kill().expect("killed");
-                client.wait().expect("ends");
-            } else {
-                server.child.kill().expect("killed");
-                server.child.wait().expect("ends");
-                let _ = client.wait();
-                server = place.serve();
-            }
-        }
-        let (status, text) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
-        assert_eq!((status, text.as_str()), (0, ""), "round {round}");
-        drop(server);
-        let copy = Account::new(place.path("server/alice"));
-        assert_eq!(view, copy.view(), "round {round}");
-        let (again, _) = place.run(&["sync", "--source", &source(&mail), &source(&copy)]);
-        assert_eq!(again, 0);
-        std::fs::remove_dir_all(place.path("server")).expect("removed");
-    }
-    assert!(interrupted >= ROUNDS, "only {interrupted} sessions were interrupted");
-}
-
-/// How many files there are in `directory` and below; what goes away meanwhile does not count.
-fn files_under(directory: &Path) -> usize {
-    std::fs::read_dir(directory).map_or(0, |entries| {
-        entries
-            .flatten()
-            .map(|entry| match entry.file_type() {
-                Ok(kind) if kind.is_dir() => files_under(&entry.path()),
-                _ => 1,
-            })
-            .sum()
-    })
-}
-
-#[test]
-fn a_flood_is_held_off_and_the_server_lives() {
-    let place = Place::new("dsync_max_connections_per_ip = 5");
-    let server = place.serve();
-    let mail = account(&place, 3);
-    let flood: Vec<TcpStream> =
-        (0..40).map(|_| TcpStream::connect(("127.0.0.1", place.port)).expect("connects")).collect();
-    server.wait_for("dsync_max_connections_per_ip is reached");
-    let (status, _) = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
-    assert!(status == 75 || status == 76, "{status}");
-    drop(flood);
-    let mut last = (1, String::new());
-    for _ in 0..50 {
-        // The server notices in its own time that they are gone.
-        last = place.run(&["backup", "--source", &source(&mail), &place.tls()]);
-        if last.0 == 0 {
-            break;
-        }
-    }
-    assert_eq!(last, (0, String::new()));
-}
-
-#[test]
-fn an_expired_certificate_is_refused() {
-    let place = Place::new("");
-    let ca_key = rcgen::KeyPair::generate().expect("made");
-    let mut ca = rcgen::CertificateParams::new(Vec::<String>::new()).expect("made");
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_cert = ca.self_signed(&ca_key).expect("made");
-    let key = rcgen::KeyPair::generate().expect("made");
-    let mut leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("made");
-    leaf.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    leaf.not_after = rcgen::date_time_ymd(2021, 1, 1);
-    let leaf = leaf.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).expect("made");
-    for (name, text) in
-        [("ca.pem", ca_cert.pem()), ("server.pem", leaf.pem()), ("server.key", key.serialize_pem())]
-    {
-        std::fs::write(place.path(name), text).expect("written");
-    }
-    let dir = place.dir.path().display();
-    let conf = std::fs::read_to_string(place.path("server.conf")).expect("read");
-    let conf = format!("{conf}ssl_cert = <{dir}/server.pem\nssl_key = <{dir}/server.key\n");
-    std::fs::write(place.path("server.conf"), conf).expect("written");
-    let _server = place.serve();
-    let mail = account(&place, 1);
-    let ca = format!("ssl_client_ca_file={dir}/ca.pem");
-    let (status, text) = place.run(&["-o", &ca, "backup", "--source", &source(&mail), &place.tls()]);
-    assert!(status == 77 && text.to_lowercase().contains("expired"), "{status} {text}");
-}
-
-/// Signals bring both programs to a safe point: a clear line, a status, and the next run goes on.
-#[test]
-fn signals_end_a_sync_at_a_safe_point() {
-    for victim in ["server", "client"] {
-        let place = Place::new("");
-        let mail = account(&place, 3000);
-        let server = place.serve();
-        let client = place
-            .dsync(&["backup", "--source", &source(&mail), &place.tls()])
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let copy = place.path("server/alice/tmp");
-        // As soon as messages arrive, the middle is reached.
-        let mut arriving = false;
-        for _ in 0..5000 {
-            arriving = std::fs::read_dir(&copy).is_ok_and(|mut entries| entries.next().is_some());
-            if arriving {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert!(arriving, "nothing ever arrives");
-        if victim == "server" {
-            server.signal("TERM");
-        } else {
-            assert!(
-                Command::new("kill")
-                    .args(["-INT", &client.id().to_string()])
-                    .status()
-                    .expect("runs")
-                    .success()
-            );
-        }
-        let output = client.wait_with_output().expect("ends");
-        let text = String::from_utf8_lossy(&output.stderr);
-        let stopped = output.status.code() == Some(75) && text.contains("stopped");
-        assert!(output.status.success() || stopped, "{victim}: {:?} {text}", output.status);
-        drop(server);
-        let _server = place.serve();
-        assert_eq!(
-            place.run(&["backup", "--source", &source(&mail), &place.tls()]),
-            (0, String::new()),
-            "{victim}"
-        );
-        assert_eq!(mail.view(), Account::new(place.path("server/alice")).view());
-    }
 }
 
 /// `-S`: the server runs the command with its own settings, and what it prints, says and ends with comes back.

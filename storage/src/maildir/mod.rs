@@ -6,41 +6,33 @@ mod filename;
 mod indexed;
 mod mailbox;
 mod scan;
+mod shared;
 mod uidlist;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dsync_model::{
     AttributeChanges, AttributeList, MailboxGuid, MailboxName, MailboxNode, MailboxTree, NameRules, StoreId,
-    TreeChange, TreeLog, Uid, UidValidity,
+    TreeChange, TreeLog, Uid,
 };
 use rand::RngExt;
 
 use crate::account::Account;
 use crate::index::Index;
-use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
-use crate::lock::{DotLock, patience};
+use crate::layout::{Index as IndexPlace, Kind, Layout};
 use crate::status_cache::{self, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
     UserLock, compressed, disk,
 };
-use filename::Keywords;
 use mailbox::MaildirMailbox;
-use scan::{Fresh, Scan};
-use uidlist::UidList;
+use scan::Scan;
+use shared::Shared;
 
 /// Messages whose listings are kept between `tree` and `open`.
 const CACHED_MAX: usize = 300_000;
-
-/// What all mailboxes of an account share.
-struct Shared {
-    account: Account,
-}
 
 /// An account of Maildirs.
 pub struct Maildir {
@@ -99,211 +91,6 @@ impl Maildir {
         }
         Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
-}
-
-impl Shared {
-    fn scan(&self, places: &Places) -> Result<Scan> {
-        Scan::take(places, self.account.fsync, &mut || {
-            // Dovecot sets the UIDVALIDITY of an empty mailbox in the index alone.
-            let (uid_validity, uid_next) = match indexed::numbers(places) {
-                Some(known) => known,
-                None => (self.account.new_uid_validity()?, Uid::MIN),
-            };
-            let guid = self.account.guid_of_directory(places);
-            let guid = guid.unwrap_or_else(|| Account::new_guid(&places.mail));
-            Ok(Fresh { guid, uid_validity, uid_next })
-        })
-    }
-
-    /// The mailbox and its index, in step.
-    fn read(&self, places: &Places) -> Result<(Scan, Option<Index>)> {
-        let mut scan = self.scan(places)?;
-        let index = indexed::open(places, &mut scan, self.account.fsync)?;
-        Ok((scan, index))
-    }
-
-    fn make_mailbox(&self, name: &MailboxName, places: &Places) -> Result<()> {
-        for directory in ["cur", "new", "tmp"] {
-            disk::make_directory(&places.mail.join(directory))?;
-        }
-        disk::make_directory(&places.control)?;
-        let marker = places.mail.join("maildirfolder");
-        if self.account.layout.kind == Kind::MaildirPlusPlus
-            && !self.account.layout.is_the_inbox(name)
-            && !marker.exists()
-        {
-            drop(disk::create(&marker, disk::file_mode(&places.mail))?);
-        }
-        Ok(())
-    }
-
-    /// Makes an empty mailbox.
-    fn create(
-        &self,
-        name: &MailboxName,
-        guid: MailboxGuid,
-        uid_validity: UidValidity,
-        uid_next: Uid,
-    ) -> Result<()> {
-        let places = self.account.new_places(name, guid)?;
-        if places.mail.join("cur").exists() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
-        }
-        // The uidlist first: with `cur` it becomes a mailbox, and nobody gives it another identity.
-        disk::make_directory(&places.mail)?;
-        disk::make_directory(&places.control)?;
-        self.identify(&places, guid, uid_validity)?;
-        let mut list = UidList::read(&places.control)?;
-        list.raise_next(uid_next);
-        list.write(&places.control, 0, self.account.fsync)?;
-        self.make_mailbox(name, &places)?;
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
-        if self.account.lists_by_index() {
-            // Its index has its name.
-            self.read(&places)?;
-            self.account.name_itself(&places, name)?;
-            self.account.list_mailbox(name, guid, uid_validity)?;
-        }
-        Ok(())
-    }
-
-    fn identify(&self, places: &Places, guid: MailboxGuid, uid_validity: UidValidity) -> Result<()> {
-        let lock = DotLock::take(&uidlist::path(&places.control), patience())?;
-        let mut list = UidList::read(&places.control)?;
-        list.guid = Some(guid);
-        list.uid_validity = Some(uid_validity);
-        list.rewrite = true;
-        list.write(&places.control, 0, self.account.fsync)?;
-        indexed::set_validity(places, uid_validity, self.account.fsync)?;
-        drop(lock);
-        Ok(())
-    }
-
-    /// Removes what our own processes left in `tmp` when they died.
-    fn sweep(&self, places: &Places) -> Result<()> {
-        let tmp = places.mail.join("tmp");
-        let ours = format!(".{}{}", crate::lock::host_name(), scan::TMP_SUFFIX);
-        for entry in fs::read_dir(&tmp).into_iter().flatten().flatten() {
-            let name = entry.file_name().into_string().unwrap_or_default();
-            let pid =
-                name.strip_suffix(&ours).and_then(|name| Some(name.rsplit_once('P')?.1.split_once('Q')?.0));
-            if pid.is_some_and(|pid| !crate::lock::process_exists(pid)) {
-                disk::remove(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_keywords(&self, places: &Places, keywords: &Keywords) -> Result<()> {
-        // Dovecot compares the mtime in seconds: it must move.
-        let path = places.control.join("dovecot-keywords");
-        let before = fs::metadata(&path).ok().and_then(|meta| meta.modified().ok());
-        disk::replace(
-            &path,
-            &places.control.join("dovecot-keywords.tmp"),
-            &keywords.to_bytes(),
-            self.account.fsync,
-        )?;
-        if let Some(before) = before.filter(|_| !disk::pretends()) {
-            let later = std::time::SystemTime::now().max(before + Duration::from_secs(1));
-            let file = fs::OpenOptions::new().write(true).open(&path).map_err(StorageError::io(&path))?;
-            file.set_modified(later).map_err(StorageError::io(&path))?;
-        }
-        Ok(())
-    }
-
-    fn delete(&self, name: &MailboxName, places: &Places, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
-        let scan = self.scan(places)?;
-        if scan.list.guid != Some(guid) || scan.list.uid_next() != uid_next {
-            return Ok(false);
-        }
-        if self.account.layout.is_the_inbox(name) {
-            return Err(StorageError::Impossible("INBOX cannot be deleted".into()));
-        }
-        let root = &self.account.layout.root;
-        let trash = self.account.new_trash();
-        self.account.unlist_mailbox(name, guid)?;
-        if self.is_whole(&places.mail) {
-            disk::rename(&places.mail, &trash)?;
-        } else {
-            disk::make_directory(&trash)?;
-            self.move_mail(&places.mail, &trash)?;
-        }
-        disk::sync_directory(root, self.account.fsync)?;
-        disk::remove_tree(&trash)?;
-        if self.account.layout.kind == Kind::Fs {
-            disk::remove_empty(&self.account.layout.directory(name)?)?;
-        }
-        for beside in
-            [Some(&places.control), places.index.as_ref(), places.cache.as_ref()].into_iter().flatten()
-        {
-            if *beside != places.mail && beside.exists() {
-                for entry in fs::read_dir(beside).map_err(StorageError::io(beside))?.flatten() {
-                    if belongs_beside_mail(&entry) {
-                        disk::remove(&entry.path())?;
-                    }
-                }
-                disk::remove_empty(beside)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Says whether a directory holds nothing but one mailbox; else those of its children may be in it.
-    fn is_whole(&self, directory: &Path) -> bool {
-        let dirname = self.account.layout.dirname.as_deref().filter(|_| self.account.layout.kind == Kind::Fs);
-        self.account.layout.kind != Kind::Fs
-            || dirname.is_some_and(|name| directory.file_name() == Some(name.as_ref()))
-    }
-
-    /// Moves what belongs to the mailbox itself, and leaves the mailboxes below it.
-    fn move_mail(&self, from: &Path, to: &Path) -> Result<()> {
-        for entry in fs::read_dir(from).map_err(StorageError::io(from))?.flatten() {
-            let name = entry.file_name();
-            let ours = matches!(name.to_str(), Some("cur" | "new" | "tmp" | "maildirfolder"))
-                || belongs_beside_mail(&entry);
-            if ours && !name.to_string_lossy().ends_with(".lock") {
-                disk::rename(&entry.path(), &to.join(&name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
-        let (old, new) = (self.account.places(from)?, self.account.places(to)?);
-        if new.mail.join("cur").exists() {
-            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
-        }
-        let mut moves = vec![(&old.mail, &new.mail), (&old.control, &new.control)];
-        moves.extend(old.index.as_ref().zip(new.index.as_ref()));
-        moves.extend(old.cache.as_ref().zip(new.cache.as_ref()));
-        for (i, (from, to)) in moves.iter().enumerate() {
-            let done = moves[..i].iter().any(|(earlier, _)| earlier == from);
-            if done || !from.exists() {
-                continue;
-            }
-            if self.is_whole(from) {
-                disk::make_directory(to.parent().unwrap_or(&self.account.layout.root))?;
-                disk::rename(from, to)?;
-            } else {
-                disk::make_directory(to)?;
-                // `cur` makes it a mailbox: last, so that a crash leaves no second one.
-                self.move_mail(from, to)?;
-                disk::remove_empty(from)?;
-            }
-        }
-        if self.account.layout.kind == Kind::Fs {
-            disk::remove_empty(&self.account.layout.directory(from)?)?;
-        }
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)
-    }
-}
-
-/// Says whether it is a file of Dovecot's that belongs to the mailbox in whose directory it lies.
-fn belongs_beside_mail(entry: &fs::DirEntry) -> bool {
-    // A directory of such a name is a mailbox of LAYOUT=fs.
-    entry.file_name().to_string_lossy().starts_with("dovecot")
-        && !entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 impl Storage for Maildir {

@@ -1,0 +1,179 @@
+//! Own lists go out, and with the peer's they become a plan.
+
+use dsync_merge::{Both, MailboxView, MessagePlan};
+use dsync_model::{FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, Since, Uid};
+use dsync_proto::{BATCH_MAX, List, MailRequest, Message};
+use dsync_storage::{Goal, Storage as _, StorageError};
+
+use super::{CREDIT, Open, chain, gone};
+use crate::SessionError;
+use crate::brain::{Brain, at, clipped};
+
+/// Mailboxes worked on at once.
+const MAILBOXES_IN_FLIGHT: usize = 256;
+
+impl Brain {
+    pub(super) fn open_next(&mut self) -> Result<bool, SessionError> {
+        let Some(next) =
+            self.open.iter().position(|o| o.active && !o.skipped && o.mine.is_none() && o.plan.is_none())
+        else {
+            return Ok(false);
+        };
+        let held: u64 =
+            self.open.iter().filter(|open| open.mine.is_some() && open.plan.is_none()).map(Open::size).sum();
+        let in_flight = self.open.iter().filter(|open| open.active && open.mailbox.is_some()).count();
+        let first = !self.open.iter().any(Open::lists_held) && in_flight == 0;
+        if !first && (held + self.open[next].size() > CREDIT || in_flight >= MAILBOXES_IN_FLIGHT) {
+            return Ok(false);
+        }
+        let filter = self.own_filter();
+        let open = &mut self.open[next];
+        let since = match &open.base {
+            Some(base) if open.since_base => Since::Base(base),
+            _ => Since::All,
+        };
+        let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
+            let mut changes = mailbox.changes(since)?;
+            if let (Some(base), Since::All) = (&open.base, since)
+                && base.uid_validity == changes.status.uid_validity
+            {
+                measure(&mut changes.list, base);
+            }
+            let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
+            Ok((mailbox, changes, kept_back))
+        });
+        let (mailbox, changes, kept_back) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.skip(next, &error),
+        };
+        let open = &mut self.open[next];
+        open.mailbox = Some(mailbox);
+        let (channel, status, since_base) = (open.channel, changes.status.clone(), open.since_base);
+        let round = self.round;
+        self.say_on(channel, Message::Mailbox { status, since_base, round });
+        for batch in changes.list.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Changes(batch.to_vec()));
+        }
+        for batch in kept_back.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Filtered(batch.to_vec()));
+        }
+        self.say_on(channel, Message::End(List::Changes));
+        self.open[next].filtered[self.end as usize] = kept_back.into_iter().map(Uid::get).collect();
+        self.open[next].mine = Some((changes.status, changes.list));
+        Ok(true)
+    }
+
+    fn skip(&mut self, index: usize, error: &StorageError) -> Result<bool, SessionError> {
+        let (name, channel) = (self.open[index].name(), self.open[index].channel);
+        let text = format!("{name}: {}", chain(error));
+        self.problem(text.clone(), error.status());
+        self.open[index].skipped = true;
+        self.say_on(channel, Message::Skip { status: error.status(), text: clipped(text) });
+        Ok(true)
+    }
+
+    pub(super) fn plan_next(&mut self) -> Result<bool, SessionError> {
+        let ready = |open: &Open| {
+            open.active && !open.skipped && open.mine.is_some() && open.theirs_done && open.plan.is_none()
+        };
+        let Some(index) = self.open.iter().position(ready) else { return Ok(false) };
+        self.plan_one(index)?;
+        Ok(true)
+    }
+
+    /// Merges a mailbox of which both lists are here.
+    pub(super) fn plan_one(&mut self, index: usize) -> Result<(), SessionError> {
+        let (end, direction) = (self.end, self.direction());
+        let open = &mut self.open[index];
+        let name = open.name();
+        let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
+        let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
+        let filtered = &open.filtered;
+        let views = Both([0, 1].map(|i| {
+            let (status, changes) = lists[i];
+            MailboxView { status, changes, filtered: &filtered[i] }
+        }));
+        let base = open.base.as_ref().filter(|_| open.since_base);
+        let quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
+        open.quiet = quiet.then(|| lists.map(|(status, _)| status.digest));
+        let plan = match dsync_merge::messages(views, base, direction, end) {
+            Ok(plan) => plan,
+            Err(_) if open.since_base => {
+                // Both ends see the same contradiction, and both start this mailbox over without its base.
+                open.again(None);
+                return Ok(());
+            }
+            Err(error) => return Err(SessionError::Peer(format!("lists {name} wrongly: {error}"))),
+        };
+        let channel = open.channel;
+        let goal = goal(&plan, &mine.0);
+        let mailbox = open.mailbox.as_mut().ok_or_else(|| gone(&name))?;
+        let touched = plan.uid_validity.is_some() || goal.uid_next_min > mine.0.uid_next;
+        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, which ends the sessions
+        // that have it open. A mirror has to make room first.
+        let mirrors = matches!(direction, dsync_merge::Direction::Mirror { .. });
+        if !mirrors && is_behind_saves(&plan) {
+            open.waiting = plan.actions.clone();
+        } else if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
+            mailbox.apply(&plan.actions).map_err(at(name.clone()))?;
+            let committed = mailbox.commit(goal).map_err(at(name.clone()))?;
+            open.not_kept.extend(committed.not_kept);
+        }
+        for action in &plan.actions {
+            match action {
+                MessageAction::Flags { .. } => open.report.flags += 1,
+                MessageAction::Renumber { .. } => open.report.renumbered += 1,
+                MessageAction::Expunge { .. } => {}
+            }
+        }
+        if plan.foreign > 0 && direction.source() != Some(end) {
+            self.report
+                .notes
+                .push(format!("{name}: {} foreign messages are removed from the mirror", plan.foreign));
+        }
+        let fetches = self.with_donors(index, &plan.fetches)?;
+        let requests: Vec<MailRequest> = fetches
+            .iter()
+            .filter(|(_, donor)| donor.is_none())
+            .map(|(fetch, _)| MailRequest { uid: fetch.from, guid: fetch.guid.clone() })
+            .collect();
+        self.progress.wanted += fetches.len() as u64;
+        let open = &mut self.open[index];
+        open.fetches = fetches.into();
+        open.plan = Some(plan);
+        for batch in requests.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::Requests(batch.to_vec()));
+        }
+        self.say_on(channel, Message::End(List::Requests));
+        Ok(())
+    }
+}
+
+pub(in crate::brain) fn goal(plan: &MessagePlan, status: &MailboxStatus) -> Goal {
+    goal_of(plan, status.uid_next, !plan.fetches.is_empty())
+}
+
+/// With saves to come, the counters move past them only when they have come.
+pub(super) fn goal_of(plan: &MessagePlan, uid_next: Uid, unfinished: bool) -> Goal {
+    let (uid_next_min, modseq_min) =
+        if unfinished { (uid_next, ModSeq::NONE) } else { (plan.uid_next_min, plan.modseq_min) };
+    Goal { uid_next_min, modseq_min, uid_validity: plan.uid_validity, unfinished }
+}
+
+/// Tells the flags that changed by the base, which is void because of the other end's UIDVALIDITY, but true here. The log that a list without
+/// a base comes from goes further back: what was removed long ago is no change.
+fn measure(list: &mut [MessageChange], base: &MailboxBase) {
+    for change in list {
+        if let MessageChange::Save { uid, flags, .. } = change
+            && base.uids.contains(uid.get())
+        {
+            *flags = FlagDelta::between(&base.flags_of(*uid), std::mem::take(&mut flags.current));
+        }
+    }
+}
+
+/// Says whether a message is to get a UID above one that is still to come.
+fn is_behind_saves(plan: &MessagePlan) -> bool {
+    let Some(first) = plan.fetches.first().map(|fetch| fetch.uid) else { return false };
+    plan.actions.iter().any(|action| matches!(action, MessageAction::Renumber { to, .. } if *to > first))
+}
