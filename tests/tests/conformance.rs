@@ -100,4 +100,14 @@ fn mbox() {
     layout.root = dir.path().join("third");
     layout.dirname = Some("mail".into());
     check(&layout);
+    for options in [
+        ":LAYOUT=index",
+        ":LAYOUT=index:CONTROL=%/control:INDEX=%/index:INDEXCACHE=%/cache:MAILBOXDIR=boxes:INBOX=%/spool",
+    ] {
+        let dir = tempfile::tempdir().expect("made");
+        let mut account = Account::of("mbox", dir.path().join("mail"));
+        account.options = options.replace('%', &dir.path().display().to_string());
+        conformance::check_keeping(conformance::Keeps::TextAlone, &mut || account.open());
+        assert_eq!(account.leftovers(), Vec::<std::path::PathBuf>::new(), "{options}");
+    }
 }

@@ -147,7 +147,7 @@ fn same(mut view: View, formats: [&str; 2]) -> View {
             }
         };
         remove(lines.next(), 2);
-        if formats.contains(&"mbox") {
+        if formats.iter().any(|format| format.starts_with("mbox")) {
             lines.for_each(|line| remove(Some(line), 1));
         }
     }
@@ -292,6 +292,7 @@ fn sdbox_mailboxes_come_and_go() {
 }
 
 const BY_INDEX: [&str; 3] = ["maildir:LAYOUT=index", "sdbox:LAYOUT=index", "mdbox:LAYOUT=index"];
+const MBOX_BY_INDEX: &str = "mbox:LAYOUT=index";
 
 /// Where INBOX is not in the list, Dovecot looks for lost mailboxes, finds that which was being made, and says so.
 #[test]
@@ -315,6 +316,19 @@ fn list_index_of_mdbox_mailboxes_come_and_go() {
     mailboxes_come_and_go_in_list_indexes([BY_INDEX[2], "sdbox"]);
 }
 
+#[test]
+fn list_index_of_mbox_first_sync() {
+    let formats = ["maildir", MBOX_BY_INDEX];
+    Scenario { formats, users: first_sync, direction: Direction::TwoWay, steps_min: 40 }.run(Look::Finished);
+}
+
+#[test]
+fn list_index_of_mbox_mailboxes_come_and_go() {
+    let formats = [MBOX_BY_INDEX, "sdbox"];
+    Scenario { formats, users: mailboxes_at_both, direction: Direction::TwoWay, steps_min: 15 }
+        .run(Look::Marked);
+}
+
 /// Mailboxes that hold mail get the GUIDs of the source, and with them other directories.
 #[test]
 fn list_index_mailboxes_get_other_guids() {
@@ -324,7 +338,7 @@ fn list_index_mailboxes_get_other_guids() {
         two.save("INBOX", "foreign", seen(""));
         two.save("INBOX", "INBOX 1", FlagSet::default());
     };
-    for format in [BY_INDEX[0], BY_INDEX[2]] {
+    for format in [BY_INDEX[0], BY_INDEX[2], MBOX_BY_INDEX] {
         let formats = ["sdbox", format];
         Scenario { formats, users, direction: BACKUP, steps_min: 15 }.run(Look::Never);
     }

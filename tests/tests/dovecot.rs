@@ -214,7 +214,7 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
     if !installed() {
         return;
     }
-    let by_index = ["maildir", "mdbox"].map(|format| (format, ":LAYOUT=index"));
+    let by_index = ["maildir", "mdbox", "mbox"].map(|format| (format, ":LAYOUT=index"));
     for (format, layout) in
         ["maildir", "sdbox", "mdbox", "mbox"].map(|format| (format, "")).into_iter().chain(by_index)
     {

@@ -11,12 +11,19 @@ use dsync_tests::dovecot::{Dovecot, assert_equal, installed};
 use dsync_tests::maildirs::{Account, BACKUP, sync};
 use dsync_tests::users::User;
 
-const FORMATS: [&str; 3] = ["maildir:LAYOUT=index", "sdbox:LAYOUT=index", "mdbox:LAYOUT=index"];
+const FORMATS: [&str; 4] =
+    ["maildir:LAYOUT=index", "sdbox:LAYOUT=index", "mdbox:LAYOUT=index", "mbox:LAYOUT=index"];
 
 fn place() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("made");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
     dir
+}
+
+/// The log of the list index.
+fn list_of(account: &Account) -> PathBuf {
+    let directory = if account.format == "mbox" { ".imap" } else { "" };
+    account.root.join(directory).join("dovecot.list.index.log")
 }
 
 fn some_mail(account: &Account, names: &[&str]) {
@@ -68,9 +75,9 @@ fn dovecot_agrees(dir: &Path, a: &Account, b: &Account) {
         let mut listed: Vec<String> =
             dovecot.doveadm(&account.location(), &["mailbox", "list"]).lines().map(str::to_owned).collect();
         listed.sort_unstable();
-        let before = fs::read(account.root.join("dovecot.list.index.log")).expect("a list index");
+        let before = fs::read(list_of(account)).expect("a list index");
         let view = dovecot.view(&account.location());
-        let after = fs::read(account.root.join("dovecot.list.index.log")).expect("a list index");
+        let after = fs::read(list_of(account)).expect("a list index");
         assert_eq!(after[..40], before[..40], "the list index was made anew");
         format!("{}\n{view}", listed.join("\n"))
     };
@@ -87,8 +94,12 @@ fn dovecot_agrees(dir: &Path, a: &Account, b: &Account) {
 
 #[test]
 fn mailboxes_are_made_renamed_and_deleted_both_ways() {
-    for (one, two) in [(FORMATS[0], FORMATS[1]), (FORMATS[1], FORMATS[2]), (FORMATS[2], "maildir:LAYOUT=fs")]
-    {
+    for (one, two) in [
+        (FORMATS[0], FORMATS[1]),
+        (FORMATS[1], FORMATS[2]),
+        (FORMATS[2], "maildir:LAYOUT=fs"),
+        (FORMATS[3], FORMATS[3]),
+    ] {
         let dir = place();
         let (a, b) = (Account::of(one, dir.path().join("a")), Account::of(two, dir.path().join("b")));
         some_mail(&a, &["INBOX", "Work", "Work/2024", "Work/2024/Q1", "Gone/One", "a.b/c", "Entwürfe"]);
@@ -158,7 +169,7 @@ fn names_come_back_when_the_list_index_is_lost() {
             user.rename("Old", "Archive/Old");
             user.expunge("Empty", 0);
             let before = account.view();
-            let log = account.root.join("dovecot.list.index.log");
+            let log = list_of(&account);
             if broken {
                 fs::write(&log, b"what is this").expect("written");
             } else {
@@ -182,7 +193,7 @@ fn a_mailbox_without_a_name_gets_one() {
         let dir = place();
         let account = Account::of(format, dir.path().join("a"));
         some_mail(&account, &["INBOX", "Work"]);
-        let list = account.root.join("dovecot.list.index.log");
+        let list = list_of(&account);
         let whole = fs::read(&list).expect("a list index");
         let name = whole.windows(5).position(|window| window == b"Work\0").expect("its name");
         // The word of the record that begins a transaction; the record's size is before it.

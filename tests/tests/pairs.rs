@@ -23,6 +23,7 @@ const MAILDIRPP: &str = "maildir:%";
 const TARGETS: [&str; 4] = ["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", MAILDIRPP];
 const MBOX: (&str, &str) = ("mbox", "mbox:%/mail:INBOX=%/mbox-inbox");
 const INTO_MBOX: &str = "mbox:%";
+const MBOX_BY_INDEX: &str = "mbox:%:LAYOUT=index";
 
 fn at(location: &str, path: &Path) -> String {
     location.replace('%', &path.display().to_string())
@@ -36,6 +37,12 @@ fn dovecot_sees_in_our_copy_what_it_sees_in_its_own() {
 #[test]
 fn names_go_into_list_indexes_as_dovecot_writes_them() {
     check(&SOURCES[..1], &BY_INDEX);
+}
+
+/// The mail of each mailbox is a file that is named by its GUID.
+#[test]
+fn names_of_mbox_files_go_into_list_indexes_as_dovecot_writes_them() {
+    check(&SOURCES[..1], &[MBOX_BY_INDEX]);
 }
 
 #[test]

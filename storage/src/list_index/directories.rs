@@ -1,5 +1,5 @@
-//! Directories of mailboxes that are named by their GUIDs: which there are, what they say of themselves, and how one gets another
-//! GUID (storage formats reference, 2.2).
+//! Directories of mailboxes (and the files of mbox) that are named by their GUIDs: which there are, what they say of themselves, and
+//! how one gets another GUID (storage formats reference, 2.2).
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -66,8 +66,9 @@ pub fn except(layout: &Layout, known: impl Fn(MailboxGuid) -> bool) -> Result<Ve
         for entry in entries {
             let entry = entry.map_err(StorageError::io(&top))?;
             let Some(guid) = guid_of(Some(&entry.file_name())).filter(|guid| !known(*guid)) else { continue };
+            let is_mail = |kind: fs::FileType| kind.is_file() && layout.format == Format::Mbox;
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => drop(guids.insert(guid)),
+                Ok(kind) if kind.is_dir() || is_mail(kind) => drop(guids.insert(guid)),
                 Ok(kind) if kind.is_symlink() && is_ours(&entry.path()) => disk::remove(&entry.path())?,
                 _ => {}
             }
@@ -108,7 +109,8 @@ fn look(layout: &Layout, guid: MailboxGuid) -> Found {
     let holds_mail = match layout.format {
         Format::Maildir => files(&places.mail.join("cur"), "") || files(&places.mail.join("new"), ""),
         Format::Sdbox => files(&places.mail, "u.") || places.alt.is_some_and(|alt| files(&alt, "u.")),
-        Format::Mdbox | Format::Mbox => state.is_some_and(|state| !state.uids.is_empty()),
+        Format::Mbox => fs::metadata(&places.mail).is_ok_and(|meta| meta.is_file() && meta.len() > 0),
+        Format::Mdbox => state.is_some_and(|state| !state.uids.is_empty()),
     };
     Found {
         guid,

@@ -1,12 +1,13 @@
 //! The mailboxes of an account by name, wherever its layout has the names.
 //!
-//! With LAYOUT=index, mailboxes lie in directories that are named by their GUIDs, and are found through the list index. A mailbox is made
-//! before it is listed, and off the list before it is removed: killed in between, mail lies in a directory of no name, and gets its
-//! name back when the account is opened next ([`Account::find_lost`]).
+//! With LAYOUT=index, mailboxes lie in directories (mbox: files) that are named by their GUIDs, and are found through the list index. A
+//! mailbox is made before it is listed, and off the list before it is removed: killed in between, mail lies in a directory of no name,
+//! and gets its name back when the account is opened next ([`Account::find_lost`]).
 
 use std::collections::BTreeSet;
 
-use dsync_model::{MailboxGuid, MailboxName, TreeChange, UidValidity};
+use dsync_model::{MailboxGuid, MailboxName, MailboxStatus, TreeChange, UidValidity};
+use rand::RngExt;
 
 use super::directories;
 use crate::account::Account;
@@ -79,6 +80,23 @@ impl Account {
         Ok(self.listed(name)?.filter(|(listed, _)| *listed != guid))
     }
 
+    /// The identity that a mailbox must get because its own is that of another one (`taken`: a copy), or not that of its directory.
+    pub fn other_identity(
+        &self,
+        name: &MailboxName,
+        status: &MailboxStatus,
+        taken: bool,
+    ) -> Result<Option<(MailboxGuid, UidValidity)>> {
+        let listed = self.listed_otherwise(name, status.guid)?;
+        let (guid, validity, what) = match listed {
+            Some((guid, validity)) => (guid, validity.unwrap_or(status.uid_validity), "its directory"),
+            None if taken => (MailboxGuid(rand::rng().random()), status.uid_validity, "other mailboxes"),
+            None => return Ok(None),
+        };
+        tracing::warn!("{name}: its GUID does not go with {what}, and it gets another one");
+        Ok(Some((guid, validity)))
+    }
+
     /// Says whether the list index has a name, of a mailbox or not.
     pub fn is_listed(&self, name: &MailboxName) -> Result<bool> {
         let parts = self.layout.stored_parts(name);
@@ -121,7 +139,7 @@ impl Account {
         for path in directories::present(&self.layout.places_of(guid)) {
             let trash = self.new_trash();
             disk::rename(path, &trash)?;
-            disk::remove_tree(&trash)?;
+            if trash.is_dir() { disk::remove_tree(&trash)? } else { disk::remove(&trash)? }
         }
         Ok(())
     }

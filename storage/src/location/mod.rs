@@ -261,6 +261,10 @@ fn check(layout: &mut Layout) -> Result<(), String> {
         Kind::MaildirPlusPlus if layout.dirname.is_some() => {
             return Err("DIRNAME is not possible with LAYOUT=maildir++; use LAYOUT=fs".into());
         }
+        // Dovecot then has the indexes beside the mailboxes, under the same names.
+        Kind::Index if format == Format::Mbox && layout.dirname.is_some() => {
+            return Err("DIRNAME is not possible with mbox and LAYOUT=index".into());
+        }
         // Mailboxes of this layout hold nothing but their mail.
         Kind::Index => layout.dirname = None,
         Kind::MaildirPlusPlus | Kind::Fs => {}
@@ -444,6 +448,7 @@ mod tests {
             "sdbox:/x:LAYOUT=maildir++",
             "mbox:/x:LAYOUT=maildir++",
             "mbox:/x:DIRNAME=mbox",
+            "mbox:/x:LAYOUT=index:INDEX=/i:DIRNAME=mbox",
             "auto:/proc",
         ] {
             let error = parse(bad).unwrap_err();

@@ -67,15 +67,8 @@ impl Maildir {
         let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
         let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         // A copied directory: two mailboxes must not share a GUID.
-        let identity = match self.shared.account.listed_otherwise(name, status.guid)? {
-            Some((guid, validity)) => Some((guid, validity.unwrap_or(status.uid_validity), "its directory")),
-            None if self.names.contains_key(&status.guid) => {
-                Some((MailboxGuid(rand::rng().random()), status.uid_validity, "other mailboxes"))
-            }
-            None => None,
-        };
-        if let Some((guid, uid_validity, what)) = identity {
-            tracing::warn!("{name}: its GUID does not go with {what}, and it gets another one");
+        let taken = self.names.contains_key(&status.guid);
+        if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
             self.shared.identify(&places, guid, uid_validity)?;
             self.shared.account.names_changed(&[name]);
             (scan, index) = self.shared.read(&places)?;

@@ -225,12 +225,12 @@ impl Shared {
         let mut index = match index {
             Some(index) => index,
             None => {
-                let guid = *guid.get_or_insert_with(|| Account::new_guid(&places.mail));
-                create_index(paths(places), validity, Uid::MIN, guid)?
+                let guid = *guid.get_or_insert_with(|| self.new_guid(places));
+                create_index(paths(places), validity, Uid::MIN, guid, Transaction::new())?
             }
         };
         if guid_of(index.state()).is_none() || index.state().header.uid_validity == 0 {
-            let guid = guid_of(index.state()).unwrap_or_else(|| Account::new_guid(&places.mail));
+            let guid = guid_of(index.state()).unwrap_or_else(|| self.new_guid(places));
             self.identify_index(&mut index, guid, validity)?;
         }
         let goal = Goal { uid_next_min: next_of(&file), ..NO_GOAL };
@@ -241,6 +241,11 @@ impl Shared {
         }
         let stamp = Stamp::of_file(lock.file(), places)?;
         Ok(Some(Content { file, stamp, index }))
+    }
+
+    /// For a mailbox that has none: with LAYOUT=index, that which its file is named by.
+    fn new_guid(&self, places: &Places) -> MailboxGuid {
+        self.account.guid_of_directory(places).unwrap_or_else(|| Account::new_guid(&places.mail))
     }
 
     fn imagined(&self, places: &Places, stamp: Stamp) -> Option<MboxFile> {
@@ -330,9 +335,14 @@ fn remove_index(paths: &Paths, why: &str) -> Result<()> {
     [paths.log(), paths.log2(), paths.snapshot(), cache].iter().try_for_each(|path| disk::remove(path))
 }
 
-/// Makes the index of a mailbox that has none.
-pub fn create_index(paths: Paths, validity: UidValidity, uid_next: Uid, guid: MailboxGuid) -> Result<Index> {
-    let mut first = Transaction::new();
+/// Makes the index of a mailbox that has none. `first` is what it says besides, in a transaction with its GUID.
+pub fn create_index(
+    paths: Paths,
+    validity: UidValidity,
+    uid_next: Uid,
+    guid: MailboxGuid,
+    mut first: Transaction,
+) -> Result<Index> {
     first.introduce(None, &extension());
     first.ext_header(GUID_AT, &guid.0);
     match Index::create(paths.clone(), validity.get(), uid_next.get(), first) {

@@ -17,7 +17,7 @@ use super::indexed::{self, Shared};
 use super::locks::{Access, Locking};
 use super::mailbox::{self, MboxMailbox};
 use crate::account::Account;
-use crate::layout::{Index as IndexPlace, Kind, Layout, Places};
+use crate::layout::{Index as IndexPlace, Layout, Places};
 use crate::status_cache::{self, Fingerprint, StatusCache};
 use crate::{
     Capabilities, Fsync, Mailbox, MailboxProblem, Result, Storage, StorageError, StoreLock, Support,
@@ -34,9 +34,9 @@ pub struct Mbox {
 impl Mbox {
     /// Opens an account; its root is made if it is missing.
     pub fn open(layout: Layout, fsync: Fsync, locking: Locking) -> Result<Mbox> {
-        if layout.index == IndexPlace::Memory || layout.kind != Kind::Fs {
+        if layout.index == IndexPlace::Memory {
             let what = format!(
-                "mbox:{}: the index has the GUID of each mailbox, and must lie on disk under the mailbox's name",
+                "mbox:{}: the index has the GUID of each mailbox, and must lie on disk",
                 layout.root.display()
             );
             return Err(StorageError::Location(what));
@@ -46,7 +46,7 @@ impl Mbox {
     }
 
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
-        let places = self.shared.account.layout.places(name)?;
+        let places = self.shared.account.places(name)?;
         mailbox::sweep(&places)?;
         let log = indexed::paths(&places).log();
         let fingerprint = || Fingerprint::of([places.mail.as_path(), log.as_path()]);
@@ -59,10 +59,10 @@ impl Mbox {
         }
         let mut content = self.shared.read(&places, None)?;
         let mut status = content.status(&content.list())?;
-        if self.names.contains_key(&status.guid) {
-            // A copied index: two mailboxes must not share a GUID.
-            tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
-            self.shared.identify(&places, MailboxGuid(rand::rng().random()), status.uid_validity)?;
+        // A copied index: two mailboxes must not share a GUID.
+        let taken = self.names.contains_key(&status.guid);
+        if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
+            self.shared.identify(&places, guid, uid_validity)?;
             self.shared.account.names_changed(&[name]);
             content = self.shared.read(&places, None)?;
             status = content.status(&content.list())?;
@@ -75,7 +75,12 @@ impl Mbox {
 
 impl Shared {
     fn make_inbox(&self) -> Result<()> {
-        let places = self.account.layout.places(&MailboxName::inbox())?;
+        let inbox = MailboxName::inbox();
+        if self.account.lists_by_index() && self.account.listed(&inbox)?.is_none() {
+            let validity = self.account.new_uid_validity()?;
+            return self.create(&inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN);
+        }
+        let places = self.account.places(&inbox)?;
         if places.mail.exists() { Ok(()) } else { self.make_file(&places) }
     }
 
@@ -96,18 +101,20 @@ impl Shared {
         validity: UidValidity,
         uid_next: Uid,
     ) -> Result<()> {
-        let places = self.account.layout.places(name)?;
+        let places = self.account.new_places(name, guid)?;
         refuse_existing(&places.mail, name)?;
         self.remove_beside(&places)?;
         disk::make_directory(places.mail.parent().unwrap_or(&self.account.layout.root))?;
         // The index first: with the file it becomes a mailbox, and nobody gives it another identity.
-        indexed::create_index(indexed::paths(&places), validity, uid_next, guid)?;
+        let own_name = self.account.own_name(None, name);
+        indexed::create_index(indexed::paths(&places), validity, uid_next, guid, own_name)?;
         self.make_file(&places)?;
-        disk::sync_directory(&self.account.layout.root, self.account.fsync)
+        disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
+        self.account.list_mailbox(name, guid, validity)
     }
 
     fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
-        let places = self.account.layout.places(name)?;
+        let places = self.account.places(name)?;
         if !places.mail.exists() {
             return Ok(true);
         }
@@ -120,6 +127,7 @@ impl Shared {
             return Ok(false);
         }
         let trash = self.account.new_trash();
+        self.account.unlist_mailbox(name, guid)?;
         disk::rename(&places.mail, &trash)?;
         disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
         drop(lock);
@@ -190,6 +198,16 @@ impl Shared {
             disk::remove_empty(&layout.directory(from)?)?;
         }
         disk::sync_directory(&layout.root, self.account.fsync)
+    }
+
+    /// Gives a mailbox another identity, and with LAYOUT=index the place that goes with it. It moves before it is written: a content that a
+    /// dead process left to be put into it lies beside it, under its name.
+    fn identify_by_name(&self, name: &MailboxName, guid: MailboxGuid, validity: UidValidity) -> Result<()> {
+        let lock = self.lock(&self.account.places(name)?, Access::Write)?;
+        let places = self.account.lead_places(name, guid, validity)?;
+        self.account.settle_places(&places)?;
+        drop(lock);
+        self.identify(&places, guid, validity)
     }
 
     fn delete_directory(&self, name: &MailboxName) -> Result<()> {
@@ -266,11 +284,14 @@ impl Storage for Mbox {
         let shared = self.shared.clone();
         let account = &shared.account;
         account.empty_trash()?;
-        let inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
-        if inbox.is_some() {
+        account.find_lost()?;
+        let mut inbox = Some(MailboxName::inbox()).filter(|_| account.layout.has_inbox);
+        if inbox.is_some() && disk::pretends() {
+            inbox.take_if(|inbox| !account.places(inbox).is_ok_and(|places| places.mail.exists()));
+        } else if inbox.is_some() {
             shared.make_inbox()?;
         }
-        let (found, mut problems) = account.layout.list()?;
+        let (found, mut problems) = account.found()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
@@ -309,23 +330,34 @@ impl Storage for Mbox {
                 shared.create(name, *guid, *uid_validity, *uid_next)?;
                 self.names.insert(*guid, name.clone());
             }
+            TreeChange::CreateDirectory { .. } if account.lists_by_index() => account.change_list(change)?,
             TreeChange::CreateDirectory { name } => disk::make_directory(&account.layout.directory(name)?)?,
             TreeChange::Rename { guid, from, to } => {
                 if self.names.get(guid) != Some(from) {
                     return Err(StorageError::NoMailbox(from.to_string()));
                 }
-                shared.rename(from, to)?;
+                if account.lists_by_index() {
+                    account.change_list(change)?;
+                } else {
+                    shared.rename(from, to)?;
+                }
                 account.log_renamed(to);
                 self.names.insert(*guid, to.clone());
             }
             TreeChange::Identify { name, guid, uid_validity } => {
-                shared.identify(&account.layout.places(name)?, *guid, *uid_validity)?;
+                shared.identify_by_name(name, *guid, *uid_validity)?;
                 self.names.retain(|_, known| known != name);
                 self.names.insert(*guid, name.clone());
             }
             TreeChange::Delete { name, guid, uid_next } => {
                 if !shared.delete(name, *guid, *uid_next)? {
                     return Ok(false);
+                }
+            }
+            TreeChange::DeleteDirectory { name } if account.lists_by_index() => {
+                account.change_list(change)?;
+                if !account.is_listed(name)? {
+                    account.log_directory_deleted(name);
                 }
             }
             TreeChange::DeleteDirectory { name } => shared.delete_directory(name)?,
@@ -338,7 +370,7 @@ impl Storage for Mbox {
 
     fn open(&mut self, mailbox: MailboxGuid) -> Result<Box<dyn Mailbox>> {
         let gone = || StorageError::NoMailbox(mailbox.to_string());
-        let places = self.shared.account.layout.places(self.names.get(&mailbox).ok_or_else(gone)?)?;
+        let places = self.shared.account.places(self.names.get(&mailbox).ok_or_else(gone)?)?;
         let content = self.shared.read(&places, None)?;
         if indexed::guid_of(content.index.state()) != Some(mailbox) {
             return Err(gone());

@@ -189,3 +189,23 @@ fn a_dry_run_leaves_the_disk_as_it_is() {
         drop(server);
     }
 }
+
+/// The mail of an mbox account is files, which a dry run does not make: its INBOX, too, may be missing.
+#[test]
+fn a_dry_run_into_an_mbox_account_without_an_inbox() {
+    for format in ["mbox", "mbox:LAYOUT=index"] {
+        let place = Place::new("");
+        let (a, b) = (Account::new(place.path("a")), Account::of(format, place.path("b")));
+        a.deliver("", &mail(1), b"Subject: 1\n\n");
+        fs::create_dir(&b.root).expect("made");
+        for mode in ["backup", "sync"] {
+            let (status, printed, said) =
+                dry(&place, &[mode, "--dry-run", "--source", &a.location(), &b.location()]);
+            assert_eq!((status, said.as_str()), (0, ""), "{format}");
+            assert_eq!(printed, "there: INBOX: created, 1 saved\n", "{format}");
+        }
+        run(&place, &["backup", "--source", &a.location(), &b.location()]);
+        let (_, printed, _) = dry(&place, &["sync", "--dry-run", "--source", &a.location(), &b.location()]);
+        assert_eq!(printed, "nothing would change\n", "{format}");
+    }
+}
