@@ -1,6 +1,7 @@
 //! Reaches the other end: TCP, TLS, a Unix socket, or a program's stdin and stdout.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -20,6 +22,8 @@ use crate::link::Stream;
 /// The name of the native protocol in TLS (ALPN).
 pub const ALPN: &[u8] = b"dsync/1";
 const CONNECT_WAIT: Duration = Duration::from_secs(30);
+/// What a pipe may hold: as much as Linux grants to everybody.
+const PIPE_BYTES: usize = 1 << 20;
 
 /// An open way to the other end, and what we know of it.
 pub struct Way {
@@ -146,21 +150,43 @@ pub fn command(words: &[String]) -> Result<Way, SessionError> {
     let mut child = spawned
         .map_err(|error| SessionError::Link { status: 75, text: format!("cannot run {program}: {error}") })?;
     match (child.stdout.take(), child.stdin.take()) {
-        (Some(output), Some(input)) => Ok(Way {
-            stream: Box::new(tokio::io::join(output, input)),
-            private: true,
-            local: false,
-            child: Some(child),
-            native: None,
-        }),
+        (Some(output), Some(input)) => {
+            widen(&output);
+            widen(&input);
+            Ok(Way {
+                stream: Box::new(tokio::io::join(output, input)),
+                private: true,
+                local: false,
+                child: Some(child),
+                native: None,
+            })
+        }
         _ => Err(SessionError::Link { status: 75, text: format!("cannot speak with {program}") }),
     }
 }
 
 /// The way of a server that was started for us.
 pub fn own_stdio() -> Way {
-    let stream = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-    Way { stream: Box::new(stream), private: true, local: false, child: None, native: None }
+    let pipes = || {
+        let (input, output) = (std::io::stdin(), std::io::stdout());
+        widen(&output);
+        let receiver = Receiver::from_owned_fd(input.as_fd().try_clone_to_owned()?)?;
+        let sender = Sender::from_owned_fd(output.as_fd().try_clone_to_owned()?)?;
+        std::io::Result::Ok((receiver, sender))
+    };
+    let stream: Box<dyn Stream> = match pipes() {
+        Ok((receiver, sender)) => Box::new(tokio::io::join(receiver, sender)),
+        // Threads wait for what is no pipe.
+        Err(_) => Box::new(tokio::io::join(tokio::io::stdin(), tokio::io::stdout())),
+    };
+    Way { stream, private: true, local: false, child: None, native: None }
+}
+
+/// Lets a pipe hold more, so that its ends need not wait for each other so often; where that is not permitted, it works all the same.
+fn widen(pipe: impl AsFd) {
+    if let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES) {
+        tracing::debug!("pipe stays as small as it is: {error}");
+    }
 }
 
 fn client_config(trust: &Trust, provider: Arc<CryptoProvider>) -> Result<ClientConfig, SessionError> {

@@ -24,7 +24,7 @@ const SEND_BYTES_HIGH: usize = 1 << 20;
 /// Bytes that may wait to be read: more than the longest line.
 const RECEIVE_BYTES_HIGH: usize = 8 << 20;
 /// Pieces of work between two looks at the stream.
-const WORK_STEPS: u32 = 32;
+const WORK_STEPS: u32 = 256;
 /// How long a master waits for a slave that tells nothing of its tree; a Dovecot tells it unasked.
 const TREE_WAIT: Duration = Duration::from_secs(5);
 const LAST_WORDS: Duration = Duration::from_secs(5);
