@@ -5,8 +5,7 @@
 
 use dsync_model::{FlagSet, ModSeq};
 
-use super::edit::{Appended, Edit, Flagged};
-use super::format::{MINOR, Records};
+use super::edit::{Edit, Flagged};
 use super::state::MODSEQ;
 use super::{Extension, State, Writer};
 use crate::{Fsync, Goal, Result};
@@ -37,31 +36,14 @@ impl Import {
         let state = writer.state();
         match std::mem::replace(self, Import::Over) {
             Import::Ahead if is_unused(state) && edit.appended.is_empty() => *self = Import::Ahead,
-            Import::Ahead if is_unused(state) && edit.flagged.is_empty() => {
-                let mut wanted = Vec::new();
-                let imported = imported(state, edit, &mut wanted, goal, extensions);
-                if goal.unfinished {
-                    *self = Import::Coming(wanted);
-                }
-                if let Some(imported) = imported {
-                    return writer.import(imported, policy);
-                }
+            Import::Ahead if is_unused(state) && edit.only_appends(state) && wants_modseqs(edit, goal) => {
+                return self.go_on(Vec::new(), writer, edit, goal, extensions, policy);
             }
-            Import::Coming(mut wanted) if is_alone(state, wanted.len()) && edit.only_appends(state) => {
-                wanted.extend(edit.appended.iter_mut().map(take_modseq));
-                let lowest = Goal { modseq_min: ModSeq::NONE, ..goal };
-                writer.append(edit.transaction(state, lowest, extensions), policy)?;
-                let mut state = writer.state().clone();
-                if state.uids.len() == wanted.len() && set_modseqs(&mut state, &wanted, goal) {
-                    writer.rotate_to(state, policy)?;
-                }
-                if goal.unfinished {
-                    *self = Import::Coming(wanted);
-                }
-                return Ok(());
+            Import::Coming(come) if is_alone(state, come.len()) && edit.only_appends(state) => {
+                return self.go_on(come, writer, edit, goal, extensions, policy);
             }
             // Somebody works in the mailbox: his changes are above what was to be, and what has come is raised to it.
-            Import::Coming(wanted) if edit.fits(state) => raise(edit, &wanted),
+            Import::Coming(come) if edit.fits(state) => raise(edit, &come),
             Import::Coming(_) | Import::Ahead | Import::Over => {}
         }
         let state = writer.state();
@@ -73,6 +55,33 @@ impl Import {
         let content = edit.rebuilt(state, goal, extensions);
         writer.rebuild(content, policy)
     }
+
+    /// Appends to the log, and has a snapshot and a new log tell the modseqs where the log cannot. Killed between them, they are only too high.
+    fn go_on(
+        &mut self,
+        mut come: Vec<(u32, u64)>,
+        writer: &mut Writer<'_>,
+        edit: &mut Edit,
+        goal: Goal,
+        extensions: &[Extension],
+        policy: Fsync,
+    ) -> Result<()> {
+        come.extend(edit.appended.iter().map(|mail| (mail.uid, mail.modseq.get())));
+        if goal.unfinished {
+            edit.appended.iter_mut().for_each(|mail| mail.modseq = ModSeq::NONE);
+        }
+        writer.append(edit.transaction(writer.state(), goal, extensions), policy)?;
+        let mut state = writer.state().clone();
+        if state.uids.len() == come.len() && set_modseqs(&mut state, &come, goal) {
+            writer.rotate_to(state, policy)?;
+        } else {
+            writer.tidy(policy)?;
+        }
+        if goal.unfinished {
+            *self = Import::Coming(come);
+        }
+        Ok(())
+    }
 }
 
 fn is_unused(state: &State) -> bool {
@@ -81,32 +90,13 @@ fn is_unused(state: &State) -> bool {
 
 /// Says whether nobody else has changed anything since so many messages came.
 fn is_alone(state: &State, come: usize) -> bool {
-    state.highest_modseq() == LOWEST && state.uids.len() == come
+    state.highest_modseq() == LOWEST && state.uids.len() == come && !state.has_requests()
 }
 
-fn take_modseq(mail: &mut Appended) -> (u32, u64) {
-    (mail.uid, std::mem::replace(&mut mail.modseq, ModSeq::NONE).get())
-}
-
-/// The state of an unused mailbox after its first messages have come; `None` where a log can say so too.
-fn imported(
-    state: &State,
-    edit: &Edit,
-    wanted: &mut Vec<(u32, u64)>,
-    goal: Goal,
-    extensions: &[Extension],
-) -> Option<State> {
-    if !goal.unfinished
-        && goal.modseq_min == ModSeq::NONE
-        && edit.appended.iter().all(|mail| mail.modseq == ModSeq::NONE)
-    {
-        return None;
-    }
-    let mut after = state.clone();
-    let bytes = edit.transaction(state, goal, extensions).into_bytes();
-    Records::new(&bytes, 0).try_for_each(|record| after.apply(MINOR, &record)).ok()?;
-    wanted.extend(edit.appended.iter().map(|mail| (mail.uid, mail.modseq.get())));
-    set_modseqs(&mut after, wanted, goal).then_some(after)
+/// Says whether anybody cares for the modseqs: a storage without them gives none.
+fn wants_modseqs(edit: &Edit, goal: Goal) -> bool {
+    let given = edit.appended.iter().any(|mail| mail.modseq != ModSeq::NONE);
+    given || goal.unfinished || goal.modseq_min != ModSeq::NONE
 }
 
 /// Gives all messages the modseqs that they are to have after a commit with this goal, in ascending UID order. Says whether that changes anything.

@@ -151,29 +151,10 @@ impl Writer<'_> {
     /// Begins a new index in place of this one: for what no log can tell. `content` is all that it is to hold. Sessions that have the old one open are told
     /// that it is gone.
     pub fn rebuild(&mut self, content: Transaction, policy: Fsync) -> Result<()> {
-        self.replace(content, None, policy)
-    }
-
-    /// Begins a new index that holds this state, for a mailbox that was never used. A crash leaves it as it was: unused.
-    pub fn import(&mut self, state: State, policy: Fsync) -> Result<()> {
-        let mut identity = Transaction::new();
-        identity.header(24, &state.header.uid_validity.to_le_bytes());
-        for extension in &state.extensions {
-            let header = extension.header_padded(extension.header_bytes);
-            if extension.record_bytes == 0 && !header.is_empty() && header.len() <= usize::from(u16::MAX) {
-                identity.introduce(None, extension);
-                identity.ext_header(0, &header);
-            }
-        }
-        self.replace(identity, Some(state), policy)
-    }
-
-    fn replace(&mut self, content: Transaction, state: Option<State>, policy: Fsync) -> Result<()> {
         let index = &mut *self.index;
         let paths = index.paths.clone();
         let header = LogHeader {
             sequence: following(index)?,
-            initial_modseq: state.as_ref().map_or(1, State::highest_modseq),
             // The same identity: a log of it that has no predecessor starts the index anew, and an older snapshot beside it counts
             // for nothing. With another identity, Dovecot would call that snapshot corrupted after a crash.
             created: now(),
@@ -188,13 +169,7 @@ impl Writer<'_> {
         disk::sync_file(&file, &fresh, policy)?;
         let lock = OfdLock::take(&file, &fresh, Duration::ZERO)?;
         disk::rename(&fresh, &paths.log())?;
-        match state {
-            Some(mut state) => {
-                state.header.index_id = header.index_id;
-                write_snapshot(&paths, &state, header.sequence, bytes.len() as u32, u32::MAX, policy)?;
-            }
-            None => disk::remove(&paths.snapshot())?,
-        }
+        disk::remove(&paths.snapshot())?;
         disk::remove(&paths.log2())?;
         disk::remove(&paths.beside(".cache"))?;
         disk::sync_directory(&paths.directory, policy)?;
