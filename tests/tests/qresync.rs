@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::Fixture;
+use dsync_tests::imap::Imap;
+use dsync_tests::maildirs::Account;
 use dsync_tests::programs::programs;
 
 const TARGETS: [&str; 5] =
@@ -20,6 +22,26 @@ struct World {
 }
 
 impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().expect("made");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        let dsync = dir.path().join("dsync");
+        fs::copy(programs().join("dsync"), &dsync).expect("copied");
+        let dovecot = Dovecot::new(dir.path());
+        dovecot.own(&dir.path().join("home"));
+        World { dir, dovecot, dsync }
+    }
+
+    /// A session of a Dovecot whose mail is there.
+    fn session(&self, location: &str) -> Imap {
+        let conf = self.dir.path().join("session.conf");
+        let text = fs::read_to_string(self.dovecot.conf()).expect("read");
+        fs::write(&conf, format!("{text}mail_location = {location}\n")).expect("written");
+        let mut imap = self.dovecot.as_user(Path::new("/usr/lib/dovecot/imap"));
+        imap.arg("-c").arg(conf);
+        Imap::start(imap)
+    }
+
     fn backup(&self, source: &str, target: &str) {
         let mut dsync = self.dovecot.as_user(&self.dsync);
         let output =
@@ -61,21 +83,15 @@ fn the_destination_tells_exactly_what_changed() {
     if !installed() {
         return;
     }
-    let dir = tempfile::tempdir().expect("made");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-    let dsync = dir.path().join("dsync");
-    fs::copy(programs().join("dsync"), &dsync).expect("copied");
-    let dovecot = Dovecot::new(dir.path());
-    dovecot.own(&dir.path().join("home"));
-    let home = dir.path().join("account");
+    let world = World::new();
+    let home = world.dir.path().join("account");
     let copied = Command::new("cp").arg("-a").arg(Fixture::unpack("sdbox").home()).arg(&home).status();
     assert!(copied.expect("cp runs").success());
-    dovecot.own(&home);
+    world.dovecot.own(&home);
     let source = format!("sdbox:{}/sdbox", home.display());
     let targets: Vec<String> = (0..TARGETS.len())
         .map(|i| TARGETS[i].replace('%', &home.join(format!("target{i}")).display().to_string()))
         .collect();
-    let world = World { dir, dovecot, dsync };
     targets.iter().for_each(|target| world.backup(&source, target));
     let (validity, modseq) = world.status(&source);
     let all = world.dovecot.doveadm(&source, &["search", "mailbox", "INBOX", "all"]);
@@ -105,5 +121,50 @@ fn the_destination_tells_exactly_what_changed() {
         // What the destination did in more steps may have counted further, never less.
         let highest = |location: &str| world.status(location).1.parse::<u64>().expect("a number");
         assert!(highest(target) >= highest(&source), "{target}");
+    }
+}
+
+/// More messages than one commit takes come into a mailbox that a session has open: UIDs and modseqs are the source's in the end.
+#[test]
+fn modseqs_are_the_sources_though_a_session_looks_on() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let account = Account::new(world.dir.path().join("source"));
+    for n in 0..2_500 {
+        account.deliver("", &format!("{}.M{n}P1.x:2,S", 1_700_000_000 + n), b"Subject: x\n\nx\n");
+    }
+    world.dovecot.own(&account.root);
+    let source = account.location();
+    let seen = |location: &str| -> Vec<String> {
+        let words = ["-f", "tab", "fetch", "uid modseq", "mailbox", "INBOX", "all"];
+        let text = world.dovecot.doveadm(location, &words);
+        text.lines().map(str::to_owned).chain([world.status(location).1]).collect()
+    };
+    // Modseqs are kept from now on.
+    seen(&source);
+    // Some of those that come first have the highest modseqs.
+    for uids in ["7:9", "2400", "3"] {
+        world.dovecot.doveadm(&source, &["flags", "add", "\\Flagged Late", "mailbox", "INBOX", "uid", uids]);
+    }
+    let wanted = seen(&source);
+    for format in ["maildir", "sdbox", "mdbox"] {
+        let target = format!("{format}:{}", world.dir.path().join(format).display());
+        let mut imap = world.session(&target);
+        imap.select("INBOX");
+        std::thread::scope(|scope| {
+            let backup = scope.spawn(|| world.backup(&source, &target));
+            while !backup.is_finished() {
+                // A mailbox that gets another identity ends the session.
+                if imap.try_command("NOOP").is_err() {
+                    imap = world.session(&target);
+                    imap.select("INBOX");
+                }
+            }
+        });
+        let found = seen(&target);
+        let other = found.iter().zip(&wanted).find(|(found, wanted)| found != wanted);
+        assert_eq!((other, found.len()), (None, wanted.len()), "{format}");
     }
 }
