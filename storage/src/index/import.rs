@@ -24,7 +24,7 @@ pub enum Import {
 }
 
 impl Import {
-    /// Writes the edit in the one way that can tell it.
+    /// Writes the edit in the one way that can tell it. Killed between the log and a snapshot that tells modseqs, those are only too high.
     pub fn write(
         &mut self,
         writer: &mut Writer<'_>,
@@ -33,54 +33,43 @@ impl Import {
         extensions: &[Extension],
         policy: Fsync,
     ) -> Result<()> {
-        let state = writer.state();
+        let mut come = self.take_up(writer.state(), edit, goal);
+        if !edit.fits(writer.state()) {
+            let content = edit.rebuilt(writer.state(), goal, extensions);
+            return writer.rebuild(content, policy);
+        }
+        if let Some(come) = &mut come {
+            come.extend(edit.appended.iter().map(|mail| (mail.uid, mail.modseq.get())));
+            if goal.unfinished {
+                edit.appended.iter_mut().for_each(|mail| mail.modseq = ModSeq::NONE);
+            }
+        }
+        writer.append(edit.transaction(writer.state(), goal, extensions), policy)?;
+        match come.as_ref().and_then(|come| with_modseqs(writer.state(), come, goal)) {
+            Some(state) => writer.rotate_to(state, policy)?,
+            None => writer.tidy(policy)?,
+        }
+        if let Some(come) = come.filter(|_| goal.unfinished) {
+            *self = Import::Coming(come);
+        }
+        Ok(())
+    }
+
+    /// What has come before this edit, if it brings first messages and nothing else; else the import is over.
+    fn take_up(&mut self, state: &State, edit: &mut Edit, goal: Goal) -> Option<Vec<(u32, u64)>> {
         match std::mem::replace(self, Import::Over) {
             Import::Ahead if is_unused(state) && edit.appended.is_empty() => *self = Import::Ahead,
             Import::Ahead if is_unused(state) && edit.only_appends(state) && wants_modseqs(edit, goal) => {
-                return self.go_on(Vec::new(), writer, edit, goal, extensions, policy);
+                return Some(Vec::new());
             }
             Import::Coming(come) if is_alone(state, come.len()) && edit.only_appends(state) => {
-                return self.go_on(come, writer, edit, goal, extensions, policy);
+                return Some(come);
             }
             // Somebody works in the mailbox: his changes are above what was to be, and what has come is raised to it.
             Import::Coming(come) if edit.fits(state) => raise(edit, &come),
             Import::Coming(_) | Import::Ahead | Import::Over => {}
         }
-        let state = writer.state();
-        if edit.fits(state) {
-            let transaction = edit.transaction(state, goal, extensions);
-            writer.append(transaction, policy)?;
-            return writer.tidy(policy);
-        }
-        let content = edit.rebuilt(state, goal, extensions);
-        writer.rebuild(content, policy)
-    }
-
-    /// Appends to the log, and has a snapshot and a new log tell the modseqs where the log cannot. Killed between them, they are only too high.
-    fn go_on(
-        &mut self,
-        mut come: Vec<(u32, u64)>,
-        writer: &mut Writer<'_>,
-        edit: &mut Edit,
-        goal: Goal,
-        extensions: &[Extension],
-        policy: Fsync,
-    ) -> Result<()> {
-        come.extend(edit.appended.iter().map(|mail| (mail.uid, mail.modseq.get())));
-        if goal.unfinished {
-            edit.appended.iter_mut().for_each(|mail| mail.modseq = ModSeq::NONE);
-        }
-        writer.append(edit.transaction(writer.state(), goal, extensions), policy)?;
-        let mut state = writer.state().clone();
-        if state.uids.len() == come.len() && set_modseqs(&mut state, &come, goal) {
-            writer.rotate_to(state, policy)?;
-        } else {
-            writer.tidy(policy)?;
-        }
-        if goal.unfinished {
-            *self = Import::Coming(come);
-        }
-        Ok(())
+        None
     }
 }
 
@@ -99,18 +88,20 @@ fn wants_modseqs(edit: &Edit, goal: Goal) -> bool {
     given || goal.unfinished || goal.modseq_min != ModSeq::NONE
 }
 
-/// Gives all messages the modseqs that they are to have after a commit with this goal, in ascending UID order. Says whether that changes anything.
-fn set_modseqs(state: &mut State, wanted: &[(u32, u64)], goal: Goal) -> bool {
+/// The state with the modseqs that its messages, these in ascending UID order, are to have after a commit with this goal; `None` if it has them.
+fn with_modseqs(state: &State, wanted: &[(u32, u64)], goal: Goal) -> Option<State> {
     let of = |modseq: u64| if goal.unfinished { LOWEST } else { modseq.max(LOWEST) };
-    let highest = wanted.iter().map(|(_, modseq)| of(*modseq)).chain([of(goal.modseq_min.get())]).max();
-    let highest = highest.unwrap_or(LOWEST);
+    let highest =
+        wanted.iter().fold(of(goal.modseq_min.get()), |highest, (_, modseq)| highest.max(of(*modseq)));
     let is_so = (0..).zip(wanted).all(|(row, (_, modseq))| state.modseq_of(row) == of(*modseq));
-    let Some(id) = state.extension_id(MODSEQ).filter(|_| !is_so || state.modseq != highest) else {
-        return false;
-    };
+    if state.uids.len() != wanted.len() || (is_so && state.modseq == highest) {
+        return None;
+    }
+    let id = state.extension_id(MODSEQ)?;
+    let mut state = state.clone();
     state.extensions[id].data = wanted.iter().flat_map(|(_, modseq)| of(*modseq).to_le_bytes()).collect();
     state.modseq = highest;
-    true
+    Some(state)
 }
 
 /// Raises messages that are there to these modseqs.
