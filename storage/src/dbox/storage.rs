@@ -110,14 +110,12 @@ impl Dbox {
         let places = self.shared.account.places(name)?;
         let log = Shared::paths(&places).log();
         let changed = status_cache::last_change([log.as_path()]);
-        let before = Fingerprint::of_log(&log);
-        let known = self.shared.statuses().get(&places.mail, before);
+        let known = self.shared.statuses().get(&places.mail, Fingerprint::of_log(&log));
         if let Some(status) = known.filter(|status| !self.names.contains_key(&status.guid)) {
             self.names.insert(status.guid, name.clone());
             return Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() });
         }
-        let mail = places.mail.clone();
-        super::sweep(&mail)?;
+        super::sweep(&places.mail)?;
         let (mut guid, mut index) = self.shared.index(&places)?;
         if self.map.is_none() {
             self.map = self.shared.open_map()?;
@@ -142,10 +140,9 @@ impl Dbox {
             self.shared.account.names_changed(&[name]);
         }
         let mut mailbox = self.shared.mailbox(name, places, guid, index, self.map.take());
-        let status = mailbox.list().and_then(|list| mailbox.status_of(&list));
+        let status = mailbox.status();
         self.map = mailbox.into_map()?;
         let status = status?;
-        self.shared.statuses().put(&mail, before.filter(|_| Fingerprint::of_log(&log) == before), &status);
         self.names.insert(guid, name.clone());
         Ok(MailboxNode { mailbox: Some(status), changed, ..MailboxNode::default() })
     }
@@ -338,11 +335,11 @@ impl Storage for Dbox {
     }
 
     fn check(&mut self, mailbox: MailboxGuid, from: Uid) -> Result<bool> {
-        let name = self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let places = self.shared.account.places(name)?;
+        let name = self.name_of(mailbox)?.clone();
+        let places = self.shared.account.places(&name)?;
         let index = Index::open(Shared::paths(&places))?;
         let index = index.ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))?;
-        let mut open = self.shared.mailbox(name, places, mailbox, index, self.map.take());
+        let mut open = self.shared.mailbox(&name, places, mailbox, index, self.map.take());
         let checked = open.check(from);
         self.map = open.into_map()?;
         checked.map(|()| true)

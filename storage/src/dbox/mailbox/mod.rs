@@ -61,7 +61,7 @@ impl DboxMailbox {
     }
 
     /// Every message as the index has it.
-    pub(super) fn list(&mut self) -> Result<Vec<Message>> {
+    fn list(&mut self) -> Result<Vec<Message>> {
         self.index.refresh()?;
         let (list, gone) = self.look()?;
         if gone.is_empty() {
@@ -114,7 +114,7 @@ impl DboxMailbox {
         Ok(())
     }
 
-    pub(super) fn status_of(&self, list: &[Message]) -> Result<MailboxStatus> {
+    fn status_of(&self, list: &[Message]) -> Result<MailboxStatus> {
         let state = self.index.state();
         Ok(MailboxStatus {
             guid: self.bodies.mailbox(),
