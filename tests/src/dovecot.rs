@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::programs::programs;
 
 /// The user that Dovecot and dsync run as when the tests run as root: Dovecot refuses to handle mail as root.
 const USER: &str = "mail";
@@ -40,6 +43,18 @@ impl Dovecot {
         );
         fs::write(&conf, text).expect("written");
         Dovecot { conf, home }
+    }
+
+    /// A Dovecot in a directory of its own with these of our programs, as the build may lie where its user cannot reach.
+    pub fn beside(names: &[&str]) -> (tempfile::TempDir, Dovecot) {
+        let dir = tempfile::tempdir().expect("made");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        for name in names {
+            fs::copy(programs().join(name), dir.path().join(name)).expect("copied");
+        }
+        let dovecot = Dovecot::new(dir.path());
+        dovecot.own(&dir.path().join("home"));
+        (dir, dovecot)
     }
 
     /// The configuration, for programs of Dovecot that are started alone.

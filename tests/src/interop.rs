@@ -1,13 +1,11 @@
 //! Pairs of accounts of which one or both are a Dovecot's: sessions between them with the same words whoever calls.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::dovecot::Dovecot;
 use crate::peers::Ends;
-use crate::programs::programs;
 
 /// A directory with accounts, a Dovecot, and our programs where the unprivileged user finds them.
 pub struct World {
@@ -28,13 +26,7 @@ impl World {
 
     /// The same with another hierarchy separator at both ends.
     pub fn with_separator(separator: char) -> World {
-        let dir = tempfile::tempdir().expect("made");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-        for program in ["dsync", "dsync-server"] {
-            fs::copy(programs().join(program), dir.path().join(program)).expect("copied");
-        }
-        let dovecot = Dovecot::new(dir.path());
-        dovecot.own(&dir.path().join("home"));
+        let (dir, dovecot) = Dovecot::beside(&["dsync", "dsync-server"]);
         let text = fs::read_to_string(dovecot.conf()).expect("read");
         let text = text.replace("separator = /", &format!("separator = {separator}"));
         fs::write(dovecot.conf(), text).expect("written");

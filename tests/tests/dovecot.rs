@@ -18,13 +18,8 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let dir = tempfile::tempdir().expect("made");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
-        // The build may lie where the mail user cannot reach.
+        let (dir, dovecot) = Dovecot::beside(&["dsync"]);
         let dsync = dir.path().join("dsync");
-        fs::copy(programs().join("dsync"), &dsync).expect("copied");
-        let dovecot = Dovecot::new(dir.path());
-        dovecot.own(&dir.path().join("home"));
         World { dir, dovecot, dsync }
     }
 

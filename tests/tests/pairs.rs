@@ -150,12 +150,8 @@ fn check(sources: &[(&str, &str)], targets: &[&str]) {
     if !installed() {
         return;
     }
-    let dir = tempfile::tempdir().expect("made");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let (dir, dovecot) = Dovecot::beside(&["dsync"]);
     let dsync = dir.path().join("dsync");
-    fs::copy(programs().join("dsync"), &dsync).expect("copied");
-    let dovecot = Dovecot::new(dir.path());
-    dovecot.own(&dir.path().join("home"));
     for &(fixture, source) in sources {
         let unpacked = Fixture::unpack(fixture);
         let home = dir.path().join(fixture);

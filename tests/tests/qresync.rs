@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,7 +9,6 @@ use dsync_tests::dovecot::{Dovecot, installed};
 use dsync_tests::formats::Fixture;
 use dsync_tests::imap::Imap;
 use dsync_tests::maildirs::Account;
-use dsync_tests::programs::programs;
 
 const TARGETS: [&str; 5] =
     ["sdbox:%", "mdbox:%", "maildir:%:LAYOUT=fs", "mdbox:%:INDEX=%-index", "mbox:%:INBOX=%/inbox"];
@@ -23,12 +21,8 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let dir = tempfile::tempdir().expect("made");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        let (dir, dovecot) = Dovecot::beside(&["dsync"]);
         let dsync = dir.path().join("dsync");
-        fs::copy(programs().join("dsync"), &dsync).expect("copied");
-        let dovecot = Dovecot::new(dir.path());
-        dovecot.own(&dir.path().join("home"));
         World { dir, dovecot, dsync }
     }
 

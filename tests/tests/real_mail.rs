@@ -2,12 +2,11 @@
 //! UIDs. `tests/run` fetches them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
 use dsync_tests::maildirs::Account;
-use dsync_tests::programs::{Place, programs};
+use dsync_tests::programs::Place;
 
 fn texts(directory: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).expect("readable").flatten() {
@@ -95,12 +94,8 @@ const FS: &str = "maildir:%:LAYOUT=fs";
 #[test]
 fn real_mail_goes_through_every_pair_of_formats() {
     let Some(files) = corpus().filter(|_| installed()) else { return };
-    let place = tempfile::tempdir().expect("made");
-    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o777)).expect("set");
-    let dovecot = Dovecot::new(place.path());
-    dovecot.own(&place.path().join("home"));
+    let (place, dovecot) = Dovecot::beside(&["dsync"]);
     let dsync = place.path().join("dsync");
-    std::fs::copy(programs().join("dsync"), &dsync).expect("copied");
     let mail = Account::new(place.path().join("mail"));
     deliver(&mail, &files);
     dovecot.own(&mail.root);
@@ -138,13 +133,7 @@ fn real_mail_goes_through_every_pair_of_formats() {
 #[test]
 fn real_mail_goes_from_dovecot_through_us_to_another_dovecot() {
     let Some(files) = corpus().filter(|_| installed()) else { return };
-    let place = tempfile::tempdir().expect("made");
-    std::fs::set_permissions(place.path(), std::fs::Permissions::from_mode(0o777)).expect("set");
-    let dovecot = Dovecot::new(place.path());
-    dovecot.own(&place.path().join("home"));
-    for program in ["dsync", "dsync-server"] {
-        std::fs::copy(programs().join(program), place.path().join(program)).expect("copied");
-    }
+    let (place, dovecot) = Dovecot::beside(&["dsync", "dsync-server"]);
     let location = |text: &str| text.replace(':', &format!(":{}/", place.path().display()));
     let mail = Account::new(place.path().join("mail"));
     deliver(&mail, &files);

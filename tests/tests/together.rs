@@ -102,7 +102,7 @@ fn together(one: &str, two: &str) {
     dovecot.own(&dir.join("home"));
     let [a, b] = [(one, "a"), (two, "b")].map(|(format, name)| format!("{format}:{}/{name}", dir.display()));
     dovecot.doveadm(&a, &["mailbox", "create", "-s", "Archive"]);
-    // The first message into a mailbox that was never used comes with a new index, which ends sessions that have it open.
+    // Each mailbox is in use before sessions open it.
     for mailbox in ["INBOX", "Archive"] {
         dovecot.save(&a, mailbox, &format!("X-Id: first-{mailbox}\n\n"));
     }
