@@ -12,6 +12,8 @@ use crate::{Brain, Input, Output, Report, SessionError};
 
 /// What may wait for an end before the other one stops to talk. Bodies are open files, so this is also a bound for those.
 const WAITING_MAX: usize = 64;
+/// Bytes of a body that the end that reads it reads before it hands it over: nearly all mail is smaller. So much memory for each that waits.
+const AHEAD_BYTES: u64 = 128 << 10;
 /// What an end says before it hands it over and listens.
 const TURN: usize = 16;
 /// `watch` is called at least this often.
@@ -37,6 +39,8 @@ struct Shared {
 /// Where the two ends meet.
 #[derive(Default)]
 struct Between {
+    /// Whether the end reads no body of which it has the file.
+    clones: [bool; 2],
     shared: Mutex<Shared>,
     changed: Condvar,
 }
@@ -57,7 +61,7 @@ pub fn run(
     b: &mut Brain,
     watch: &mut dyn FnMut(&Brain) -> bool,
 ) -> Result<(Report, Report), SessionError> {
-    let between = Between::default();
+    let between = Between { clones: [a.clones(), b.clones()], ..Between::default() };
     let ended = thread::scope(|scope| {
         let other = thread::Builder::new().spawn_scoped(scope, || between.end(1, b, &mut |_| true))?;
         let first = between.end(0, a, watch);
@@ -106,7 +110,12 @@ impl Between {
             while found.room && !idle && outgoing.len() < TURN {
                 match brain.poll()? {
                     Output::Message(channel, message) => outgoing.push(Parcel::Message(channel, message)),
-                    Output::Body(channel, body) => outgoing.push(Parcel::Body(channel, body)),
+                    Output::Body(channel, mut body) => {
+                        if body.path.is_none() || !self.clones[1 - me] {
+                            body.read_ahead(AHEAD_BYTES);
+                        }
+                        outgoing.push(Parcel::Body(channel, body));
+                    }
                     Output::Working => break,
                     Output::Idle => idle = true,
                     Output::Done(report) => {

@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod attributes;
+mod body;
 mod by_header;
 pub mod compressed;
 #[cfg(feature = "conformance")]
@@ -29,16 +30,15 @@ pub mod namespaces;
 mod status_cache;
 mod subscriptions;
 
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
     AttributeChanges, AttributeList, AttributeLog, AttributeRecords, Changes, MailboxGuid, MailboxStatus,
     MailboxTree, MessageAction, MessageChange, MessageGuid, ModSeq, NameRules, Namespaces, NewMessage,
-    NotKept, Since, StoreId, Timestamp, TreeChange, TreeLog, Uid, UidSet, UidValidity,
+    NotKept, Since, StoreId, TreeChange, TreeLog, Uid, UidSet, UidValidity,
 };
 
+pub use body::Body;
 pub use by_header::{ByHeader, HeaderHash, own_guid};
 pub use disk::Fsync;
 pub use error::{Result, StorageError};
@@ -259,21 +259,6 @@ pub struct Committed {
     pub bytes: u64,
 }
 
-/// The content of a message, and what its storage knows of it.
-pub struct Body {
-    pub guid: MessageGuid,
-    pub received: Option<Timestamp>,
-    pub saved: Option<Timestamp>,
-    pub pop3_uidl: Option<Box<str>>,
-    pub pop3_order: Option<u32>,
-    pub size: Option<u64>,
-    /// The file that holds exactly this content, if one does: for cloning.
-    pub path: Option<Box<Path>>,
-    /// Where mdbox has the message: another mailbox of the same account refers to it there instead of writing it again.
-    pub map_uid: Option<dbox::MapUid>,
-    pub reader: Box<dyn io::Read + Send>,
-}
-
 /// What a format can keep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Support {
@@ -297,4 +282,6 @@ pub struct Capabilities {
     /// GUIDs of messages. `Volatile`: tells some, and does not keep those that messages come with; a session with such an end knows
     /// messages by their headers ([`ByHeader`]).
     pub message_guid: Support,
+    /// Saves a message by cloning the file that holds it ([`Body::path`]), and then does not read it.
+    pub clones: bool,
 }

@@ -171,6 +171,7 @@ impl Storage for MemoryStorage {
             keywords_max: None,
             directories: false,
             message_guid,
+            clones: false,
         }
     }
 

@@ -281,6 +281,11 @@ impl Brain {
         self.stopping = true;
     }
 
+    /// See [`Capabilities::clones`](dsync_storage::Capabilities::clones).
+    pub(crate) fn clones(&self) -> bool {
+        self.storage.capabilities().clones
+    }
+
     /// Where the peer's mail is, once it has said so.
     pub fn peer_location(&self) -> Option<&str> {
         self.peer.as_ref().map(|peer| peer.location.as_str())

@@ -5,6 +5,7 @@
 pub mod attachment;
 mod bodies;
 pub mod file;
+mod known_guids;
 mod mailbox;
 mod map;
 mod mdbox;

@@ -9,6 +9,7 @@ use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
 
 use super::bodies::Bodies;
+use super::known_guids::KnownGuids;
 use super::mailbox::DboxMailbox;
 use super::map::{Map, MapChange, MapWriter};
 use super::store::Store;
@@ -37,11 +38,16 @@ pub(super) struct Shared {
     pub store: Option<Store>,
     /// What mailboxes were like when they were last looked at. That of [`Dbox::tree`](super::storage::Dbox) is kept for the next run.
     pub statuses: Mutex<StatusCache>,
+    pub guids: Mutex<KnownGuids>,
 }
 
 impl Shared {
     pub fn statuses(&self) -> MutexGuard<'_, StatusCache> {
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn guids(&self) -> MutexGuard<'_, KnownGuids> {
+        self.guids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An open mailbox. `map` is what another mailbox of the account read of it.

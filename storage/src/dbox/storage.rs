@@ -88,7 +88,13 @@ impl Dbox {
         }
         let account = Account::open(layout, fsync)?;
         let store = multi.then(|| Store::new(&account.layout, rotation));
-        let shared = Arc::new(Shared { account, attachments, store, statuses: Mutex::default() });
+        let shared = Arc::new(Shared {
+            account,
+            attachments,
+            store,
+            statuses: Mutex::default(),
+            guids: Mutex::default(),
+        });
         let mut dbox = Dbox { shared, names: BTreeMap::new(), log: TreeLog::default(), map: None };
         dbox.make_missing_map()?;
         Ok(dbox)
@@ -166,6 +172,7 @@ impl Storage for Dbox {
             keywords_max: None,
             directories: true,
             message_guid: Support::Kept,
+            clones: false,
         }
     }
 

@@ -101,9 +101,17 @@ impl Storage for Maildir {
                 keywords_max: Some(26),
                 directories,
                 message_guid,
+                clones: true,
             };
         }
-        Capabilities { modseq: Support::Kept, log: true, keywords_max: None, directories, message_guid }
+        Capabilities {
+            modseq: Support::Kept,
+            log: true,
+            keywords_max: None,
+            directories,
+            message_guid,
+            clones: true,
+        }
     }
 
     fn rules(&self) -> NameRules {

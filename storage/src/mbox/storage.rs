@@ -260,6 +260,7 @@ impl Storage for Mbox {
             keywords_max: None,
             directories: true,
             message_guid: Support::Volatile,
+            clones: false,
         }
     }
 

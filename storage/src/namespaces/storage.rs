@@ -38,6 +38,7 @@ impl Storage for Namespaced {
             keywords_max: [a.keywords_max, b.keywords_max].into_iter().flatten().min(),
             directories: a.directories && b.directories,
             message_guid: least(a.message_guid, b.message_guid),
+            clones: a.clones || b.clones,
         };
         all.reduce(both).unwrap_or(Capabilities {
             modseq: Support::None,
@@ -45,6 +46,7 @@ impl Storage for Namespaced {
             keywords_max: None,
             directories: false,
             message_guid: Support::Kept,
+            clones: false,
         })
     }
 

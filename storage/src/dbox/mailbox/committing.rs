@@ -67,6 +67,7 @@ impl DboxMailbox {
         self.expected_next = Some(uid_next(writer.state()));
         drop(writer);
         self.index = index;
+        self.changed = true;
         Ok(committed)
     }
 

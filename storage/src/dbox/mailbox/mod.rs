@@ -2,7 +2,6 @@
 
 mod committing;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dsync_model::{
@@ -11,6 +10,7 @@ use dsync_model::{
 };
 
 use super::bodies::{Bodies, Mail, Pending};
+use super::known_guids::Guids;
 use super::map::Map;
 use super::saving::Saving;
 use super::shared::Shared;
@@ -29,7 +29,7 @@ pub(super) struct DboxMailbox {
     bodies: Bodies,
     index: Index,
     /// GUIDs by UID: reading one costs opening a file.
-    guids: BTreeMap<u32, MessageGuid>,
+    guids: Guids,
     /// UIDNEXT when we last looked: what lies between it and UIDNEXT as we find it was given away by others.
     expected_next: Option<Uid>,
     burned: UidSet,
@@ -37,21 +37,25 @@ pub(super) struct DboxMailbox {
     pending: Vec<Pending>,
     actions: Vec<MessageAction>,
     import: Import,
+    /// We wrote to it, and it is likely to be looked at again.
+    changed: bool,
 }
 
 impl DboxMailbox {
     pub(super) fn new(shared: Arc<Shared>, bodies: Bodies, index: Index) -> DboxMailbox {
+        let guids = shared.guids().take(bodies.mailbox(), index.state().header.uid_validity);
         DboxMailbox {
             shared,
             bodies,
             index,
-            guids: BTreeMap::new(),
+            guids,
             expected_next: None,
             burned: UidSet::new(),
             coming: None,
             pending: Vec::new(),
             actions: Vec::new(),
             import: Import::default(),
+            changed: false,
         }
     }
 
@@ -154,12 +158,7 @@ impl DboxMailbox {
 }
 
 /// The GUID of a message, from memory if it was read before.
-fn guid(
-    known: &mut BTreeMap<u32, MessageGuid>,
-    bodies: &mut Bodies,
-    state: &State,
-    uid: u32,
-) -> Result<Option<MessageGuid>> {
+fn guid(known: &mut Guids, bodies: &mut Bodies, state: &State, uid: u32) -> Result<Option<MessageGuid>> {
     if let Some(guid) = known.get(&uid) {
         return Ok(Some(guid.clone()));
     }
@@ -171,12 +170,7 @@ fn guid(
 }
 
 /// Its 128 bits.
-fn bits(
-    known: &mut BTreeMap<u32, MessageGuid>,
-    bodies: &mut Bodies,
-    state: &State,
-    uid: u32,
-) -> Result<Option<[u8; 16]>> {
+fn bits(known: &mut Guids, bodies: &mut Bodies, state: &State, uid: u32) -> Result<Option<[u8; 16]>> {
     match bodies.guid_bits(state, uid) {
         Some(bits) => Ok(Some(bits)),
         None => Ok(guid(known, bodies, state, uid)?.map(|guid| guid.bits())),
@@ -323,5 +317,9 @@ impl Drop for DboxMailbox {
     fn drop(&mut self) {
         self.abandon_save();
         self.discard();
+        if self.changed {
+            let (guids, validity) = (std::mem::take(&mut self.guids), self.index.state().header.uid_validity);
+            self.shared.guids().keep(self.bodies.mailbox(), validity, guids);
+        }
     }
 }
