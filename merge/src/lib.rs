@@ -18,7 +18,7 @@ use dsync_model::{MailboxStatus, Timestamp, Uid};
 
 pub use attributes::{AttributePlan, attributes, unequal_attributes};
 pub use flags::merge as merge_flags;
-pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages};
+pub use messages::{Desync, Fetch, MailboxView, MessagePlan, messages, void_base};
 pub use tree::{Pair, TreePlan, common_trees, tree};
 
 /// One end of a session. The initiator began it; ties go by this order.

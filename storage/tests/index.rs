@@ -137,7 +137,7 @@ fn what_is_written_is_read_again() {
         }
     }
     drop(writer);
-    let history = index.history(0).expect("works");
+    let history = index.history(0, 0).expect("works");
     assert!(!history.expunged.is_empty() && !history.flags.is_empty());
     assert!(history.expunged.values().all(|(_, guid)| *guid == Some([7; 16])));
 }

@@ -177,7 +177,7 @@ fn told(state: &State) -> Told<'_> {
 /// Reads all that an index tells, adds a message, and flags and expunges one; then writes everything anew.
 fn work_on(paths: &Paths) -> Result<()> {
     let Some(mut index) = Index::open(paths.clone())? else { return Ok(()) };
-    let history = index.history(0)?;
+    let history = index.history(0, 0)?;
     assert!(history.expunged.keys().all(|uid| index.state().row(*uid).is_none()));
     let mut writer = index.lock(Duration::ZERO)?;
     let state = writer.state().clone();

@@ -4,6 +4,7 @@
 
 mod known;
 mod new;
+pub mod void_base;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -24,7 +24,7 @@ pub(super) struct Told<'a> {
 impl Index {
     /// The last change of each attribute, as far back as the logs reach. Keys that are no text are left out.
     pub fn attribute_log(&self) -> Result<AttributeLog> {
-        let history = self.history(0)?;
+        let history = self.history(0, u32::MAX)?;
         let change = |((scope, key), (removed, at, modseq)): ((u8, Vec<u8>), (bool, u32, u64))| {
             let scope = match scope {
                 b'p' => AttributeScope::Private,

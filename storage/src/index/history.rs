@@ -1,8 +1,9 @@
 //! What became of messages, as far back as the logs reach.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use dsync_model::{FlagDelta, Flags, Keyword, MailboxGuid, MessageChange, MessageGuid, Uid};
+use dsync_model::{FlagDelta, Flags, Keyword, MailboxGuid, MessageChange, MessageGuid, Since, Uid};
 
 use super::format::{LogHeader, Record, Records, kind, u16_at, u32_at};
 use super::{Index, State, attributes, read_log};
@@ -17,6 +18,7 @@ pub struct History {
     pub expunged: BTreeMap<u32, (u64, Option<[u8; 16]>)>,
     /// GUIDs of messages that were asked to be expunged and are not known to be.
     asked: BTreeMap<u32, [u8; 16]>,
+    flags_from: u32,
     /// Flags and keywords that were last added to or removed from messages that are still there.
     pub flags: BTreeMap<u32, FlagHistory>,
     /// Attributes that were last set or removed: by scope (`p`, `s`) and key, whether removed, when (seconds since 1970), and the modseq.
@@ -37,9 +39,10 @@ pub struct FlagHistory {
 }
 
 impl Index {
-    /// Reads the logs for what happened after `since`, up to the position of the index.
-    pub fn history(&self, since: u64) -> Result<History> {
-        let mut history = History { since: self.header.initial_modseq.max(since), ..History::default() };
+    /// Reads the logs for what happened after `since`, up to the position of the index; to flags, of messages from this UID on.
+    pub fn history(&self, since: u64, flags_from: u32) -> Result<History> {
+        let mut history =
+            History { since: self.header.initial_modseq.max(since), flags_from, ..History::default() };
         if self.header.previous_sequence != 0
             && since < self.header.initial_modseq
             && let Some((_, bytes)) = read_log(&self.paths.log2())?
@@ -69,9 +72,15 @@ impl Index {
 }
 
 impl Index {
-    /// Adds to a list of all messages what the log proves: who was expunged, and how flags came to stand as they do.
-    pub fn prove(&self, changes: &mut Vec<MessageChange>) -> Result<()> {
-        let history = self.history(0)?;
+    /// Adds to a list what the log proves: how flags of messages that are new came to stand as they do and, if the list is of all messages, who
+    /// was expunged.
+    pub fn prove(&self, changes: &mut Vec<MessageChange>, since: Since<'_>) -> Result<()> {
+        let mut saves = changes.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
+        let first = saves.next().map(|save| save.uid().get());
+        if first.is_none() && matches!(since, Since::Base(_)) {
+            return Ok(());
+        }
+        let history = self.history(0, first.unwrap_or(u32::MAX))?;
         for change in changes.iter_mut() {
             let MessageChange::Save { uid, flags, .. } = change else { continue };
             let Some(told) = history.flags.get(&uid.get()) else { continue };
@@ -86,6 +95,9 @@ impl Index {
             delta.added = delta.added.intersection(&delta.current);
             delta.removed = delta.removed.minus(&delta.current);
             *flags = delta;
+        }
+        if matches!(since, Since::Base(_)) {
+            return Ok(());
         }
         // A message that only got another UID was not expunged.
         let here = changes.iter().filter_map(|change| match change {
@@ -118,6 +130,11 @@ impl History {
         }
     }
 
+    /// Rows of the messages in a range of UIDs (first, last) whose flags are asked for.
+    fn rows(&self, state: &State, range: &[u8]) -> Range<usize> {
+        state.rows(u32_at(range, 0).max(self.flags_from)..u32_at(range, 4).saturating_add(1))
+    }
+
     fn take(&mut self, state: &State, record: &Record<'_>, modseq: u64) {
         let payload = record.payload;
         match record.kind {
@@ -143,7 +160,7 @@ impl History {
             }
             kind::FLAG_UPDATE => {
                 for entry in payload.chunks_exact(12) {
-                    for row in state.rows(u32_at(entry, 0)..u32_at(entry, 4).saturating_add(1)) {
+                    for row in self.rows(state, entry) {
                         let uid = state.uids[row];
                         let flags = self.flags.entry(uid).or_default();
                         flags.added = flags.added & !entry[9] | entry[8];
@@ -157,7 +174,7 @@ impl History {
                 let Ok(name) = std::str::from_utf8(name) else { return };
                 let uids = &payload[(4 + name_bytes).next_multiple_of(4).min(payload.len())..];
                 for entry in uids.chunks_exact(8) {
-                    for row in state.rows(u32_at(entry, 0)..u32_at(entry, 4).saturating_add(1)) {
+                    for row in self.rows(state, entry) {
                         let uid = state.uids[row];
                         self.flags.entry(uid).or_default().keywords.insert(name.to_owned(), payload[0] == 0);
                     }

@@ -369,9 +369,7 @@ impl Mailbox for MboxMailbox {
         let status = self.content.status(&list)?;
         self.expected_next.get_or_insert(status.uid_next);
         let mut changes = changes_since(&list, since);
-        if matches!(since, Since::All) {
-            self.content.index.prove(&mut changes)?;
-        }
+        self.content.index.prove(&mut changes, since)?;
         Ok(Changes { list: changes, status })
     }
 

@@ -1,7 +1,7 @@
 //! Own lists go out, and with the peer's they become a plan.
 
-use dsync_merge::{Both, MailboxView, MessagePlan};
-use dsync_model::{FlagDelta, MailboxBase, MailboxStatus, MessageAction, MessageChange, ModSeq, Since, Uid};
+use dsync_merge::{Both, MailboxView, MessagePlan, void_base};
+use dsync_model::{MailboxStatus, MessageAction, ModSeq, Since, Uid};
 use dsync_proto::{BATCH_MAX, List, MailRequest, Message};
 use dsync_storage::{Goal, Storage as _, StorageError};
 
@@ -37,7 +37,7 @@ impl Brain {
             if let (Some(base), Since::All) = (&open.base, since)
                 && base.uid_validity == changes.status.uid_validity
             {
-                measure(&mut changes.list, base);
+                void_base::flags_since(base, &mut changes.list);
             }
             let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
             Ok((mailbox, changes, kept_back))
@@ -86,7 +86,17 @@ impl Brain {
         let (end, direction) = (self.end, self.direction());
         let open = &mut self.open[index];
         let name = open.name();
-        let (Some(mine), Some(theirs)) = (open.mine.take(), open.theirs.take()) else { return Ok(()) };
+        let (Some(mut mine), Some(mut theirs)) = (open.mine.take(), open.theirs.take()) else {
+            return Ok(());
+        };
+        if let Some(base) = open.base.as_ref().filter(|_| !open.since_base) {
+            let knows = [&mine, &theirs].map(|(status, _)| status.uid_validity == base.uid_validity);
+            match knows {
+                [true, false] => void_base::flags_set_since(base, &mut mine.1, &mut theirs.1),
+                [false, true] => void_base::flags_set_since(base, &mut theirs.1, &mut mine.1),
+                _ => {}
+            }
+        }
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
         let filtered = &open.filtered;
         let views = Both([0, 1].map(|i| {
@@ -158,18 +168,6 @@ pub(super) fn goal_of(plan: &MessagePlan, uid_next: Uid, unfinished: bool) -> Go
     let (uid_next_min, modseq_min) =
         if unfinished { (uid_next, ModSeq::NONE) } else { (plan.uid_next_min, plan.modseq_min) };
     Goal { uid_next_min, modseq_min, uid_validity: plan.uid_validity, unfinished }
-}
-
-/// Tells the flags that changed by the base, which is void because of the other end's UIDVALIDITY, but true here. The log that a list without
-/// a base comes from goes further back: what was removed long ago is no change.
-fn measure(list: &mut [MessageChange], base: &MailboxBase) {
-    for change in list {
-        if let MessageChange::Save { uid, flags, .. } = change
-            && base.uids.contains(uid.get())
-        {
-            *flags = FlagDelta::between(&base.flags_of(*uid), std::mem::take(&mut flags.current));
-        }
-    }
 }
 
 /// Says whether a message is to get a UID above one that is still to come.

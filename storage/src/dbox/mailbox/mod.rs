@@ -193,9 +193,7 @@ impl Mailbox for DboxMailbox {
         let status = self.status_of(&list)?;
         self.expected_next.get_or_insert(status.uid_next);
         let mut changes = changes_since(&list, since);
-        if matches!(since, Since::All) {
-            self.index.prove(&mut changes)?;
-        }
+        self.index.prove(&mut changes, since)?;
         Ok(Changes { list: changes, status })
     }
 

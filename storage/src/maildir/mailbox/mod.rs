@@ -162,8 +162,8 @@ impl Mailbox for MaildirMailbox {
         let status = indexed::status(&self.scan, self.state(), &list)?;
         self.expected_next.get_or_insert(status.uid_next);
         let mut changes = changes_since(&list, since);
-        if let (Since::All, Some(index)) = (since, &self.index) {
-            index.prove(&mut changes)?;
+        if let Some(index) = &self.index {
+            index.prove(&mut changes, since)?;
         }
         Ok(Changes { list: changes, status })
     }
