@@ -12,6 +12,8 @@ mod mbox;
 mod migrating;
 #[path = "interop/namespaces.rs"]
 mod namespaces;
+#[path = "interop/order.rs"]
+mod order;
 #[path = "interop/recorded.rs"]
 mod recorded;
 #[path = "interop/replay.rs"]

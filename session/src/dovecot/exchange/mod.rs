@@ -333,7 +333,9 @@ impl Exchange {
                 match list {
                     List::Changes => self.decide(progress)?,
                     List::Mails => self.all_came()?,
-                    List::Attributes | List::Requests | List::State => {}
+                    List::Attributes | List::State => {}
+                    // A Dovecot asks in no order, but commits after each hundred only of what comes in that of the UIDs.
+                    List::Requests => self.asked.make_contiguous().sort_by_key(|request| request.uid),
                 }
             }
             (Some(list), item) => {
