@@ -26,6 +26,8 @@ pub use scan::{Entry, Known, MboxFile};
 pub use storage::Mbox;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod fixture_tests;
 #[cfg(test)]
 mod storage_tests;
