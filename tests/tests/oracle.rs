@@ -53,6 +53,7 @@ const BETTER: &[(&str, &str)] = &[
     ("tree-separators", "held: as there, but no mailbox is made for a name without mail"),
     ("uidvalidity-flags-lost", "uidvalidity: flags are kept whichever end's UIDVALIDITY wins"),
     ("uidvalidity-maildir", "uidvalidity: nothing is renumbered"),
+    ("uidvalidity-moved-flags", "void-base: what was set on a message that was moved away goes with it"),
     ("uidvalidity-old-removal", "void-base: what the log tells of times before the base is no change"),
 ];
 

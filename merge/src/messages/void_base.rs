@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsync_model::{FlagDelta, MailboxBase, MessageChange};
+use dsync_model::{FlagDelta, FlagSet, MailboxBase, MessageChange, MessageGuid};
 
 /// Tells what changed of flags since the base, in the list of the end whose UIDVALIDITY it still has. The log that a list without a base
 /// comes from goes further back: what was removed long ago is no change.
@@ -18,30 +18,62 @@ pub fn flags_since(base: &MailboxBase, list: &mut [MessageChange]) {
 
 /// Tells which flags were set since the base in the list of the other end, whose messages are known by the GUIDs that they have in the `first`
 /// list. What it lacks may have been lost with its UIDVALIDITY: if its log does not tell of a removal, the first end stands by it.
-pub fn flags_set_since(base: &MailboxBase, first: &mut [MessageChange], other: &mut [MessageChange]) {
-    let mut before: BTreeMap<[u8; 16], Option<&mut FlagDelta>> = BTreeMap::new();
+///
+/// Gives what was set on messages of which the log of the first end tells that they were expunged: see [`carried`](crate::MessagePlan::carried).
+pub fn flags_set_since(
+    base: &MailboxBase,
+    first: &mut [MessageChange],
+    other: &mut [MessageChange],
+) -> Vec<(MessageGuid, FlagDelta)> {
+    let mut known: BTreeMap<[u8; 16], Option<Known<'_>>> = BTreeMap::new();
     for change in first {
-        if let MessageChange::Save { uid, guid, flags, .. } = change {
-            let known = base.uids.contains(uid.get()).then_some(flags);
-            // Of two with one GUID, who knows which it is.
-            before.entry(guid.bits()).and_modify(|flags| *flags = None).or_insert(known);
-        }
+        let (guid, found) = match change {
+            MessageChange::Save { uid, guid, flags, .. } => {
+                (guid.bits(), base.uids.contains(uid.get()).then_some(Known::Here(flags)))
+            }
+            MessageChange::Expunge { uid, guid: Some(guid) } => {
+                (guid.bits(), base.uids.contains(uid.get()).then(|| Known::Gone(base.flags_of(*uid))))
+            }
+            MessageChange::Expunge { guid: None, .. } | MessageChange::Flags { .. } => continue,
+        };
+        // Of two with one GUID, who knows which it is.
+        known.entry(guid).and_modify(|known| *known = None).or_insert(found);
     }
+    let mut carried = Vec::new();
     for change in other {
-        if let MessageChange::Save { guid, flags, .. } = change
-            && let Some(Some(first)) = before.get_mut(&guid.bits())
-        {
-            let common = first.current.minus(&first.added).union(&first.removed);
-            flags.added = flags.current.minus(&common);
-            let lost = common.minus(&flags.current).minus(&flags.removed);
-            first.added = first.added.union(&first.current.intersection(&lost));
+        let MessageChange::Save { guid, flags, .. } = change else { continue };
+        match known.get_mut(&guid.bits()) {
+            Some(Some(Known::Here(first))) => {
+                let common = first.current.minus(&first.added).union(&first.removed);
+                flags.added = flags.current.minus(&common);
+                let lost = common.minus(&flags.current).minus(&flags.removed);
+                first.added = first.added.union(&first.current.intersection(&lost));
+            }
+            Some(Some(Known::Gone(common))) => {
+                flags.added = flags.current.minus(common);
+                let set =
+                    FlagDelta { added: flags.added.clone(), ..FlagDelta::standing(flags.current.clone()) };
+                if set.is_change() {
+                    carried.push((guid.clone(), set));
+                }
+            }
+            _ => {}
         }
     }
+    carried
+}
+
+/// A message of the base at the end whose UIDVALIDITY it has.
+enum Known<'a> {
+    /// With what it did to its flags.
+    Here(&'a mut FlagDelta),
+    /// With what the base has.
+    Gone(FlagSet),
 }
 
 #[cfg(test)]
 mod tests {
-    use dsync_model::{FlagSet, Flags, MessageGuid, ModSeq, Uid, UidValidity};
+    use dsync_model::{Flags, ModSeq, Uid, UidValidity};
 
     use super::*;
 
@@ -106,5 +138,22 @@ mod tests {
         flags_since(&base, &mut first);
         flags_set_since(&base, &mut first, &mut other);
         assert_eq!([delta(&first[0]), delta(&other[0])], [(Flags::NONE, Flags::NONE), (Flags::NONE, seen)]);
+    }
+
+    #[test]
+    fn flags_set_on_what_the_first_end_moved_away_are_carried() {
+        let flagged = Flags::FLAGGED;
+        let mut base = MailboxBase::new(UidValidity::new(1).unwrap(), uid(3));
+        base.insert(uid(1), &FlagSet::system(Flags::SEEN));
+        base.insert(uid(2), &FlagSet::system(Flags::SEEN));
+        let gone = |number| MessageChange::Expunge {
+            uid: uid(number),
+            guid: MessageGuid::new(&"a".repeat(number as usize)),
+        };
+        let mut first = [gone(1), gone(2)];
+        let mut other = [save(1, "a", Flags::SEEN.union(flagged)), save(2, "aa", Flags::NONE)];
+        let carried = flags_set_since(&base, &mut first, &mut other);
+        let [(guid, set)] = &carried[..] else { panic!("{carried:?}") };
+        assert_eq!((guid.as_str(), set.added.system, set.removed.is_empty()), ("a", flagged, true));
     }
 }

@@ -89,14 +89,15 @@ impl Brain {
         let (Some(mut mine), Some(mut theirs)) = (open.mine.take(), open.theirs.take()) else {
             return Ok(());
         };
-        if let Some(base) = open.base.as_ref().filter(|_| !open.since_base) {
+        let void = open.base.as_ref().filter(|_| !open.since_base);
+        let carried = void.map_or_else(Vec::new, |base| {
             let knows = [&mine, &theirs].map(|(status, _)| status.uid_validity == base.uid_validity);
             match knows {
                 [true, false] => void_base::flags_set_since(base, &mut mine.1, &mut theirs.1),
                 [false, true] => void_base::flags_set_since(base, &mut theirs.1, &mut mine.1),
-                _ => {}
+                _ => Vec::new(),
             }
-        }
+        });
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
         let filtered = &open.filtered;
         let views = Both([0, 1].map(|i| {
@@ -106,7 +107,7 @@ impl Brain {
         let base = open.base.as_ref().filter(|_| open.since_base);
         let quiet = base.is_some() && mine.1.is_empty() && theirs.1.is_empty();
         open.quiet = quiet.then(|| lists.map(|(status, _)| status.digest));
-        let plan = match dsync_merge::messages(views, base, direction, end) {
+        let mut plan = match dsync_merge::messages(views, base, direction, end) {
             Ok(plan) => plan,
             Err(_) if open.since_base => {
                 // Both ends see the same contradiction, and both start this mailbox over without its base.
@@ -115,6 +116,7 @@ impl Brain {
             }
             Err(error) => return Err(SessionError::Peer(format!("lists {name} wrongly: {error}"))),
         };
+        plan.carried.extend(carried);
         let channel = open.channel;
         let goal = goal(&plan, &mine.0);
         let mailbox = open.mailbox.as_mut().ok_or_else(|| gone(&name))?;
