@@ -8,8 +8,9 @@ use dsync_model::{FlagSet, Timestamp, Uid};
 use jiff::tz::TimeZone;
 
 use super::from_line;
-use super::headers::{self, Meta, Room, Wanted, without_end};
+use super::headers::{self, Meta, without_end};
 use super::output::Output;
+use super::render::{Room, Wanted};
 use super::scan::{HEADER_BYTES_MAX, UNFINISHED};
 use super::window::Window;
 use crate::{Result, StorageError};

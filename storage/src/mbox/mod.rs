@@ -12,6 +12,7 @@ pub mod locks;
 mod mailbox;
 pub mod message;
 mod output;
+pub mod render;
 mod replace;
 pub mod rewrite;
 pub mod scan;

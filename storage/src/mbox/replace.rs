@@ -7,10 +7,11 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 
 use super::from_line;
-use super::headers::{self, Room};
+use super::headers;
 use super::journal::Journal;
 use super::locks::MboxLock;
 use super::output::Output;
+use super::render::Room;
 use super::rewrite::{Plan, Source, Writing, keep_times, read_header};
 use super::scan::{Entry, Known, MboxFile};
 use crate::{Fsync, Result, StorageError, disk};

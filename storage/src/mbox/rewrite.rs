@@ -14,9 +14,10 @@ use dsync_model::{FlagSet, Keyword, Uid, UidValidity};
 use jiff::tz::TimeZone;
 
 use super::arrival::Arrival;
-use super::headers::{Base, Meta, Room, Wanted};
+use super::headers::{Base, Meta};
 use super::locks::{Access, MboxLock};
 use super::output::Output;
+use super::render::{Room, Wanted};
 use super::replace::{self, Replaced};
 use super::scan::{Entry, MboxFile};
 use crate::{Fsync, Result, StorageError, disk};
