@@ -1,14 +1,17 @@
 //! Two Maildirs, synchronised in one process.
 
-use std::fs;
-use std::time::Duration;
+#[path = "maildir/moved.rs"]
+mod moved;
+#[path = "maildir/threads.rs"]
+mod threads;
 
-use dsync_model::{FlagSet, Flags, Keyword, MailboxName, MessageAction, ModSeq, Since, Uid};
+use std::fs;
+
+use dsync_model::{MailboxName, MessageAction, ModSeq, Since, Uid};
 use dsync_session::proto::{Direction, Options, Terminus};
 use dsync_session::storage::Goal;
 use dsync_session::storage::index::{Index, Paths};
-use dsync_session::{Report, SessionError, abreast};
-use dsync_tests::maildirs::{Account, BACKUP, ends, sync, sync_with};
+use dsync_tests::maildirs::{Account, BACKUP, sync, sync_with};
 
 fn pair() -> (tempfile::TempDir, Account, Account) {
     let dir = tempfile::tempdir().expect("made");
@@ -268,137 +271,6 @@ fn encrypted_mail_is_refused() {
     assert_eq!(b.view()["INBOX"].iter().filter(|line| line.contains("CRYPTED")).count(), 0);
 }
 
-/// What a user moved is copied from its old place at the other end: no body travels, whatever the format there is.
-#[test]
-fn moved_messages_are_not_transferred_again() {
-    for format in ["maildir", "sdbox", "mdbox"] {
-        let (dir, a, _) = pair();
-        let b = Account::of(format, dir.path().join("other"));
-        let base = |n: u32| format!("17000{n:05}.M{n}P1.host");
-        for n in 0..100 {
-            a.deliver("", &format!("{}:2,S", base(n)), format!("Subject: {n}\n\n").as_bytes());
-        }
-        a.deliver("", "1800000000.M1P1.host:2,", b"Subject: stays\n\n");
-        a.deliver("Work", "1800000001.M1P1.host:2,", b"Subject: there before\n\n");
-        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
-        assert_eq!(report.status(), 0, "{report:?}");
-        // One comes anew among those that are moved.
-        for n in 0..100 {
-            let name = format!("{}:2,S", base(n));
-            fs::rename(a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name))
-                .expect("moved");
-        }
-        a.deliver("Work", "1700000050.M0P1.host:2,", b"Subject: new\n\n");
-        let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
-        assert_eq!((here.status(), there.status()), (0, 0), "{format}: {here:?} {there:?}");
-        let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
-        let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
-        assert_eq!((sent, copied), (1, 100), "{format}");
-        assert_eq!(a.view(), b.view(), "{format}");
-        assert_eq!((b.view()["INBOX"].len(), b.view()["Work"].len()), (2, 103), "{format}");
-    }
-}
-
-/// Seed 60086 of the oracle's fuzzer: one end moves the mail out of a mailbox and deletes it, the other has set flags there meanwhile.
-#[test]
-fn flags_follow_mail_out_of_a_mailbox_that_is_deleted() {
-    for (format, calls) in [("maildir", true), ("sdbox", false), ("mdbox", true)] {
-        let (dir, a, _) = pair();
-        let b = Account::of(format, dir.path().join("other"));
-        let base = |n: u32| format!("17000{n:05}.M{n}P1.host");
-        (1..=9).for_each(|n| a.deliver("Old", &format!("{}:2,S", base(n)), b"Subject: moved\n\n"));
-        a.deliver("", &base(99), b"Subject: stays\n\n");
-        let meet = || {
-            let (one, two) = if calls { (&a, &b) } else { (&b, &a) };
-            let (one, two) = sync(one, two, Direction::TwoWay).expect("syncs");
-            assert_eq!((one.status(), two.status()), (0, 0), "{format}: {one:?} {two:?}");
-            if calls { (one, two) } else { (two, one) }
-        };
-        meet();
-        let mut storage = b.open();
-        let (tree, _) = storage.tree().expect("lists");
-        let old = MailboxName::parse("Old", '/').expect("valid");
-        let status = tree[&old].mailbox.clone().expect("is a mailbox");
-        let mut mailbox = storage.open(status.guid).expect("opens");
-        let flags = |uid, added: &[Flags], removed| {
-            let keyword = Keyword::new("work").expect("valid");
-            let added = added.iter().fold(Flags::NONE, |all, flag| all.union(*flag));
-            let add = FlagSet { system: added, keywords: [keyword].into() };
-            let uid = Uid::new(uid).expect("above 0");
-            MessageAction::Flags { uid, add, remove: FlagSet::system(removed), modseq_min: ModSeq::NONE }
-        };
-        let actions = [flags(2, &[Flags::FLAGGED, Flags::DELETED], Flags::SEEN), flags(3, &[], Flags::NONE)];
-        mailbox.apply(&actions).expect("applies");
-        let (uid_next_min, modseq_min) = (status.uid_next, ModSeq::NONE);
-        mailbox
-            .commit(Goal { uid_next_min, modseq_min, uid_validity: None, unfinished: false })
-            .expect("commits");
-        drop((mailbox, storage));
-        for n in 1..=9 {
-            let name = format!("{}:2,S", base(n));
-            fs::rename(a.folder("Old").join("cur").join(&name), a.root.join("cur").join(&name))
-                .expect("moved");
-        }
-        let answered = |flags| a.root.join("cur").join(format!("{}:2,{flags}", base(2)));
-        fs::rename(answered("S"), answered("RS")).expect("answered");
-        fs::remove_dir_all(a.folder("Old")).expect("deleted");
-        let (here, there) = meet();
-        let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
-        let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
-        assert_eq!((sent, copied), (0, 9), "{format}");
-        assert_eq!(a.view(), b.view(), "{format}");
-        assert_eq!(a.view().keys().collect::<Vec<_>>(), ["INBOX"], "{format}");
-        // Removed there, untouched here: gone. Both ends' additions are there.
-        assert!(answered("FRTa").exists() && a.find("", &base(3)).ends_with(base(3) + ":2,Sa"), "{format}");
-        let (here, there) = meet();
-        assert!(here.mailboxes.is_empty() && there.mailboxes.is_empty(), "{here:?} {there:?}");
-    }
-}
-
-/// A copy of what both ends have in a mailbox that did not change is made at the other end; where the GUID says that the message is
-/// younger than that, nobody looks there.
-#[test]
-fn copies_of_what_did_not_change_are_not_transferred() {
-    for format in ["maildir", "sdbox", "mdbox"] {
-        let (dir, a, _) = pair();
-        let b = Account::of(format, dir.path().join("other"));
-        let name = |n: u32| format!("17000{n:05}.M{n}P1.host:2,S");
-        for n in 0..20 {
-            a.deliver("", &name(n), format!("Subject: {n}\n\n{}", "x".repeat(200)).as_bytes());
-        }
-        let young = "2000000000.M1P1.host:2,";
-        a.deliver("", young, b"Subject: of another time\n\n");
-        a.deliver("Work", "1700000000.M1P1.host:2,", b"Subject: there before\n\n");
-        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
-        assert_eq!(report.status(), 0, "{report:?}");
-        let stored = || -> u64 {
-            let files = fs::read_dir(b.root.join("storage")).into_iter().flatten().flatten();
-            let files = files.filter(|file| file.file_name().to_string_lossy().starts_with("m."));
-            files.map(|file| file.metadata().expect("is there").len()).sum()
-        };
-        let before = stored();
-        for (names, wanted) in [((0..10).map(name).collect(), (0, 10)), (vec![young.to_owned()], (1, 0))] {
-            for name in names {
-                let (from, to) = (a.root.join("cur").join(&name), a.folder("Work").join("cur").join(&name));
-                fs::hard_link(from, to).expect("copied");
-            }
-            let (here, there) = sync(&a, &b, Direction::TwoWay).expect("syncs");
-            assert_eq!((here.status(), there.status()), (0, 0), "{format}: {here:?} {there:?}");
-            let sent: u64 = here.mailboxes.iter().map(|mailbox| mailbox.sent).sum();
-            let copied: u64 = there.mailboxes.iter().map(|mailbox| mailbox.copied).sum();
-            assert_eq!((sent, copied), wanted, "{format}");
-            assert_eq!(a.view(), b.view(), "{format}");
-            // mdbox refers to what it has.
-            assert!(sent == 1 || stored() == before, "{format}: {} bytes", stored() - before);
-        }
-        // The old ones may go: their copies stay.
-        (0..10).for_each(|n| fs::remove_file(a.root.join("cur").join(name(n))).expect("removed"));
-        let (report, _) = sync(&a, &b, Direction::TwoWay).expect("syncs");
-        assert_eq!(report.status(), 0, "{report:?}");
-        assert_eq!((a.view(), b.view()["INBOX"].len()), (b.view(), 12), "{format}");
-    }
-}
-
 /// How many messages each mailbox of an account holds.
 fn counts(account: &Account) -> Vec<(String, usize)> {
     let view = account.view().into_iter();
@@ -439,62 +311,4 @@ fn an_mbox_and_a_maildir_double_nothing() {
     assert_eq!(report.status(), 0, "{report:?}");
     assert_eq!(counts(&a), counts(&b));
     assert_eq!(counts(&a).iter().map(|(_, messages)| messages).sum::<usize>(), 9);
-}
-
-/// A session with each end on a thread of its own, which is stopped after so many looks at it.
-fn abreast(a: &Account, b: &Account, direction: Direction, looks: u32) -> Result<Report, SessionError> {
-    let [mut one, mut two] = ends(a, b, direction, Options::default());
-    let mut left = looks;
-    let mut watch = |_: &_| {
-        left = left.saturating_sub(1);
-        left > 0
-    };
-    abreast::run(&mut one, &mut two, &mut watch).map(|(report, _)| report)
-}
-
-fn much_mail(a: &Account) {
-    some_mail(a);
-    for n in 0..300 {
-        let folder = ["", "Archive.2024", "Other"][n % 3];
-        a.deliver(
-            folder,
-            &format!("17000001{n:03}.M1P1.host:2,S"),
-            format!("Subject: {n}\n\n{n}\n").as_bytes(),
-        );
-    }
-}
-
-#[test]
-fn two_threads_do_what_one_does() {
-    let (_dir, a, b) = pair();
-    much_mail(&a);
-    let report = abreast(&a, &b, BACKUP, u32::MAX).expect("syncs");
-    assert_eq!(report.status(), 0, "{report:?}");
-    assert_eq!(a.view(), b.view());
-    b.deliver("Other", "1700000011.M1P1.host", b"new at b");
-    fs::remove_file(a.find("", "1700000001")).expect("expunged at a");
-    let report = abreast(&a, &b, Direction::TwoWay, u32::MAX).expect("syncs");
-    assert_eq!(report.status(), 0, "{report:?}");
-    assert_eq!(a.view(), b.view());
-}
-
-#[test]
-fn an_end_that_fails_or_is_stopped_ends_both_threads() {
-    let (_dir, a, b) = pair();
-    much_mail(&a);
-    for held in [&a, &b] {
-        let mut storage = held.open();
-        let _lock = storage.lock(Duration::ZERO).expect("free");
-        let error = abreast(&a, &b, BACKUP, u32::MAX).expect_err("the store is locked");
-        assert!(matches!(error, SessionError::Storage { .. }) && error.status() == 75, "{error:?}");
-    }
-    let stopped = (2..).take_while(|looks| match abreast(&a, &b, BACKUP, *looks) {
-        Ok(_) => false,
-        Err(error) => {
-            assert!(matches!(error, SessionError::Stopped), "{error}");
-            true
-        }
-    });
-    assert!(stopped.count() > 0);
-    assert_eq!(a.view(), b.view());
 }
