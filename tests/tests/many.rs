@@ -201,3 +201,39 @@ fn an_interrupt_leaves_the_rest_for_the_next_run() {
     );
     assert_same(&place, &names);
 }
+
+/// Files that the command line names and that cannot be used: what, where, and whether to try again.
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_what_is_wrong() {
+    let place = place(&["alice"], "");
+    fs::write(place.path("empty"), "\n\n").expect("written");
+    fs::write(place.path("binary"), [0xff, 0xfe, b'\n']).expect("written");
+    let path = |name: &str| place.path(name).display().to_string();
+    let (missing, empty, binary, directory) = (path("no/such"), path("empty"), path("binary"), path(""));
+    let copies = format!("maildir:{}/%u", path("copies"));
+    for (words, status, expected) in [
+        (
+            &["backup", "-F", &missing, &copies][..],
+            64,
+            "-F: ".to_owned() + &missing + ": it is to name a user",
+        ),
+        (&["backup", "-F", &directory, &copies], 64, "Is a directory".to_owned()),
+        (&["backup", "-F", &empty, &copies], 67, format!("-F: {empty}: names no user")),
+        (&["backup", "-F", &binary, &copies], 64, format!("-F: {binary}: line 1: is no text in UTF-8")),
+        (
+            &["backup", "-A", "--resume", &missing, &copies],
+            64,
+            format!("--resume: {missing}: cannot be written"),
+        ),
+        (&["backup", "-A", "--resume", &directory, &copies], 64, "Is a directory".to_owned()),
+        (&["rawlog", &missing], 64, format!("{missing}: No such file")),
+        (&["rawlog", &empty], 65, empty.clone()),
+        (&["man", &missing], 64, "No such file".to_owned()),
+    ] {
+        let output = place.dsync(words).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
+        assert!(said.starts_with("dsync: ") && said.contains(&expected), "{words:?}: {said}");
+    }
+    assert!(!place.path("copies").exists());
+}
