@@ -54,7 +54,7 @@ pub fn find(settings: &Settings, name: &str, no_lookup: bool) -> Result<User, Fa
 
 fn from_file(path: &Path) -> Result<Vec<String>, Failed> {
     let place = if path == Path::new("-") { "stdin".into() } else { path.display().to_string() };
-    let failed = |error| Failed::file(format!("-F: {place}: it is to name a user on each line"), error);
+    let failed = |error| Failed::file(format!("-F: {place}: cannot be read"), error);
     let source: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(std::io::stdin().lock())
     } else {
@@ -73,9 +73,6 @@ fn from_file(path: &Path) -> Result<Vec<String>, Failed> {
         if !name.is_empty() && seen.insert(name.to_owned()) {
             names.push(name.to_owned());
         }
-    }
-    if names.is_empty() {
-        return Err(Failed::new(67, anyhow::Error::msg(format!("-F: {place}: names no user"))));
     }
     Ok(names)
 }

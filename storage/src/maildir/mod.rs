@@ -214,8 +214,11 @@ impl Storage for Maildir {
             TreeChange::Delete { name, guid, uid_next } => {
                 let places = shared.account.places(name)?;
                 // In Maildir++ whatever has such a name is listed, without mail in it too.
-                let flat = shared.account.layout.kind != Kind::Fs;
-                if !places.mail.join("cur").exists() && !(flat && places.mail.exists()) {
+                let listed = match shared.account.layout.kind {
+                    Kind::Fs => places.mail.join("cur"),
+                    _ => places.mail.clone(),
+                };
+                if !listed.exists() {
                     return Ok(true);
                 }
                 if !shared.delete(name, &places, *guid, *uid_next)? {

@@ -148,7 +148,7 @@ fn a_move_that_is_killed_leaves_one_whole_mailbox() {
                 let (tree, _) = next.tree().unwrap();
                 let names: Vec<_> = tree.keys().map(ToString::to_string).collect();
                 assert_eq!(names, ["INBOX", "Work"], "nothing that was made for it: {what}");
-                let before = status.clone();
+                let before = *status;
                 assert!(moved(&mut next).unwrap(), "{what}");
                 let after = statuses(&mut next);
                 assert_eq!(after.get("Archive/Old/Work"), Some(&before), "{what}");
