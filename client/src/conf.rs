@@ -1,4 +1,4 @@
-//! `dsync conf`: the configuration in force.
+//! `dsync conf`: the configuration in force, and what is wrong with it.
 
 use dsync_accounts::{Print, Settings};
 
@@ -17,7 +17,11 @@ pub fn print(conf: &Conf, globals: &Globals) -> Result<(), Failed> {
             jobs::config_name(&settings).display()
         );
         let lines = std::iter::once(head).chain(settings.printed(print));
-        return print_line(&lines.collect::<Vec<_>>().join("\n"));
+        print_line(&lines.collect::<Vec<_>>().join("\n"))?;
+        let mut errors: Vec<Failed> = settings.errors().into_iter().map(Failed::from).collect();
+        let last = errors.pop();
+        errors.iter().for_each(|error| _ = error.tell());
+        return last.map_or(Ok(()), Err);
     }
     for name in &conf.names {
         let Some(value) = settings.printed_value(name, print) else {

@@ -51,6 +51,17 @@ impl Failed {
         Failed::new(64, anyhow::Error::msg(format!("{}; see dsync --help", what.into())))
     }
 
+    /// A file that the command line names cannot be used: 64 if it is not there or is none, 77 if we may not, else 75, try later.
+    pub fn file(place: impl std::fmt::Display, error: std::io::Error) -> Failed {
+        use std::io::ErrorKind;
+        let status = match error.kind() {
+            ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::NotADirectory => 64,
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => 77,
+            _ => 75,
+        };
+        Failed::new(status, anyhow::Error::from(error).context(place.to_string()))
+    }
+
     /// Prints it, once; gives the exit status.
     fn tell(&self) -> u8 {
         eprintln!("dsync: {}", self.text());
@@ -168,8 +179,11 @@ fn verify(bodies: bool, common: &Common, globals: &Globals) -> Result<u8, Failed
 /// Shows a raw log.
 fn rawlog(path: &std::path::Path) -> Result<(), Failed> {
     let failed = |error: std::io::Error| {
-        let status = if error.kind() == std::io::ErrorKind::InvalidData { 65 } else { 75 };
-        Failed::new(status, anyhow::Error::from(error).context(path.display().to_string()))
+        let place = path.display();
+        if error.kind() == std::io::ErrorKind::InvalidData {
+            return Failed::new(65, anyhow::Error::from(error).context(place.to_string()));
+        }
+        Failed::file(place, error)
     };
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut out = std::io::stdout().lock();
@@ -290,7 +304,9 @@ fn tell(done: &Done, common: &Common, globals: &Globals) -> Result<(), Failed> {
     if globals.verbose {
         report::lines(done).iter().for_each(|line| eprintln!("{line}"));
     } else if done.report.status() == 2 {
-        done.report.notes.iter().for_each(|note| eprintln!("dsync: {}: {note}", done.user));
+        // For a client that has us run this a word tells that it is no error.
+        let word = if Served::now() == Served::Nobody { "" } else { "WARN " };
+        done.report.notes.iter().for_each(|note| eprintln!("{word}dsync: {}: {note}", done.user));
     }
     if common.json {
         print_line(&report::json(done))?;

@@ -45,8 +45,7 @@ pub fn pages(directory: &Path) -> Result<(), Failed> {
     let all = all_pages().context("cannot make the manual pages").map_err(|error| Failed::new(75, error))?;
     for (name, text) in all {
         let path = directory.join(&name);
-        let written = std::fs::write(&path, text).with_context(|| path.display().to_string());
-        written.map_err(|error| Failed::new(75, error))?;
+        std::fs::write(&path, text).map_err(|error| Failed::file(path.display(), error))?;
     }
     Ok(())
 }

@@ -145,7 +145,7 @@ async fn talk(way: &mut Way, password: Option<(String, String)>, command: &Comma
         let ended = client.advance(&mut input, &mut output);
         for line in client.log() {
             said |= line.level >= Level::Warning;
-            eprintln!("{}", line.text);
+            eprintln!("{}{}", line.level.word(), line.text);
         }
         let printed = client.printed();
         let mut stdout = std::io::stdout();

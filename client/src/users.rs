@@ -1,10 +1,9 @@
 //! Whose mail it is: one user, or the many that `-A`, `-F` and masks stand for.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
 
-use anyhow::Context as _;
 use dsync_accounts::{Settings, User, check_user, invoking_user, iterate, lookup, unlisted};
 use dsync_session::model::Mask;
 
@@ -55,7 +54,7 @@ pub fn find(settings: &Settings, name: &str, no_lookup: bool) -> Result<User, Fa
 
 fn from_file(path: &Path) -> Result<Vec<String>, Failed> {
     let place = if path == Path::new("-") { "stdin".into() } else { path.display().to_string() };
-    let failed = |error| Failed::new(75, anyhow::Error::from(error).context(format!("-F: {place}")));
+    let failed = |error| Failed::file(format!("-F: {place}: cannot be read"), error);
     let source: Box<dyn BufRead> = if path == Path::new("-") {
         Box::new(std::io::stdin().lock())
     } else {
@@ -63,8 +62,13 @@ fn from_file(path: &Path) -> Result<Vec<String>, Failed> {
     };
     let (mut names, mut seen) = (Vec::new(), HashSet::new());
     for (at, line) in source.lines().enumerate() {
-        let line = line.with_context(|| format!("-F: {place}: line {}", at + 1));
-        let line = line.map_err(|error| Failed::new(75, error))?;
+        let line = line.map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => {
+                let what = format!("-F: {place}: line {}: is no text in UTF-8", at + 1);
+                Failed::new(64, anyhow::Error::msg(what))
+            }
+            _ => failed(error),
+        })?;
         let name = line.trim();
         if !name.is_empty() && seen.insert(name.to_owned()) {
             names.push(name.to_owned());

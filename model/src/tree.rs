@@ -36,6 +36,41 @@ pub struct TreeLog {
 }
 
 impl TreeLog {
+    /// How many things it tells.
+    pub fn len(&self) -> usize {
+        self.deleted.len() + self.directories.len() + self.unsubscribed.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same in pieces of at most `entries_max` entries, at least one piece.
+    pub fn pieces(&self, entries_max: usize) -> Vec<TreeLog> {
+        let empty = || TreeLog { separator: self.separator, ..TreeLog::default() };
+        let mut pieces = vec![empty()];
+        let mut add = |add: &dyn Fn(&mut TreeLog)| {
+            if pieces.last().is_none_or(|piece| piece.len() >= entries_max) {
+                pieces.push(empty());
+            }
+            pieces.last_mut().into_iter().for_each(add);
+        };
+        self.deleted.iter().for_each(|(guid, at)| add(&|piece| _ = piece.deleted.insert(*guid, *at)));
+        self.directories.iter().for_each(|(name, at)| add(&|piece| _ = piece.directories.insert(*name, *at)));
+        self.unsubscribed
+            .iter()
+            .for_each(|(name, at)| add(&|piece| _ = piece.unsubscribed.insert(*name, *at)));
+        pieces
+    }
+
+    /// Takes another piece.
+    pub fn extend(&mut self, piece: TreeLog) {
+        self.separator = piece.separator;
+        self.deleted.extend(piece.deleted);
+        self.directories.extend(piece.directories);
+        self.unsubscribed.extend(piece.unsubscribed);
+    }
+
     /// When a directory of this name was removed, if the log tells.
     pub fn directory_deleted(&self, name: &MailboxName) -> Option<Timestamp> {
         self.directories.get(&NameHash::of(name, self.separator)).copied()

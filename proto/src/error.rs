@@ -11,6 +11,8 @@ pub enum ProtoError {
     Malformed(String),
     #[error("the peer speaks another protocol: {0}")]
     OtherProtocol(String),
-    #[error("the peer speaks dsync protocol {theirs}, we speak {ours}")]
-    Version { theirs: String, ours: String },
+    #[error(
+        "the other end speaks version {theirs} of dsync's protocol, this one {ours}: update the dsync of {older}"
+    )]
+    Version { theirs: String, ours: String, older: &'static str },
 }

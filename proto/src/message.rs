@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use dsync_model::{
     AttributeKey, AttributeTime, AttributeValue, Digest, Filter, FlagSet, Generation, LastCommon,
     MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MessageChange, MessageGuid, NameRules, Namespaces,
-    NotKept, StoreId, Timestamp, TreeLog, Uid,
+    StoreId, Timestamp, TreeLog, Uid,
 };
 
 /// One message between brains.
@@ -44,7 +44,7 @@ pub enum Message {
     Requests(Vec<MailRequest>),
     /// Answers the oldest open request; if `found`, body pieces and a body end follow.
     Mail(MailHeader),
-    /// How the mailbox stands at this end after all its work.
+    /// How the mailbox stands at this end after all its work; behind all of its `NotKept`.
     Settled(Settled),
     /// This end cannot take part with this mailbox; nothing more comes on the channel. Why, for people.
     Skip {
@@ -69,7 +69,7 @@ pub enum Message {
     /// Of the session, before the end of `Nodes`: mailboxes that this end has and cannot read, and why. They are no part of
     /// the session, and never taken for deleted.
     Unlisted(Vec<(MailboxName, String, u8)>),
-    /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone.
+    /// Of the session, before `End(List::Nodes)`: what this end's log tells of names that are gone; in as many pieces as it takes.
     Log(TreeLog),
     /// Of the session, between `Nodes` and their end: attributes of mailboxes, ascending; at least one such message if this
     /// end keeps any, even if it is empty.
@@ -83,6 +83,9 @@ pub enum Message {
     Problem(Problem),
     /// Of the session, behind `Nodes` of both ends: what of the merged tree is not so at this end. Next time it is merged anew.
     Undone(Undone),
+    /// On a channel, before `Settled`: UIDs that this end could not bring to the agreed state, ascending. They are no part of the base, which
+    /// remembers where their messages are (see [`dsync_model::NotKept`]).
+    NotKept(Vec<(Uid, Option<Uid>)>),
 }
 
 /// The lists that `End` can end.
@@ -228,13 +231,11 @@ pub enum Undone {
 }
 
 /// How a mailbox stands after all work on it.
-#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Settled {
     pub guid: MailboxGuid,
     /// Of the messages that both ends agreed on.
     pub digest: Digest,
-    /// UIDs that this end could not bring to the agreed state; no part of the base, which remembers where their messages are.
-    pub not_kept: NotKept,
 }
 
 /// What a session did at one end.

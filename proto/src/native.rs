@@ -171,6 +171,12 @@ fn validate(message: &Message) -> Result<(), ProtoError> {
         Message::Skip { text, .. } if text.len() > TEXT_BYTES_MAX => long("text"),
         Message::State(records) if records.len() > BATCH_MAX => long("list of states"),
         Message::Filtered(uids) if uids.len() > BATCH_MAX => long("list of UIDs"),
+        Message::Log(log) if log.len() > BATCH_MAX => long("log"),
+        Message::NotKept(uids) => match (uids.len() <= BATCH_MAX, uids.is_sorted_by(|a, b| a.0 < b.0)) {
+            (true, true) => Ok(()),
+            (true, false) => Err(ProtoError::Malformed("UIDs do not ascend".into())),
+            (false, _) => long("list of UIDs"),
+        },
         Message::Attributes(attributes) => {
             let ascending = attributes.windows(2).all(|pair| pair[0].0 < pair[1].0);
             let fits = attributes.iter().all(|(key, value)| {

@@ -95,7 +95,9 @@ impl Hello {
             let text = |(low, high): (u16, u16)| {
                 if low == high { low.to_string() } else { format!("{low} to {high}") }
             };
-            return Err(ProtoError::Version { theirs: text(theirs.versions), ours: text(self.versions) });
+            let older = if theirs.versions.1 < self.versions.0 { "the other end" } else { "this end" };
+            let (theirs, ours) = (text(theirs.versions), text(self.versions));
+            return Err(ProtoError::Version { theirs, ours, older });
         }
         let both = |feature| self.features.contains(&feature) && theirs.features.contains(&feature);
         Ok(Common { version: highest, compress: both(FEATURE_ZSTD), many: both(FEATURE_MANY) })

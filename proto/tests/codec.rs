@@ -136,8 +136,8 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         problem: Some(Problem { status: 75, text: "cannot be read".into() }),
     };
     let counters = Counters { mailboxes: 3, saved: 2, bytes: 70_000, freed: Some(9), ..Counters::default() };
-    let not_kept = [(uid(9), Some(uid(10))), (uid(12), None)].into();
-    let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5), not_kept };
+    let not_kept = vec![(uid(9), Some(uid(10))), (uid(12), None)];
+    let settled = Settled { guid: MailboxGuid([7; 16]), digest: Digest(5) };
     let failure = Failure { blame: Blame::Storage, status: 75, text: "disk full".into() };
     let of = |message| Frame::Message(SESSION, message);
     let on = |message| Frame::Message(3, message);
@@ -158,6 +158,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
         ("end-requests", on(Message::End(List::Requests))),
         ("mail", on(Message::Mail(header))),
         ("settled", on(Message::Settled(settled))),
+        ("not-kept", on(Message::NotKept(not_kept))),
         ("skip", on(Message::Skip { status: 65, text: "cannot be read".into() })),
         ("state", of(Message::State(vec![(MailboxGuid([7; 16]), common)]))),
         ("filtered", on(Message::Filtered(vec![uid(5), uid(300)]))),
@@ -333,7 +334,20 @@ fn versions_and_features_are_settled_by_both() {
     let common = |version, compress, many| Ok(preface::Common { version, compress, many });
     assert_eq!(ours.negotiate(&theirs(1, 3, &[1])), common(3, true, false));
     assert_eq!(ours.negotiate(&theirs(4, 9, &[7, 2])), common(4, false, true));
-    let error = ours.negotiate(&theirs(5, 6, &[])).unwrap_err();
-    assert_eq!(error.to_string(), "the peer speaks dsync protocol 5 to 6, we speak 2 to 4");
+    for (low, high, expected) in [
+        (
+            5,
+            6,
+            "the other end speaks version 5 to 6 of dsync's protocol, this one 2 to 4: update the dsync of this end",
+        ),
+        (
+            1,
+            1,
+            "the other end speaks version 1 of dsync's protocol, this one 2 to 4: update the dsync of the other end",
+        ),
+    ] {
+        let error = ours.negotiate(&theirs(low, high, &[])).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
     assert!(!format!("{:?}", Auth::Plain { user: "u".into(), password: "secret".into() }).contains("secret"));
 }

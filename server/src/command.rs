@@ -121,11 +121,11 @@ impl Printed {
         match self.manner {
             Manner::Packets if piece.is_empty() => {}
             Manner::Packets => Server::packet(PRINTED, piece, output),
-            Manner::Values => {
+            Manner::Values | Manner::ValuesAndLog => {
                 for line in
                     whole_lines(&mut self.line, piece, VALUE_BYTES_MAX).split_inclusive(|byte| *byte == b'\n')
                 {
-                    Server::value(line.strip_suffix(b"\n").unwrap_or(line), output);
+                    Server::value(line.strip_suffix(b"\n").unwrap_or(line), self.manner, output);
                 }
             }
         }
@@ -144,7 +144,7 @@ impl Logged {
         let lines = whole_lines(&mut self.line, piece, PIECE_BYTES);
         match self.manner {
             _ if lines.is_empty() => {}
-            Manner::Packets => Server::logged(&lines, output),
+            Manner::Packets | Manner::ValuesAndLog => Server::logged(&lines, output),
             // The client's protocol has no place for it; who runs the server may want to know.
             Manner::Values => {
                 for line in String::from_utf8_lossy(&lines).lines() {

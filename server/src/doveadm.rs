@@ -7,13 +7,14 @@ use dsync_session::dovecot::greet::{more, send};
 use dsync_session::dovecot::link::Early;
 use dsync_session::greet::PREFACE_WAIT;
 use dsync_session::link::Stream;
-use dsync_session::proto::dovecot::doveadm::{Asked, Command, Server};
+use dsync_session::proto::dovecot::doveadm::{Asked, Command, Level, Server};
 use dsync_session::proto::preface::MAGIC;
-use dsync_session::{Report, SessionError};
+use dsync_session::{Report, SessionError, chain};
 use dsync_worker::{Desk, Protocol};
 use tokio::time::timeout;
 
 use crate::limits::Permit;
+use crate::packed::Packed;
 use crate::serve::{Peer, Service};
 
 /// What a mailbox may be for (RFC 6154, 8457).
@@ -97,7 +98,7 @@ impl Service<'_> {
         if let Some(permit) = permit {
             permit.authenticated();
         }
-        if let Some((arguments, manner)) = command.to_be_run() {
+        if let Some((arguments, manner)) = command.to_be_run(talk.server.is_packed()) {
             if check_user(&command.user).is_ok() {
                 named.clone_from(&command.user);
             }
@@ -106,14 +107,32 @@ impl Service<'_> {
         let opened = match self.opened(&command, named).await {
             Ok(opened) => opened,
             Err((status, text)) => {
-                talk.say(|_, output| Server::refuse(status, output)).await?;
+                talk.say(|server, output| server.refuse(status, &text, output)).await?;
                 return Err(SessionError::Refused { status, text });
             }
         };
-        talk.say(|_, output| Server::accept(output)).await?;
+        talk.say(|server, output| server.accept(output)).await?;
+        let packed = talk.server.is_packed();
         let early = Early { input: talk.input, ..Early::default() };
-        let report = self.dovecot_session(opened, stream, early).await?;
-        Ok(Doveadm::Done(Box::new(report)))
+        if !packed {
+            let report = self.dovecot_session(opened, stream, early).await?;
+            return Ok(Doveadm::Done(Box::new(report)));
+        }
+        let mut wrapped = Packed::new(stream);
+        let outcome = self.dovecot_session(opened, &mut wrapped, early).await;
+        let mut log = BytesMut::new();
+        match &outcome {
+            Ok(report) => {
+                let problems = report.problems.iter();
+                problems.for_each(|problem| Server::log(Level::Error, problem, &mut log));
+            }
+            Err(error) => Server::log(Level::Error, &chain(error), &mut log),
+        }
+        // Who has gone already has what it came for, or its own words for why not.
+        if let Err(error) = wrapped.log(&log).await {
+            tracing::debug!("the client does not take the log of its session: {error}");
+        }
+        outcome.map(|report| Doveadm::Done(Box::new(report)))
     }
 
     /// Serves a Dovecot that started us for one user.

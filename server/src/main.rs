@@ -6,6 +6,7 @@ mod command;
 mod doveadm;
 mod limits;
 mod listen;
+mod packed;
 mod serve;
 mod tls;
 mod unix;

@@ -213,3 +213,36 @@ fn silent() -> SessionError {
         text: format!("the other end said nothing for {} s", PREFACE_WAIT.as_secs()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn another_version_is_refused_at_both_ends_with_the_one_to_update() {
+        let (low, high) = dsync_proto::VERSIONS;
+        for (version, older) in [(low - 1, "the other end"), (high + 1, "this end")] {
+            let hello = Hello { versions: (version, version), ..Hello::ours(false) };
+            let mut bytes = BytesMut::from(&MAGIC[..]);
+            preface::encode(&hello, &mut bytes).unwrap();
+            let (mut ours, mut theirs) = tokio::io::duplex(16 << 10);
+            theirs.write_all(&bytes).await.unwrap();
+            let called = client(&mut ours, Auth::None, "alice", false).await.unwrap_err();
+            let (mut ours, mut theirs) = tokio::io::duplex(16 << 10);
+            theirs.write_all(&bytes).await.unwrap();
+            let serving = server(&mut ours, BytesMut::new(), false).await.unwrap_err();
+            for error in [called, serving] {
+                let text = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let expected = format!(
+                    "the other end speaks version {version} of dsync's protocol, this one {high}: update the dsync of {older}"
+                );
+                assert!(text.contains(&expected), "{text}");
+                assert_eq!(error.status(), 76);
+            }
+            // The client heard which version is spoken here, and can say the same.
+            let mut heard = vec![0; MAGIC.len()];
+            theirs.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, MAGIC);
+        }
+    }
+}

@@ -466,7 +466,11 @@ fn a_doveadm_has_our_server_run_its_command() {
         .expect("written");
     let run = |mode: &str, words: &[&str]| {
         let mut command = Command::new("/usr/bin/doveadm");
-        command.arg("-c").arg(&conf).args([mode, "-S", &format!("127.0.0.1:{}", place.port)]).args(words);
+        // What stands ahead of the command is doveadm's own.
+        let (ahead, words) =
+            words.split_at(words.iter().take_while(|word| matches!(**word, "-v" | "-D")).count());
+        command.arg("-c").arg(&conf).args(ahead);
+        command.args([mode, "-S", &format!("127.0.0.1:{}", place.port)]).args(words);
         let output = command.output().expect("runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
@@ -480,13 +484,19 @@ fn a_doveadm_has_our_server_run_its_command() {
     assert!(status == 0 && said.is_empty() && state.trim().len() > 60, "{status} {state:?} {said}");
     let (status, again, _) = run("sync", &["-u", "alice", "-s", state.trim(), &to]);
     assert_eq!((status, again), (0, state));
-    for (words, expected) in [
-        (&["-u", "bob", to.as_str()][..], 78),
-        (&["-u", "alice", "-m", "None", &to], 68),
-        (&["-u", "alice", "-r", "/tmp/x", &to], 77),
-        (&["-u", "alice", "ssh", "mx1", "doveadm", "dsync-server"], 77),
+    // What is said there is heard here, at its level.
+    for (words, expected, why) in [
+        (&["-u", "bob", to.as_str()][..], 78, ": dsync: bob: "),
+        (&["-u", "alice", "-m", "None", &to], 68, ": dsync: alice: "),
+        (&["-u", "alice", "-r", "/tmp/x", &to], 77, "-r is not for clients by network"),
+        (&["-u", "alice", "ssh", "mx1", "doveadm", "dsync-server"], 77, "not run for clients by network"),
     ] {
         let (status, _, said) = run("backup", words);
         assert_eq!(status, expected, "{words:?}: {said}");
+        assert!(said.contains("Error: remote(") && said.contains(why), "{words:?}: {said}");
     }
+    let (status, _, said) = run("backup", &["-v", "-u", "alice", &to]);
+    assert!(status == 0 && said.contains("Info: remote(") && !said.contains("configuration: "), "{said}");
+    let (status, _, said) = run("backup", &["-D", "-u", "alice", &to]);
+    assert!(status == 0 && said.contains("Debug: remote(") && said.contains("configuration: "), "{said}");
 }

@@ -201,3 +201,57 @@ fn an_interrupt_leaves_the_rest_for_the_next_run() {
     );
     assert_same(&place, &names);
 }
+
+/// Files that the command line names and that cannot be used: what, where, and whether to try again.
+#[test]
+fn a_file_that_cannot_be_used_is_named_with_what_is_wrong() {
+    let place = place(&["alice"], "");
+    fs::write(place.path("empty"), "\n\n").expect("written");
+    fs::write(place.path("binary"), [0xff, 0xfe, b'\n']).expect("written");
+    let path = |name: &str| place.path(name).display().to_string();
+    let (missing, empty, binary, directory) = (path("no/such"), path("empty"), path("binary"), path(""));
+    let copies = format!("maildir:{}/%u", path("copies"));
+    for (words, status, expected) in [
+        (&["backup", "-F", &missing, &copies][..], 64, "-F: ".to_owned() + &missing + ": cannot be read"),
+        (&["backup", "-F", &directory, &copies], 64, "Is a directory".to_owned()),
+        (&["backup", "-F", &binary, &copies], 64, format!("-F: {binary}: line 1: is no text in UTF-8")),
+        (
+            &["backup", "-A", "--resume", &missing, &copies],
+            64,
+            format!("--resume: {missing}: cannot be written"),
+        ),
+        (&["backup", "-A", "--resume", &directory, &copies], 64, "Is a directory".to_owned()),
+        (&["rawlog", &missing], 64, format!("{missing}: No such file")),
+        (&["rawlog", &empty], 65, empty.clone()),
+        (&["man", &missing], 64, "No such file".to_owned()),
+    ] {
+        let output = place.dsync(words).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
+        assert!(said.starts_with("dsync: ") && said.contains(&expected), "{words:?}: {said}");
+    }
+    assert!(!place.path("copies").exists());
+}
+
+/// `dsync conf` prints a configuration as it is, then all that is wrong with it, and a run says the same.
+#[test]
+fn what_is_wrong_with_a_configuration_is_told_when_it_is_printed() {
+    let place = place(&["alice"], "");
+    let conf = place.path("wrong.conf");
+    fs::write(&conf, "mail_location = maildir:~/Maildir\nmail_fsync = sometimes\ndoveadm_port = 99999\n")
+        .expect("written");
+    let run = |words: &[&str]| {
+        let mut command = std::process::Command::new(dsync_tests::programs::programs().join("dsync"));
+        let output = command.arg("-c").arg(&conf).args(words).output().expect("runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (status, printed, said) = run(&["conf", "-n"]);
+    assert_eq!(status, Some(78), "{said}");
+    assert!(printed.contains("mail_fsync = sometimes\n"), "{printed}");
+    let wrong = "wrong.conf: line 2: mail_fsync: \"sometimes\" is not always, optimized or never\n";
+    assert!(said.contains(wrong) && said.contains("wrong.conf: line 3: doveadm_port: "), "{said}");
+    assert!(said.lines().count() == 2 && said.lines().all(|line| line.starts_with("dsync: ")), "{said}");
+    fs::write(&conf, "mail_location = maildir:~/Maildir\n").expect("written");
+    assert_eq!((run(&["conf", "-n"]).0, run(&["conf", "-n"]).2), (Some(0), String::new()));
+}

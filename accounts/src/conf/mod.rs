@@ -1,5 +1,6 @@
 //! Configuration in Dovecot's own syntax: reading the files, and asking them for settings.
 
+mod check;
 mod error;
 mod include;
 mod line;

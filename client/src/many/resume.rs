@@ -29,8 +29,7 @@ impl Finished {
     /// Opens or makes the file, which must be one of a run with this purpose.
     pub fn open(path: &Path, purpose: &str) -> Result<Finished, Failed> {
         let failed = |error: io::Error| {
-            let place = format!("--resume: {}", path.display());
-            Failed::new(75, anyhow::Error::from(error).context(place))
+            Failed::file(format!("--resume: {}: cannot be written", path.display()), error)
         };
         let refused = |what: String| Failed::usage(format!("--resume: {}: {what}", path.display()));
         let head = format!("{MARK}{}\n", purpose.escape_debug());

@@ -7,7 +7,7 @@ use dsync_model::{
     Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
     NotKept, Since, TreeChange, Uid, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled, Undone};
+use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled, Undone, batches};
 use dsync_storage::{Storage as _, StorageError};
 
 use super::greeting::note_name;
@@ -66,8 +66,13 @@ impl Brain {
                 not_kept.entry(uid).or_insert(None);
             }
         }
-        let settled = Settled { guid, digest, not_kept };
-        open.settled[self.end as usize] = Some(settled.clone());
+        let settled = Settled { guid, digest };
+        open.settled[self.end as usize] = Some(settled);
+        let told: Vec<_> = not_kept.iter().map(|(uid, at)| (*uid, *at)).collect();
+        open.apart[self.end as usize] = not_kept;
+        for batch in told.chunks(BATCH_MAX) {
+            self.say_on(channel, Message::NotKept(batch.to_vec()));
+        }
         self.say_on(channel, Message::Settled(settled));
         Ok(true)
     }
@@ -160,8 +165,8 @@ impl Brain {
         for open in self.open.iter_mut().filter(|open| open.active) {
             open.active = false;
             let ([Some(a), Some(b)], Some(plan)) = (&open.settled, &mut open.plan) else { continue };
-            open.confirmed = a.digest == b.digest && a.not_kept.is_empty() && b.not_kept.is_empty();
-            set_apart(&mut plan.agreed, [&a.not_kept, &b.not_kept]);
+            open.confirmed = a.digest == b.digest && open.apart.iter().all(NotKept::is_empty);
+            set_apart(&mut plan.agreed, open.apart.each_ref());
             // What a filter kept back is there as well: the digest would say that there is nothing else.
             let all = plan.agreed.out_of_scope.is_empty() && plan.agreed.apart.is_empty();
             plan.agreed.digest = (open.confirmed && all).then_some(a.digest);
@@ -360,13 +365,14 @@ impl Brain {
             self.report.state = self.next_state()?;
             if self.dry_run() && self.end == End::Responder {
                 let planned: Vec<Planned> = self.report.mailboxes.iter().map(Into::into).collect();
-                for batch in planned.chunks(BATCH_MAX) {
+                for batch in batches(&planned) {
                     self.say(Message::Planned { mailboxes: batch.to_vec(), notes: Vec::new() });
                 }
-                let notes: Vec<String> = self.report.notes.iter().take(BATCH_MAX).cloned().collect();
-                if !notes.is_empty() {
-                    self.say(Message::Planned { mailboxes: Vec::new(), notes });
+                let notes = std::mem::take(&mut self.report.notes);
+                for batch in batches(&notes) {
+                    self.say(Message::Planned { mailboxes: Vec::new(), notes: batch.to_vec() });
                 }
+                self.report.notes = notes;
             }
             self.counters.mailboxes_changed = self.report.mailboxes.len() as u64;
             self.say(Message::Finish(self.counters));

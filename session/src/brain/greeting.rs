@@ -2,9 +2,9 @@
 
 use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
-    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, UidSet,
+    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, TreeLog, UidSet,
 };
-use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone};
+use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone, batches};
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Storage as _, StorageError, Support};
 
@@ -105,18 +105,11 @@ impl Brain {
         }
         self.check_messages(&tree)?;
         self.unlisted.extend(unlisted.iter().map(|(name, ..)| name.clone()));
-        unlisted.chunks(BATCH_MAX).for_each(|batch| self.say(Message::Unlisted(batch.to_vec())));
-        let mut nodes = tree.iter();
-        loop {
-            let batch: Vec<_> =
-                nodes.by_ref().take(BATCH_MAX).map(|(n, node)| (n.clone(), node.clone())).collect();
-            if batch.is_empty() {
-                break;
-            }
-            self.say(Message::Nodes(batch));
-        }
+        batches(&unlisted).for_each(|batch| self.say(Message::Unlisted(batch.to_vec())));
+        let nodes: Vec<_> = tree.iter().map(|(name, node)| (name.clone(), node.clone())).collect();
+        batches(&nodes).for_each(|batch| self.say(Message::Nodes(batch.to_vec())));
         let log = self.storage.tree_log();
-        self.say(Message::Log(log.clone()));
+        log.pieces(BATCH_MAX).into_iter().for_each(|piece| self.say(Message::Log(piece)));
         let rules = self.storage.rules();
         self.say(Message::Names(rules.clone()));
         self.rules[self.end as usize] = rules;
@@ -157,6 +150,16 @@ impl Brain {
             self.problem_there(&why, status);
             self.unlisted.insert(name);
         }
+        Ok(())
+    }
+
+    /// What the other end's log tells, a piece of it.
+    pub(super) fn take_log(&mut self, piece: TreeLog) -> Result<(), SessionError> {
+        let log = &mut self.logs[self.end.other() as usize];
+        if log.len() + piece.len() > NODES_MAX {
+            return Err(SessionError::Peer(format!("tells of more than {NODES_MAX} names that are gone")));
+        }
+        log.extend(piece);
         Ok(())
     }
 
@@ -288,7 +291,7 @@ impl Brain {
             TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } => {
                 let subscribed = matches!(change, TreeChange::Unsubscribe { .. });
                 let names: Vec<_> = names.iter().map(|name| self.common_name(name)).collect();
-                let batches = names.chunks(BATCH_MAX);
+                let batches = batches(&names);
                 batches.map(|names| Undone::Subscriptions { names: names.to_vec(), subscribed }).collect()
             }
             TreeChange::Create { name, .. }

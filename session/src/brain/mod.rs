@@ -302,10 +302,7 @@ impl Brain {
             }
             Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
             Message::Unlisted(list) if !self.peer_nodes_done => self.take_unlisted(list),
-            Message::Log(log) if !self.peer_nodes_done => {
-                self.logs[peer] = log;
-                Ok(())
-            }
+            Message::Log(piece) if !self.peer_nodes_done => self.take_log(piece),
             Message::Names(rules) if !self.peer_nodes_done && rules.are_sane() => {
                 self.rules[peer] = rules;
                 Ok(())

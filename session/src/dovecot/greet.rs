@@ -2,7 +2,7 @@
 //!
 //! A program that was started for us is probed with Dovecot's version line and a table that only we know: a Dovecot passes over tables that it
 //! does not know, and a dsync-server answers in its own protocol. On TCP both begin with doveadm's version line; Dovecot answers
-//! with one of its own, we never do.
+//! with one of its own, we never do so to our own client.
 
 use bytes::{Buf, BytesMut};
 use dsync_proto::ProtoError;

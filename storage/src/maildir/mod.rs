@@ -213,7 +213,12 @@ impl Storage for Maildir {
             }
             TreeChange::Delete { name, guid, uid_next } => {
                 let places = shared.account.places(name)?;
-                if !places.mail.join("cur").exists() {
+                // In Maildir++ whatever has such a name is listed, without mail in it too.
+                let listed = match shared.account.layout.kind {
+                    Kind::Fs => places.mail.join("cur"),
+                    _ => places.mail.clone(),
+                };
+                if !listed.exists() {
                     return Ok(true);
                 }
                 if !shared.delete(name, &places, *guid, *uid_next)? {

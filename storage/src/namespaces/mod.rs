@@ -4,7 +4,11 @@
 //! namespace that has INBOX, or the first that takes part.
 
 mod choice;
+#[cfg(test)]
+mod killed;
 mod moving;
+mod note;
+mod recovery;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -18,6 +22,7 @@ use dsync_model::{
 use rand::RngExt;
 
 use self::choice::{chosen, parts, subscribers, subscriptions_of, texts};
+use crate::attributes::Place;
 use crate::{Fsync, Location, MailboxProblem, Result, Storage, StorageError};
 
 /// One namespace, as the configuration has it.
@@ -64,6 +69,9 @@ pub struct Namespaced {
     /// Which of the open ones a purge has come to, and where it goes on there.
     purging: (usize, u32),
 }
+
+/// What one namespace lists.
+type Listed = (MailboxTree, Vec<MailboxProblem>);
 
 /// A namespace that is in use.
 struct Open {
@@ -179,10 +187,36 @@ impl Namespaced {
         })
     }
 
+    /// What each namespace lists.
+    fn list(&mut self) -> Result<Vec<Listed>> {
+        self.open.iter_mut().map(|open| open.storage.tree()).collect()
+    }
+
+    /// Two of the open ones.
+    fn both(&mut self, one: usize, other: usize) -> Result<[&mut dyn Storage; 2]> {
+        let both = self.open.get_disjoint_mut([one, other]);
+        let [one, other] = both.map_err(|_| StorageError::Location("no namespace".into()))?;
+        Ok([&mut *one.storage, &mut *other.storage])
+    }
+
+    /// Says whether two of the open ones have their attributes in one file.
+    fn attributes_together(&self, one: usize, other: usize) -> bool {
+        let file = |at: usize| {
+            let location = self.namespaces[self.open[at].index].location.as_ref().ok()?;
+            Some(&location.layout().attributes).filter(|place| matches!(place, Place::File(_)))
+        };
+        file(one).is_some() && file(one) == file(other)
+    }
+
     /// Adds what one namespace lists.
-    fn add(&mut self, at: usize, tree: &mut MailboxTree, problems: &mut Vec<MailboxProblem>) -> Result<()> {
+    fn add(
+        &mut self,
+        at: usize,
+        (listed, troubles): Listed,
+        tree: &mut MailboxTree,
+        problems: &mut Vec<MailboxProblem>,
+    ) -> Result<()> {
         let index = self.open[at].index;
-        let (listed, troubles) = self.open[at].storage.tree()?;
         let takes_part = self.rules.namespaces[index].takes_part;
         for problem in troubles.into_iter().filter(|_| takes_part) {
             let name = MailboxName::parse(&problem.mailbox, '/').ok();

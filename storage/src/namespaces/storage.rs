@@ -1,6 +1,6 @@
 //! The namespaces that take part as one [`Storage`]: what is about a name or a mailbox goes to its namespace, the rest to all or to one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dsync_model::{
@@ -9,7 +9,7 @@ use dsync_model::{
 };
 
 use super::Namespaced;
-use super::moving::{self, Move};
+use super::moving::Move;
 use crate::{
     Capabilities, Mailbox, MailboxProblem, Purged, Result, Storage, StorageError, StoreLock, Support,
     UserLock,
@@ -79,9 +79,17 @@ impl Storage for Namespaced {
 
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.mailboxes.clear();
+        let mut listed = self.list()?;
+        // Each namespace has at most one move into it that is not done.
+        for _ in 0..self.open.len() {
+            if !self.settle_moves(&mut listed)? {
+                break;
+            }
+            listed = self.list()?;
+        }
         let (mut tree, mut problems) = (MailboxTree::new(), Vec::new());
-        for at in 0..self.open.len() {
-            self.add(at, &mut tree, &mut problems)?;
+        for (at, listed) in listed.into_iter().enumerate() {
+            self.add(at, listed, &mut tree, &mut problems)?;
         }
         self.log = TreeLog { separator: self.main()?.tree_log().separator, ..TreeLog::default() };
         for open in self.open.iter().filter(|open| self.rules.namespaces[open.index].takes_part) {
@@ -93,13 +101,6 @@ impl Storage for Namespaced {
                 self.log.unsubscribed.extend(log.unsubscribed);
             }
         }
-        // A copy that a run was killed over is no mailbox: the next move goes on with it.
-        let unfinished: BTreeSet<_> = self.mailboxes.keys().map(|guid| moving::unfinished(*guid)).collect();
-        tree.retain(|_, node| {
-            let copy = node.mailbox.take_if(|mailbox| unfinished.contains(&mailbox.guid));
-            copy.is_none() || node.subscribed || node.directory
-        });
-        self.mailboxes.retain(|guid, _| !unfinished.contains(guid));
         // What was deleted in one namespace may be in another.
         self.log.deleted.retain(|guid, _| !self.mailboxes.contains_key(guid));
         Ok((tree, problems))
@@ -116,9 +117,11 @@ impl Storage for Namespaced {
             TreeChange::Rename { guid, from, to } => {
                 let (at, old) = self.place(from)?;
                 let (there, new) = self.place(to)?;
-                if let Ok([here, other]) = self.open.get_disjoint_mut([at, there]) {
-                    let (from, to) = ((&mut here.storage, &old), (&mut other.storage, &new));
-                    Move { guid: *guid, from, to }.run()?;
+                if at != there {
+                    let (outer, attributes_together) = ([&*from, &*to], self.attributes_together(at, there));
+                    let [here, other] = self.both(at, there)?;
+                    let (from, to) = ((here, &old), (other, &new));
+                    Move { guid: *guid, from, to, outer, attributes_together }.run()?;
                     self.mailboxes.insert(*guid, there);
                     return Ok(true);
                 }

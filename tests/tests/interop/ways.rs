@@ -38,6 +38,18 @@ fn by_tcp_and_tls_in_both_roles() {
     world.dovecot.save(&b, "INBOX", "Subject: by TLS\n\nx\n");
     assert_eq!(call(&client, "alice", &service.tls()), (0, String::new()));
     assert_equal(&world.view(&b), &world.view(&a), "by TLS");
+    // It runs a command for us, and what it says of it is heard here.
+    let c = world.location("maildir", "c");
+    let run_there = |user: &str| {
+        let mut command = world.dovecot.as_user(&world.path("dsync"));
+        command.arg("-c").arg(&client).args(["sync", "-S", &service.tcp(), "-u", user, &c]);
+        let Output { status, stderr, .. } = command.output().expect("runs");
+        (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    assert_eq!(run_there("alice"), (0, String::new()));
+    assert_eq!(world.content(&c), world.content(&b));
+    let (status, text) = run_there("nobody-here");
+    assert!(status == 67 && text.contains("User doesn't exist"), "{status} {text}");
     // What goes wrong is told, and Dovecot's log with it.
     let (status, text) = call(&client, "nobody-here", &service.tcp());
     assert!(status == 67 && text.contains("User doesn't exist"), "{status} {text}");
@@ -67,16 +79,17 @@ fn dovecot_calls_our_server_by_tcp_and_tls() {
     let _server = place.serve();
     let ca = world.path("ca.pem");
     fs::copy(certificates().join("ca.pem"), &ca).expect("copied");
-    let call = |destination: &str, password: &str| {
+    let call_for = |user: &str, destination: &str, password: &str| {
         let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
         let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
         command.arg("-c").arg(world.path("dovecot.conf")).args(option("mail_location", &a));
         command.args(option("doveadm_password", password)).args(option("ssl", "yes"));
         command.args(option("ssl_client_ca_file", &ca.display().to_string()));
-        command.args(["sync", destination]);
+        command.args(["sync", destination]).env("USER", user);
         let Output { status, stderr, .. } = command.output().expect("runs");
         (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
     };
+    let call = |destination: &str, password: &str| call_for("alice", destination, password);
     let there = format!("maildir:{}", place.path("server/alice").display());
     let (plain, tls) = (format!("tcp:localhost:{}", place.port), format!("tcps:localhost:{}", place.port));
     assert_eq!(call(&plain, PASSWORD), (0, String::new()));
@@ -95,6 +108,9 @@ fn dovecot_calls_our_server_by_tcp_and_tls() {
     assert!(ours().contains("by TLS"));
     let (status, text) = call(&plain, "wrong");
     assert!(status == 75 && text.contains("authenticat"), "{status} {text}");
+    // Why a user is refused comes by the channel of the log.
+    let (status, text) = call_for("no/user", &plain, PASSWORD);
+    assert!(status == 67 && text.contains("Error: remote(localhost:"), "{status} {text}");
     // Other commands are refused with their status code, the last line of the reply.
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", place.port)).expect("connects");
     let secret = BASE64.encode(format!("\0doveadm\0{PASSWORD}"));

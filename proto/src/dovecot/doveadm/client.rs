@@ -10,7 +10,7 @@ use super::{LINE_BYTES_MAX, line, status_of};
 use crate::ProtoError;
 use crate::dovecot::text;
 
-const CLIENT_HELLO: &[u8] = b"VERSION\tdoveadm-server\t1\t2\n";
+const CLIENT_HELLO: &[u8] = super::OUR_HELLO.as_bytes();
 
 enum Asking {
     Greeting,

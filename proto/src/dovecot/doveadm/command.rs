@@ -15,6 +15,8 @@ pub enum Manner {
     Packets,
     /// As Dovecot takes it from one who named no version: values, and a status. There is no place for a log.
     Values,
+    /// As Dovecot takes it from one who named a version: the same in packets, and a log.
+    ValuesAndLog,
 }
 
 /// One command line.
@@ -34,8 +36,8 @@ impl Command {
         Command { debug, user: user.into(), name: "dsync-server".into(), arguments, ..Command::default() }
     }
 
-    /// The arguments of a command that is to be run here, `sync` or `backup`, and how its reply is wanted.
-    pub fn to_be_run(&self) -> Option<(Vec<String>, Manner)> {
+    /// The arguments of a command that is to be run here, `sync` or `backup`, and how its reply is wanted: with `packed`, the client takes packets.
+    pub fn to_be_run(&self, packed: bool) -> Option<(Vec<String>, Manner)> {
         if !matches!(self.name.as_str(), "sync" | "backup") {
             return None;
         }
@@ -49,7 +51,7 @@ impl Command {
         if !arguments.iter().take_while(|word| *word != "--").any(|word| word == "-u") {
             arguments.splice(0..0, ["-u".to_owned(), self.user.clone()]);
         }
-        Some((arguments, Manner::Values))
+        Some((arguments, if packed { Manner::ValuesAndLog } else { Manner::Values }))
     }
 
     pub(super) fn to_line(&self) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! The doveadm protocol, in front of a session on TCP or a unix socket: version, password, one command line, its reply.
 //!
-//! Both halves take bytes and give bytes. As server we never name a version, so that a client neither waits for multiplexing nor
-//! sends fields of 2.4.
+//! Both halves take bytes and give bytes. As server we name version 1.1 to a Dovecot: it then takes our log in packets, and neither asks for
+//! STARTTLS nor sends fields of 2.4. To our own client, known by the way it spells its version, we name none.
 
 mod client;
 mod command;
@@ -16,6 +16,9 @@ pub use client::{Client, Refusal};
 pub use command::{Command, Manner};
 pub use packets::{Demux, LOG, Level, Logged, PRINTED};
 pub use server::{Asked, Server};
+
+/// Our client's first line. A Dovecot reads its version as 1.2; a dsync-server knows by the 0 that it is called by one of ours.
+const OUR_HELLO: &str = "VERSION\tdoveadm-server\t1\t02\n";
 
 /// Longest line that is read before a session begins, and longest one of a log.
 const LINE_BYTES_MAX: usize = 64 << 10;
@@ -74,7 +77,7 @@ mod tests {
         assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(false));
         assert_eq!(server.advance(&mut to_server, &mut to_client), Ok(Some(Asked::Command(command.clone()))));
         assert!(command.is_dsync_server());
-        Server::accept(&mut to_client);
+        server.accept(&mut to_client);
         to_client.extend_from_slice(b"VERSION");
         assert_eq!(client.advance(&mut to_client, &mut to_server), Ok(true));
         let (demux, plain) = client.into_stream();
@@ -97,7 +100,7 @@ mod tests {
         let Ok(Some(Asked::Command(asked))) = server.advance(&mut to_server, &mut to_client) else {
             panic!("a command")
         };
-        assert_eq!(asked.to_be_run(), Some((command.arguments.clone(), Manner::Packets)));
+        assert_eq!(asked.to_be_run(false), Some((command.arguments.clone(), Manner::Packets)));
         assert!(!asked.is_dsync_server());
         Server::packet(PRINTED, b"state\n", &mut to_client);
         Server::logged(b"one\ntwo\n", &mut to_client);
@@ -128,12 +131,15 @@ mod tests {
             ("v\talice\tsync\t-u\talice\t-s\t\t-1\t--\tmaildir:/x", "-u alice -s  -1 -- maildir:/x"),
             ("\talice\tbackup\t--\tssh\t-u\tmx1", "-u alice -- ssh -u mx1"),
         ] {
-            let (words, manner) = Command::parse(line).unwrap().to_be_run().unwrap();
-            assert_eq!((words.join(" ").as_str(), manner), (arguments, Manner::Values));
+            let command = Command::parse(line).unwrap();
+            for (packed, expected) in [(false, Manner::Values), (true, Manner::ValuesAndLog)] {
+                let (words, manner) = command.to_be_run(packed).unwrap();
+                assert_eq!((words.join(" ").as_str(), manner), (arguments, expected));
+            }
         }
-        assert_eq!(Command::parse("\talice\tpurge").unwrap().to_be_run(), None);
+        assert_eq!(Command::parse("\talice\tpurge").unwrap().to_be_run(true), None);
         let mut output = BytesMut::new();
-        Server::value(b"a\tb", &mut output);
+        Server::value(b"a\tb", Manner::Values, &mut output);
         Server::ended(2, Manner::Values, &mut output);
         Server::ended(65, Manner::Values, &mut output);
         assert_eq!(output, &b"a\x01tb\t\n-2\n\n-DATAERR\n"[..]);
@@ -190,9 +196,14 @@ mod tests {
         for (words, said) in [
             ("VERSION\tfoo\t1\t0\n", ""),
             ("VERSION\tdoveadm-server\t2\t0\n", ""),
-            ("VERSION\tdoveadm-server\t1\t2\nLOGIN\tx\n", "-\n-\n"),
-            ("VERSION\tdoveadm-server\t1\t2\nPLAIN\t!!!\n", "-\n-\n"),
-            ("VERSION\tdoveadm-server\t1\t2\n\talice\tdsync-server\t-ualice\n", "-\n-\n"),
+            ("VERSION\tdoveadm-server\t1\t0\nLOGIN\tx\n", "-\n-\n"),
+            ("VERSION\tdoveadm-server\t1\t02\nLOGIN\tx\n", "-\n-\n"),
+            ("VERSION\tdoveadm-server\t1\t2\nLOGIN\tx\n", "VERSION\tdoveadm-client\t1\t1\n-\n-\n"),
+            ("VERSION\tdoveadm-server\t1\t2\nPLAIN\t!!!\n", "VERSION\tdoveadm-client\t1\t1\n-\n-\n"),
+            (
+                "VERSION\tdoveadm-server\t1\t2\n\talice\tdsync-server\t-ualice\n",
+                "VERSION\tdoveadm-client\t1\t1\n-\n-\n",
+            ),
         ] {
             let (mut input, mut output) = (BytesMut::from(words), BytesMut::new());
             assert!(Server::new(false).advance(&mut input, &mut output).is_err(), "{words:?}");
@@ -202,7 +213,41 @@ mod tests {
         assert_eq!(status_of(""), 75);
         assert_eq!(reply_for(67), "NOUSER");
         let mut output = BytesMut::new();
-        Server::refuse(64, &mut output);
+        Server::new(true).refuse(64, "it is not done", &mut output);
         assert_eq!(output, "\n-USAGE\n");
+    }
+
+    /// One that names a version, as Dovecot's: values, the log and the status come in packets, each line at its level.
+    #[test]
+    fn a_doveadm_has_the_log_of_its_command() {
+        let (mut input, mut output) =
+            (BytesMut::from(&b"VERSION\tdoveadm-server\t1\t2\n\talice\tsync\tx\n"[..]), BytesMut::new());
+        let mut server = Server::new(true);
+        let Ok(Some(Asked::Command(command))) = server.advance(&mut input, &mut output) else {
+            panic!("asked")
+        };
+        assert_eq!(output.split(), &b"VERSION\tdoveadm-client\t1\t1\n+\n"[..]);
+        let (_, manner) = command.to_be_run(server.is_packed()).unwrap();
+        Server::logged(
+            b" WARN careful\nDEBUG fine\nalice: done\ndsync: alice: wrong\nERROR bad\n",
+            &mut output,
+        );
+        Server::value(b"state", manner, &mut output);
+        Server::ended(68, manner, &mut output);
+        let mut plain = BytesMut::new();
+        let log = Demux::default().take(&mut output, &mut plain).unwrap();
+        assert_eq!(plain, &b"state\t\n-NOTFOUND\n"[..]);
+        let log: Vec<_> = log.iter().map(|line| (line.level, line.text.as_str())).collect();
+        let expected = [
+            (Level::Warning, "careful"),
+            (Level::Debug, "fine"),
+            (Level::Info, "alice: done"),
+            (Level::Error, "dsync: alice: wrong"),
+            (Level::Error, "bad"),
+        ];
+        assert_eq!(log, expected);
+        server.refuse(77, "not\nallowed", &mut output);
+        let log = Demux::default().take(&mut output, &mut plain).unwrap();
+        assert_eq!(log, [Logged { level: Level::Error, text: "not allowed".into() }]);
     }
 }

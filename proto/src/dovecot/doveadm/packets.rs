@@ -18,6 +18,28 @@ pub enum Level {
     Error,
 }
 
+impl Level {
+    /// As it stands in front of a line.
+    pub(super) fn byte(self) -> u8 {
+        match self {
+            Level::Debug => 1,
+            Level::Info => 2,
+            Level::Warning => 3,
+            Level::Error => 4,
+        }
+    }
+
+    /// The word for it in front of a line for people; none for what is said of work that was done.
+    pub fn word(self) -> &'static str {
+        match self {
+            Level::Debug => "DEBUG ",
+            Level::Info => "",
+            Level::Warning => "WARN ",
+            Level::Error => "",
+        }
+    }
+}
+
 /// One line of the peer's log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Logged {

@@ -56,6 +56,8 @@ pub(super) struct Open {
     asked_done: bool,
     saved: bool,
     pub not_kept: NotKept,
+    /// What each end told that it could not keep.
+    pub apart: [NotKept; 2],
     pub settled: [Option<Settled>; 2],
     pub expunged: bool,
     pub confirmed: bool,
@@ -91,6 +93,7 @@ impl Open {
             asked_done: false,
             saved: false,
             not_kept: NotKept::new(),
+            apart: Default::default(),
             settled: [None, None],
             expunged: false,
             confirmed: false,
@@ -223,6 +226,13 @@ impl Brain {
             }
             Message::End(List::Requests) => open.asked_done = true,
             Message::Mail(header) => self.begin(index, header)?,
+            Message::NotKept(uids) if open.settled[peer].is_none() => {
+                let apart = &mut open.apart[peer];
+                if (apart.len() + uids.len()) as u64 > CHANGES_MAX {
+                    return Err(SessionError::Peer("names more messages than any mailbox holds".into()));
+                }
+                apart.extend(uids);
+            }
             Message::Settled(settled) => open.settled[peer] = Some(settled),
             Message::Skip { status, text } => {
                 open.skipped = true;

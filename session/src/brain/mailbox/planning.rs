@@ -2,7 +2,7 @@
 
 use dsync_merge::{Both, MailboxView, MessagePlan, void_base};
 use dsync_model::{MailboxStatus, MessageAction, ModSeq, Since, Uid};
-use dsync_proto::{BATCH_MAX, List, MailRequest, Message};
+use dsync_proto::{BATCH_MAX, List, MailRequest, Message, batches};
 use dsync_storage::{Goal, Storage as _, StorageError};
 
 use super::{CREDIT, Open, chain, gone};
@@ -51,7 +51,7 @@ impl Brain {
         let (channel, status, since_base) = (open.channel, changes.status.clone(), open.since_base);
         let round = self.round;
         self.say_on(channel, Message::Mailbox { status, since_base, round });
-        for batch in changes.list.chunks(BATCH_MAX) {
+        for batch in batches(&changes.list) {
             self.say_on(channel, Message::Changes(batch.to_vec()));
         }
         for batch in kept_back.chunks(BATCH_MAX) {
