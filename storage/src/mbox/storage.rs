@@ -87,7 +87,9 @@ impl Shared {
     fn make_file(&self, places: &Places) -> Result<()> {
         let parent = places.mail.parent().unwrap_or(&self.account.layout.root);
         disk::make_directory(parent)?;
-        match disk::create(&places.mail, disk::file_mode(parent)) {
+        // A spool that all may write to grants more than a mailbox may.
+        let most = if parent.starts_with(&self.account.layout.root) { 0o666 } else { 0o660 };
+        match disk::create(&places.mail, disk::file_mode(parent) & most) {
             // A delivery was faster.
             Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
             made => disk::sync_file(&made?, &places.mail, self.account.fsync),

@@ -268,3 +268,16 @@ fn the_holder_of_a_lock_file_is_named_with_pid_and_host() {
     fs::remove_file(account.path("inbox.lock")).unwrap();
     assert_eq!(account.look().len(), 1);
 }
+
+#[test]
+fn an_inbox_in_a_spool_that_all_may_write_to_is_its_users_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let spool = dir.path().join("spool");
+    fs::create_dir(&spool).unwrap();
+    fs::set_permissions(&spool, fs::Permissions::from_mode(0o1777)).unwrap();
+    let text = format!("mbox:{}:INBOX={}", dir.path().join("mail").display(), spool.join("alice").display());
+    let mut storage = crate::Location::parse(&text, None).unwrap().open(Fsync::Never).unwrap();
+    storage.tree().unwrap();
+    assert_eq!(fs::metadata(spool.join("alice")).unwrap().permissions().mode() & 0o777, 0o660);
+}
