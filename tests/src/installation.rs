@@ -157,3 +157,8 @@ pub fn home(home: &Path) -> String {
         format!("userdb {{\n  driver = static\n  args = home={home}\n}}\n")
     }
 }
+
+/// Where a 2.4 finds the home of a user whom it does not look up; 2.3 takes `HOME`.
+pub fn mail_home(home: &Path) -> String {
+    if is_24() { format!("mail_home = {}\n", home.display()) } else { String::new() }
+}

@@ -1,6 +1,6 @@
 //! Between Dovecot's lines and our nouns: names, trees, changes, counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Direction;
 use dsync_model::{
@@ -24,7 +24,17 @@ pub(super) fn nodes(tree: &MailboxTree) -> Vec<items::Node> {
     let existing = |name: &MailboxName| tree.contains_key(name);
     let mut nodes: BTreeMap<&MailboxName, items::Node> = BTreeMap::new();
     let mut parents = BTreeMap::new();
+    // A directory with mailboxes below is made with them. A Dovecot 2.4 makes a mailbox of each that it is told.
+    let mut holds = BTreeSet::new();
+    for name in tree.iter().filter(|(_, node)| node.mailbox.is_some()).map(|(name, _)| name) {
+        let mut parent = name.parent();
+        while let Some(above) = parent.take_if(|above| !holds.contains(above)) {
+            parent = above.parent();
+            holds.insert(above);
+        }
+    }
     for (name, node) in tree {
+        let exists = node.mailbox.is_some() || (node.directory && !holds.contains(name));
         let mut parent = name.parent();
         while let Some(above) = parent.filter(|above| !existing(above)) {
             parent = above.parent();
@@ -34,7 +44,7 @@ pub(super) fn nodes(tree: &MailboxTree) -> Vec<items::Node> {
         let time = |time: Option<Timestamp>| time.and_then(|time| u64::try_from(time.0).ok());
         let line = items::Node {
             name: elements(name),
-            existence: if status.is_some() || node.directory { b"y" } else { b"n" }.to_vec(),
+            existence: if exists { b"y" } else { b"n" }.to_vec(),
             mailbox_guid: status.map(|status| status.guid),
             uid_validity: status.map(|status| status.uid_validity.get()),
             uid_next: status.map(|status| status.uid_next.get()),
