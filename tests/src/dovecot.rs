@@ -85,11 +85,11 @@ impl Dovecot {
         command.arg("-c").arg(&self.conf).args(mail_options(location)).args(words(arguments));
         let output = command.output().expect("doveadm runs");
         let complaints = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "doveadm {arguments:?}: {complaints}");
+        assert!(output.status.success(), "{location}: doveadm {arguments:?}: {complaints}");
         let bad = complaints
             .lines()
             .find(|line| line.contains("Error:") || line.contains("Warning:") || line.contains("Panic:"));
-        assert!(bad.is_none(), "doveadm {arguments:?}: {complaints}");
+        assert!(bad.is_none(), "{location}: doveadm {arguments:?}: {complaints}");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

@@ -348,6 +348,29 @@ mod tests {
         assert!(name(&[]).is_err() && name(&[&b"x"[..]; 2000]).is_err());
     }
 
+    /// A Dovecot 2.4 makes a mailbox of each directory that it is told of.
+    #[test]
+    fn a_directory_is_told_only_if_nothing_below_tells_of_it() {
+        let name = |text: &str| MailboxName::parse(text, '/').unwrap();
+        let directory = || MailboxNode { directory: true, ..MailboxNode::default() };
+        let status = MailboxStatus {
+            guid: MailboxGuid([1; 16]),
+            uid_validity: UID_VALIDITY_UNKNOWN,
+            uid_next: Uid::MIN,
+            messages: 0,
+            highest_modseq: ModSeq::NONE,
+            digest: dsync_model::Digest::default(),
+        };
+        let mailbox = MailboxNode { mailbox: Some(status), ..MailboxNode::default() };
+        let mut tree: MailboxTree =
+            ["A", "A/B", "Empty", "Empty/Too"].map(|text| (name(text), directory())).into();
+        tree.insert(name("A/B/C/D"), mailbox);
+        let told = nodes(&tree);
+        let told: Vec<_> = told.iter().map(|node| String::from_utf8_lossy(&node.existence)).collect();
+        // A, A/B, A/B/C, A/B/C/D, Empty, Empty/Too.
+        assert_eq!(told, ["n", "n", "n", "y", "y", "y"]);
+    }
+
     #[test]
     fn what_was_unsubscribed_is_found_by_its_name() {
         let name = |text: &str| MailboxName::parse(text, '/').unwrap();
