@@ -59,7 +59,7 @@ impl User {
 }
 
 impl User {
-    /// Takes the fields that a database gave for this user: as they are, but for `mail`, which is a setting.
+    /// Takes the fields that a database gave for this user: as they are, but for `mail` and those that are named as settings of mail.
     pub(crate) fn set_found(&mut self, fields: &[(String, String)]) -> Result<(), UserError> {
         for (key, value) in fields.iter().filter(|(key, value)| !value.is_empty() || may_be_empty(key)) {
             match key.as_str() {
@@ -71,16 +71,21 @@ impl User {
                     check_user(value)?;
                     self.name.clone_from(value);
                 }
-                "mail" => {}
+                setting if is_of_mail(setting) => {}
                 _ => {
                     self.extra.insert(key.clone(), value.clone());
                 }
             }
         }
         // It may use what came with it.
-        let mail: Vec<_> = fields.iter().filter(|(key, _)| key == "mail").cloned().collect();
+        let mail: Vec<_> = fields.iter().filter(|(key, _)| is_of_mail(key)).cloned().collect();
         self.set_fields(&mail)
     }
+}
+
+/// Whether a field is a setting that says where mail is, or how it is kept: its variables are expanded.
+fn is_of_mail(field: &str) -> bool {
+    field == "mail" || field.starts_with("mail_") || field.starts_with("mailbox_")
 }
 
 /// Says whether an empty value is one: settings of a namespace may be empty (its prefix), what is missing is as configured.

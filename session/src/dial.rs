@@ -21,6 +21,8 @@ use crate::link::Stream;
 
 /// The name of the native protocol in TLS (ALPN).
 pub const ALPN: &[u8] = b"dsync/1";
+/// What is offered and taken in TLS. A Dovecot 2.4 ends the handshake with whoever names protocols and not its own; 2.3 names none.
+pub const ALPNS: [&[u8]; 2] = [ALPN, b"doveadm"];
 const CONNECT_WAIT: Duration = Duration::from_secs(30);
 /// What a pipe may hold: as much as Linux grants to everybody.
 const PIPE_BYTES: usize = 1 << 20;
@@ -221,7 +223,7 @@ fn client_config(trust: &Trust, provider: Arc<CryptoProvider>) -> Result<ClientC
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = ALPNS.map(<[u8]>::to_vec).to_vec();
     Ok(config)
 }
 

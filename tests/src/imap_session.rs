@@ -5,13 +5,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::dovecot::Dovecot;
+use crate::installation::{mail_options, program};
 
 /// How long the server may take for one answer.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -36,8 +36,8 @@ pub struct Client {
 impl Client {
     /// Begins a session and selects INBOX. What Dovecot complains of goes to `log`.
     pub fn new(name: &str, dovecot: &Dovecot, location: &str, qresync: bool, log: File) -> Client {
-        let mut imap = dovecot.as_user(Path::new("/usr/lib/dovecot/imap"));
-        imap.arg("-c").arg(dovecot.conf()).arg("-o").arg(format!("mail_location={location}"));
+        let mut imap = dovecot.as_user(&program("imap"));
+        imap.arg("-c").arg(dovecot.conf()).args(mail_options(location));
         let mut child =
             imap.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().expect("imap runs");
         let input = child.stdin.take().expect("piped");

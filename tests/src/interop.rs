@@ -1,10 +1,11 @@
 //! Pairs of accounts of which one or both are a Dovecot's: sessions between them with the same words whoever calls.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use crate::dovecot::Dovecot;
+use crate::installation::{attribute_options, dsync_server, mail_options, program, words};
 use crate::peers::Ends;
 
 /// A directory with accounts, a Dovecot, and our programs where the unprivileged user finds them.
@@ -45,9 +46,9 @@ impl World {
 
     /// Runs `doveadm mailbox metadata`; its words are divided by bars.
     pub fn metadata(&self, location: &str, words: &str) -> String {
-        let [option, dict] = attributes(location);
-        let words: Vec<&str> =
-            [&option, &dict, "mailbox", "metadata"].into_iter().chain(words.split('|')).collect();
+        let options = attributes(location);
+        let options = options.iter().map(String::as_str);
+        let words: Vec<&str> = options.chain(["mailbox", "metadata"]).chain(words.split('|')).collect();
         self.dovecot.doveadm(location, &words)
     }
 
@@ -66,7 +67,7 @@ impl World {
 
     /// A session: its exit status, and what was logged at either end.
     pub fn talk(&self, ends: Ends, mode: &[&str], a: &str, b: &str) -> (i32, String) {
-        let doveadm = Path::new("/usr/bin/doveadm");
+        let doveadm = &program("doveadm");
         let conf = self.path("dovecot.conf");
         // The log of the account spells names with this separator.
         let namespace = format!("namespace inbox {{\n  inbox = yes\n  separator = {}\n}}\n", self.separator);
@@ -80,8 +81,8 @@ impl World {
             }
             Ends::Dovecots | Ends::DovecotCalls => {
                 let mut command = self.dovecot.as_user(doveadm);
-                command.arg("-c").arg(&conf).arg("-o").arg(format!("mail_location={a}"));
-                command.args(attributes(a)).args(mode);
+                command.arg("-c").arg(&conf).args(mail_options(a));
+                command.args(attributes(a)).args(words(mode));
                 command
             }
         };
@@ -103,10 +104,9 @@ impl World {
                     .arg(doveadm)
                     .arg("-c")
                     .arg(&conf)
-                    .arg("-o")
-                    .arg(format!("mail_location={b}"))
+                    .args(mail_options(b))
                     .args(attributes(b))
-                    .arg("dsync-server");
+                    .args(dsync_server());
             }
         }
         let Output { status, stderr, .. } = command.output().expect("runs");
@@ -194,7 +194,7 @@ pub fn pairs(world: &World, format: &str) -> Vec<(Ends, String, String)> {
 }
 
 /// The option that tells a Dovecot where the attributes of an account are: where we look for them, too.
-fn attributes(location: &str) -> [String; 2] {
+fn attributes(location: &str) -> Vec<String> {
     let path = location.split(':').nth(1).unwrap_or(location);
-    ["-o".to_owned(), format!("mail_attribute_dict=file:{path}/dovecot-attributes")]
+    attribute_options(&format!("{path}/dovecot-attributes"))
 }

@@ -6,6 +6,7 @@ pub mod dovecot;
 pub mod formats;
 pub mod imap;
 pub mod imap_session;
+pub mod installation;
 pub mod interop;
 pub mod maildirs;
 pub mod mutate;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
 use dsync_tests::imap::Imap;
+use dsync_tests::installation::{attribute_options, mail_lines, mail_options, program, words};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::programs;
 use dsync_tests::sample;
@@ -164,8 +165,9 @@ fn attributes_of_mailboxes_travel_both_ways() {
         world.dovecot.own(root);
     }
     let metadata = |end: usize, words: &[&str]| {
-        let dict = format!("mail_attribute_dict=file:{}/dovecot-attributes", roots[end].display());
-        let words = [&["-o", &dict, "mailbox", "metadata"], words].concat();
+        let dict = attribute_options(&format!("{}/dovecot-attributes", roots[end].display()));
+        let dict: Vec<&str> = dict.iter().map(String::as_str).collect();
+        let words = [&dict[..], &["mailbox", "metadata"], words].concat();
         world.dovecot.doveadm(&locations[end], &words)
     };
     let sync = || world.sync(&["sync", "--source", &locations[0], &locations[1]]);
@@ -242,17 +244,25 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
             world.dovecot.save(location, "INBOX", "Subject: inbox\n\nBody.\n");
         }
         // Dovecot 2.3.19 complains once of the UIDVALIDITY of the INBOX that it just made itself in a Maildir of LAYOUT=index.
-        let mut first = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
-        first.arg("-c").arg(world.dovecot.conf()).arg("-o").arg(format!("mail_location={two}"));
-        first.args(["mailbox", "status", "messages", "INBOX"]).output().expect("runs");
+        // So does a 2.4, at either end.
+        for location in [&one, &two] {
+            let mut first = world.dovecot.as_user(&program("doveadm"));
+            first.arg("-c").arg(world.dovecot.conf()).args(mail_options(location));
+            first.args(words(&["mailbox", "status", "messages", "INBOX"])).output().expect("runs");
+        }
         assert_ne!(statuses(&one), statuses(&two), "{format}");
         let conf = world.dir.path().join("session.conf");
         let text = fs::read_to_string(world.dovecot.conf()).expect("read");
         let log = world.dir.path().join("home/session.log");
-        let text = format!("{text}mail_location = {two}\n");
+        let text = format!("{text}{}", mail_lines(&two));
         fs::write(&conf, text).expect("written");
         let mut session = world.dovecot.as_user(Path::new("/bin/sh"));
-        let line = format!("exec /usr/bin/doveadm -c {} exec imap 2>{}", conf.display(), log.display());
+        let line = format!(
+            "exec {} -c {} exec imap 2>{}",
+            program("doveadm").display(),
+            conf.display(),
+            log.display()
+        );
         session.arg("-c").arg(line);
         let mut session = Imap::start(session);
         let mut listed = || {

@@ -73,6 +73,14 @@ fn mdbox() {
     }
 }
 
+/// Written by Dovecot 2.4.4 as it is without settings.
+#[test]
+fn what_a_2_4_wrote() {
+    check("sdbox-2.4", |_| {}, notes_only);
+    check("mdbox-2.4", |_| {}, notes_only);
+    check("maildir-2.4", |_| {}, maildir_writes);
+}
+
 /// Compares a message in a dbox file, which is all but what the index holds, and writes its frame again.
 fn check_mail(file: &DboxFile, mail: &StoredMail, attachments: &AttachmentDir, wanted: &ExpectedMail) {
     let mut text = Vec::new();

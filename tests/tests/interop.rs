@@ -26,6 +26,7 @@ mod told;
 mod ways;
 
 use dsync_tests::dovecot::{assert_equal, installed};
+use dsync_tests::installation::is_24;
 use dsync_tests::interop::{ALL, World, pairs};
 use dsync_tests::peers::Ends;
 
@@ -44,6 +45,10 @@ fn a_first_backup_is_the_same_whoever_calls() {
         for ends in ALL {
             let b = world.location(format, &format!("b-{ends:?}"));
             world.session(ends, &["backup"], &a, &b, &[0]);
+            if ends == Ends::Dovecots && is_24() {
+                // A 2.4 makes a mailbox of what its own sender tells of a directory, and takes it away in the next run.
+                world.session(ends, &["backup"], &a, &b, &[0]);
+            }
             assert_equal(&world.view(&b), &source, &format!("{format} {ends:?}"));
             let reversed = world.location("maildir", &format!("r-{ends:?}"));
             world.session(ends, &["backup", "-R"], &reversed, &b, &[0]);
@@ -61,7 +66,9 @@ fn two_ways_end_as_between_two_dovecots_and_stay_so() {
     for format in FORMATS {
         let world = World::new();
         let mut expected: Option<String> = None;
-        for (ends, a, b) in pairs(&world, format) {
+        // Of two 2.4 one makes mailboxes of directories: they are not equal before the second run.
+        let held = |ends: &Ends| !is_24() || *ends != Ends::Dovecots;
+        for (ends, a, b) in pairs(&world, format).into_iter().filter(|(ends, ..)| held(ends)) {
             world.session(ends, &["sync"], &a, &b, &[0]);
             let (left, right) = (world.view(&a), world.view(&b));
             assert_equal(&left, &right, &format!("{format} {ends:?}: both ends"));
@@ -164,14 +171,19 @@ fn another_uidvalidity_is_taken_without_complaint() {
         let world = World::new();
         let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
         world.fill(&a);
-        for _ in 0..2 {
-            world.session(ends, &["sync"], &a, &b, &[0]);
+        // A Maildir of a 2.4 makes itself an INBOX when other mailboxes are made, and has a GUID for it then that its peer does not know.
+        let settles: &[i32] = if is_24() { &[0, 2] } else { &[0] };
+        for allowed in [settles, &[0]] {
+            world.session(ends, &["sync"], &a, &b, allowed);
         }
         let ours = if ends == Ends::WeCall { &a } else { &b };
         world.doveadm(ours, "mailbox|update|--uid-validity|4000000000|INBOX");
         for _ in 0..2 {
             let (code, text) = world.talk(ends, &["sync"], &a, &b);
-            assert!([0, 2].contains(&code) && !text.contains("Error"), "{ends:?}: {code} {text}");
+            // A 2.4 says so even where UIDNEXT was told.
+            let known = |line: &str| is_24() && line.contains("first_recent_uid unexpectedly shrank");
+            let error = text.lines().find(|line| line.contains("Error") && !known(line));
+            assert!([0, 2].contains(&code) && error.is_none(), "{ends:?}: {code} {text}");
         }
         assert_eq!(world.content(&a), world.content(&b), "{ends:?}");
         assert!(world.view(&a).contains("4000000000") && world.view(&b).contains("4000000000"), "{ends:?}");

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, installed};
 use dsync_tests::formats::Fixture;
+use dsync_tests::installation::{dsync_server, is_24, mail_options, program};
 use dsync_tests::programs::programs;
 
 /// A fixture for each source format, and how its account is named below its home.
@@ -110,10 +111,18 @@ fn a_from_line_in_a_header_is_quoted_where_dovecot_drops_it() {
 
 /// What must be equal. A message without a body has one line of it in an mbox of Dovecot's, and none in ours.
 fn view(dovecot: &Dovecot, location: &str) -> String {
+    if !location.starts_with("mbox:") && is_24() {
+        // Copied by its protocol, which tells lines with LF; a 2.3 copies to a location by links to the files.
+        let fields = "uid guid flags date.received size.virtual text";
+        let view = dovecot.view_of(location, "uidvalidity uidnext messages unseen vsize guid", fields);
+        return view.replace("\\r\\n", "\\n");
+    }
     if !location.starts_with("mbox:") {
         return dovecot.view(location);
     }
-    let fields = "uid guid flags date.received text";
+    // doveadm 2.4.4 ends in an assertion when it is to show some texts of an mbox as JSON.
+    let text = if is_24() { "hdr.subject hdr.message-id body.snippet" } else { "text" };
+    let fields = &format!("uid guid flags date.received {text}");
     let mut view = dovecot.view_of(location, "uidvalidity uidnext messages unseen guid", fields);
     for end in ["\\n\"}", "\\r\"}"].into_iter().cycle() {
         if !view.contains("\\n\"}") && !view.contains("\\r\"}") {
@@ -127,22 +136,45 @@ fn view(dovecot: &Dovecot, location: &str) -> String {
 /// Rule **directory**: what is no mailbox at the source is none in our copy. In Maildir++, which has no directories without mail, Dovecot's
 /// own copy has an empty mailbox for each; those are no part of what is compared.
 fn remove_directories(dovecot: &Dovecot, source: &str, copy: &str) {
+    let root = Path::new(copy.trim_start_matches("maildir:"));
+    if is_24() {
+        // Its second backup has removed them already, but for their names in the list index.
+        forget_names(root);
+    }
     let mailboxes = |location: &str| {
         let told = dovecot.doveadm(location, &["-f", "tab", "mailbox", "status", "messages", "*"]);
         let lines = told.lines().skip(1).filter_map(|line| line.split_once('\t'));
         lines.map(|(name, messages)| (name.to_owned(), messages.to_owned())).collect::<BTreeMap<_, _>>()
     };
     let (there, copied) = (mailboxes(source), mailboxes(copy));
-    let root = Path::new(copy.trim_start_matches("maildir:"));
     for (name, messages) in copied.iter().filter(|(name, _)| !there.contains_key(*name)) {
         let below = format!("{name}/");
         assert!(messages == "0" && there.keys().any(|name| name.starts_with(&below)), "{name} in {copy}");
         fs::remove_dir_all(root.join(format!(".{}", name.replace('/', ".")))).expect("removed");
     }
+    forget_names(root);
+}
+
+fn forget_names(root: &Path) {
     for entry in fs::read_dir(root).expect("read").flatten() {
         if entry.file_name().to_string_lossy().starts_with("dovecot.list.index") {
             fs::remove_file(entry.path()).expect("removed");
         }
+    }
+}
+
+/// A backup from Dovecot to Dovecot.
+fn copy_by_dovecot(dovecot: &Dovecot, source: &str, target: &str) {
+    if !is_24() {
+        dovecot.doveadm(source, &["backup", target]);
+        return;
+    }
+    // A 2.4 takes nothing but a path in a destination; and of directories its receiver makes mailboxes, until the next run.
+    let (doveadm, conf) = (program("doveadm").display().to_string(), dovecot.conf().display().to_string());
+    let called = [vec![doveadm, "-c".into(), conf], mail_options(target), dsync_server()].concat();
+    let words: Vec<&str> = ["backup"].into_iter().chain(called.iter().map(String::as_str)).collect();
+    for _ in 0..2 {
+        dovecot.doveadm(source, &words);
     }
 }
 
@@ -184,9 +216,10 @@ fn check(sources: &[(&str, &str)], targets: &[&str]) {
                 "{source} to {target}: {:?} {text}",
                 output.status
             );
-            dovecot.doveadm(&source, &["backup", &at(target, &theirs)]);
             let what = format!("{source} to {target}");
-            let (ours, theirs) = (at(target, &ours), at(target, &theirs));
+            let ours = at(target, &ours);
+            let theirs = at(target, &theirs);
+            copy_by_dovecot(&dovecot, &source, &theirs);
             if target == MAILDIRPP {
                 remove_directories(&dovecot, &source, &theirs);
             }

@@ -16,6 +16,8 @@ pub enum Place {
     },
     /// The command line's `-o setting=value`.
     Override,
+    /// A field of the userdb.
+    Userdb,
 }
 
 impl Place {
@@ -23,7 +25,7 @@ impl Place {
     pub(crate) fn dir(&self) -> Option<&std::path::Path> {
         match self {
             Self::Line { file, .. } => file.parent(),
-            Self::Override => None,
+            Self::Override | Self::Userdb => None,
         }
     }
 }
@@ -33,6 +35,7 @@ impl fmt::Display for Place {
         match self {
             Self::Line { file, line } => write!(f, "{}: line {line}", file.display()),
             Self::Override => f.write_str("-o"),
+            Self::Userdb => f.write_str("userdb"),
         }
     }
 }

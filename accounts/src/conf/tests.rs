@@ -345,3 +345,22 @@ fn locks_of_mbox_files_are_as_set() {
         assert!(locks(bad).is_err(), "{bad}");
     }
 }
+
+/// A user of a 2.4 whose mail is elsewhere: not where the configuration says, which a mirror would empty or fill for nothing.
+#[test]
+fn a_userdb_says_where_mail_is_in_the_words_of_2_4() {
+    let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let mut carol = User::named("carol");
+    carol
+        .set_found(&[field("mail_path", "/big/%{user}"), field("mail_driver", "mdbox"), field("home", "/h")])
+        .unwrap();
+    let text = "mail_driver = sdbox\nmail_path = ~/mail\n";
+    let told = |settings: Settings, user: &User| settings.mail_location(user).unwrap().unwrap();
+    assert_eq!(told(settings(text), &carol), "mdbox:/big/carol");
+    assert_eq!(told(settings(text), &User::named("bob")), "sdbox:~/mail");
+    let overrides = ["mail_driver=sdbox".to_owned(), "mail_path=/over".to_owned()];
+    assert_eq!(
+        told(Settings::load(Some(Path::new("/dev/null")), &overrides).unwrap(), &carol),
+        "sdbox:/over"
+    );
+}

@@ -1,6 +1,6 @@
 //! Between Dovecot's lines and our nouns: names, trees, changes, counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Direction;
 use dsync_model::{
@@ -24,7 +24,17 @@ pub(super) fn nodes(tree: &MailboxTree) -> Vec<items::Node> {
     let existing = |name: &MailboxName| tree.contains_key(name);
     let mut nodes: BTreeMap<&MailboxName, items::Node> = BTreeMap::new();
     let mut parents = BTreeMap::new();
+    // A directory with mailboxes below is made with them. A Dovecot 2.4 makes a mailbox of each that it is told.
+    let mut holds = BTreeSet::new();
+    for name in tree.iter().filter(|(_, node)| node.mailbox.is_some()).map(|(name, _)| name) {
+        let mut parent = name.parent();
+        while let Some(above) = parent.take_if(|above| !holds.contains(above)) {
+            parent = above.parent();
+            holds.insert(above);
+        }
+    }
     for (name, node) in tree {
+        let exists = node.mailbox.is_some() || (node.directory && !holds.contains(name));
         let mut parent = name.parent();
         while let Some(above) = parent.filter(|above| !existing(above)) {
             parent = above.parent();
@@ -34,7 +44,7 @@ pub(super) fn nodes(tree: &MailboxTree) -> Vec<items::Node> {
         let time = |time: Option<Timestamp>| time.and_then(|time| u64::try_from(time.0).ok());
         let line = items::Node {
             name: elements(name),
-            existence: if status.is_some() || node.directory { b"y" } else { b"n" }.to_vec(),
+            existence: if exists { b"y" } else { b"n" }.to_vec(),
             mailbox_guid: status.map(|status| status.guid),
             uid_validity: status.map(|status| status.uid_validity.get()),
             uid_next: status.map(|status| status.uid_next.get()),
@@ -336,6 +346,29 @@ mod tests {
             assert_eq!(name(parts).unwrap(), expected);
         }
         assert!(name(&[]).is_err() && name(&[&b"x"[..]; 2000]).is_err());
+    }
+
+    /// A Dovecot 2.4 makes a mailbox of each directory that it is told of.
+    #[test]
+    fn a_directory_is_told_only_if_nothing_below_tells_of_it() {
+        let name = |text: &str| MailboxName::parse(text, '/').unwrap();
+        let directory = || MailboxNode { directory: true, ..MailboxNode::default() };
+        let status = MailboxStatus {
+            guid: MailboxGuid([1; 16]),
+            uid_validity: UID_VALIDITY_UNKNOWN,
+            uid_next: Uid::MIN,
+            messages: 0,
+            highest_modseq: ModSeq::NONE,
+            digest: dsync_model::Digest::default(),
+        };
+        let mailbox = MailboxNode { mailbox: Some(status), ..MailboxNode::default() };
+        let mut tree: MailboxTree =
+            ["A", "A/B", "Empty", "Empty/Too"].map(|text| (name(text), directory())).into();
+        tree.insert(name("A/B/C/D"), mailbox);
+        let told = nodes(&tree);
+        let told: Vec<_> = told.iter().map(|node| String::from_utf8_lossy(&node.existence)).collect();
+        // A, A/B, A/B/C, A/B/C/D, Empty, Empty/Too.
+        assert_eq!(told, ["n", "n", "n", "y", "y", "y"]);
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{Both, Direction, End};
 use dsync_model::{
-    MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, NameRules, NamespaceRules, Timestamp,
-    TreeChange, TreeLog,
+    MailboxGuid, MailboxName, MailboxNode, MailboxStatus, MailboxTree, NameHash, NameRules, NamespaceRules,
+    Timestamp, TreeChange, TreeLog,
 };
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::StorageError;
@@ -83,7 +83,7 @@ impl Brain {
         let (log, scope) = (self.storage.tree_log(), self.scope());
         let empty = self.peer_tree.iter().filter(|(_, node)| node.directory && node.mailbox.is_none());
         let gone = empty.filter(|(name, _)| scope(name, None) && !self.tree.get(*name).is_some_and(exists));
-        gone.filter_map(|(name, _)| log.directory_deleted(name).map(|at| (name.clone(), at))).collect()
+        gone.filter_map(|(name, _)| removed(&log, name).map(|at| (name.clone(), at))).collect()
     }
 
     /// Hears the peer's tree, and when it is complete merges both.
@@ -174,7 +174,14 @@ impl Brain {
         let rules = if let Direction::OneWay { .. } = direction { Direction::TwoWay } else { direction };
         // What mailboxes either end deleted is settled already.
         let own = self.storage.tree_log();
-        let own = TreeLog { separator: own.separator, directories: own.directories, ..TreeLog::default() };
+        let mut own =
+            TreeLog { separator: own.separator, directories: own.directories, ..TreeLog::default() };
+        let known = self
+            .peer_tree
+            .keys()
+            .filter_map(|name| Some((NameHash::of(name, own.separator), removed(&own, name)?)));
+        let known: Vec<_> = known.collect();
+        own.directories.extend(known);
         let theirs =
             TreeLog { separator: log.separator, directories: log.directories.clone(), ..TreeLog::default() };
         let mut logs = [&own, &theirs];
@@ -378,6 +385,13 @@ impl Brain {
 /// Whether a tree says itself how a name is subscribed: a log tells only of names that are not there.
 fn is_told(node: &MailboxNode) -> bool {
     node.mailbox.is_some() || node.directory || node.subscribed
+}
+
+/// When our log says that a directory was removed; the last time. Dovecot logs it as it is called on the disk (`/`, in Maildir++ `.`), and whoever
+/// looks for it with the separator of the namespace, as Dovecot does, does not find it. What a peer logged so is left alone: it would make it again.
+fn removed(log: &TreeLog, name: &MailboxName) -> Option<Timestamp> {
+    let spelled = [log.separator, '/', '.'].map(|separator| NameHash::of(name, separator));
+    spelled.iter().filter_map(|hash| log.directories.get(hash)).max().copied()
 }
 
 fn exists(node: &MailboxNode) -> bool {

@@ -279,5 +279,5 @@ fn an_inbox_in_a_spool_that_all_may_write_to_is_its_users_alone() {
     let text = format!("mbox:{}:INBOX={}", dir.path().join("mail").display(), spool.join("alice").display());
     let mut storage = crate::Location::parse(&text, None).unwrap().open(Fsync::Never).unwrap();
     storage.tree().unwrap();
-    assert_eq!(fs::metadata(spool.join("alice")).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(fs::metadata(spool.join("alice")).unwrap().permissions().mode() & 0o607, 0o600);
 }

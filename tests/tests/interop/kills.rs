@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dsync_tests::dovecot::{Service, assert_equal, installed};
+use dsync_tests::installation::{mail_lines, program, words};
 use dsync_tests::interop::World;
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::{PASSWORD, Server, free_port};
@@ -172,7 +172,7 @@ impl<'a> Pair<'a> {
         let relay = TcpListener::bind("127.0.0.1:0").expect("a free port");
         relay.set_nonblocking(true).expect("set");
         let mut text = fs::read_to_string(world.dovecot.conf()).expect("read");
-        text.push_str(&format!("mail_location = {}\ndoveadm_password = {PASSWORD}\n", locations[0]));
+        text.push_str(&format!("{}doveadm_password = {PASSWORD}\n", mail_lines(&locations[0])));
         fs::write(world.path("client.conf"), text).expect("written");
         let mut pair = Pair { world, caller, locations, relay, dovecot: None, ours: None, port: 0 };
         match caller {
@@ -218,13 +218,14 @@ impl<'a> Pair<'a> {
         let destination = format!("tcp:localhost:{}", self.relay.local_addr().expect("known").port());
         let program = match self.caller {
             Caller::We => self.world.path("dsync"),
-            Caller::Dovecot => Path::new("/usr/bin/doveadm").to_owned(),
+            Caller::Dovecot => program("doveadm"),
         };
         let mut command = self.world.dovecot.as_user(&program);
-        command.arg("-c").arg(self.world.path("client.conf")).args(["sync", "-l", "30"]);
-        if self.caller == Caller::We {
-            command.args(["-u", "alice", "--source", &self.locations[0]]);
-        }
+        command.arg("-c").arg(self.world.path("client.conf"));
+        match self.caller {
+            Caller::We => command.args(["sync", "-l", "30", "-u", "alice", "--source", &self.locations[0]]),
+            Caller::Dovecot => command.args(words(&["sync", "-l", "30"])),
+        };
         command.arg(destination).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut client = command.spawn().expect("starts");
         let victims = match kill {

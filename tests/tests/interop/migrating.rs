@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use dsync_tests::dovecot::{Service, assert_equal, installed};
+use dsync_tests::installation::program;
 use dsync_tests::interop::World;
 use dsync_tests::programs::{Server, certificates, free_port};
 use dsync_tests::sshd::Sshd;
@@ -57,13 +58,11 @@ fn the_guide_works_as_it_is_written() {
     let _server = Server::start(command);
     // What login shells and administrators find under these names.
     let conf = service.conf().display().to_string();
-    sshd.program("doveadm", Path::new("/usr/bin/doveadm"), &["-c", &conf]);
+    sshd.program("doveadm", &program("doveadm"), &["-c", &conf]);
     sshd.program("dsync-server", &world.path("dsync-server"), &["-c", &served]);
-    let text = fs::read_to_string(world.dovecot.conf()).expect("read").replace("ssl = no", "ssl = yes");
     let ca = service.ca().display().to_string();
-    let text =
-        format!("{text}mail_location = {old}\ndoveadm_password = {PASSWORD}\nssl_client_ca_file = {ca}\n");
-    let caller = write("caller.conf", &text);
+    let text = fs::read_to_string(&conf).expect("read");
+    let caller = write("caller.conf", &format!("{text}ssl_client_ca_file = {ca}\n"));
     let new = write("new.conf", "namespace inbox {\n  inbox = yes\n  separator = /\n}\n");
     let bin = world.path("bin");
     fs::create_dir(&bin).expect("made");
@@ -75,7 +74,7 @@ fn the_guide_works_as_it_is_written() {
                 "sh -c 'case \" $* \" in *\" -c \"*) ;; *) set -- -c {new} \"$@\" ;; esac; exec {here}/dsync \"$@\"' dsync \"$@\""
             ),
         ),
-        ("doveadm", format!("/usr/bin/doveadm -c {caller} \"$@\"")),
+        ("doveadm", format!("{} -c {caller} \"$@\"", program("doveadm").display())),
         (
             "ssh",
             format!(
@@ -120,8 +119,8 @@ fn the_guide_works_as_it_is_written() {
     let theirs = write("theirs.conf", &format!("{}{}", fs::read_to_string(&conf).expect("read"), blocks[0]));
     let known = world
         .dovecot
-        .as_user(Path::new("/usr/bin/doveconf"))
-        .args(["-c", &theirs, "-h", "doveadm_password"])
+        .as_user(&program("doveconf"))
+        .args(["-c", &theirs, "-P", "-h", "doveadm_password"])
         .output();
     assert_eq!(String::from_utf8_lossy(&known.expect("runs").stdout).trim(), PASSWORD);
     let (cat, ours) = blocks[1].split_once("$ cat dsync.conf\n").expect("shows the configuration");

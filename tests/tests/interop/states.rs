@@ -1,9 +1,9 @@
 //! States (`-s`) that are handed on between all who can hold a session.
 
 use std::fs;
-use std::path::Path;
 
 use dsync_tests::dovecot::{assert_equal, installed};
+use dsync_tests::installation::{dsync_server, is_24, mail_options, program, words};
 use dsync_tests::interop::World;
 use dsync_tests::peers::Ends;
 
@@ -23,14 +23,9 @@ fn states_go_on_from_where_they_were() {
                 command
             }
             _ => {
-                let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
-                command.arg("-c").arg(world.path("dovecot.conf")).args([
-                    "-o",
-                    &format!("mail_location={a}"),
-                    "sync",
-                    "-s",
-                    state,
-                ]);
+                let mut command = world.dovecot.as_user(&program("doveadm"));
+                command.arg("-c").arg(world.path("dovecot.conf")).args(mail_options(&a));
+                command.args(words(&["sync", "-s", state]));
                 command
             }
         };
@@ -46,15 +41,14 @@ fn states_go_on_from_where_they_were() {
                 .arg(world.path("server.conf"))
                 .args(["--stdio", "-u", "alice"]);
         } else {
-            command.args(["/usr/bin/doveadm", "-c"]).arg(world.path("dovecot.conf")).args([
-                "-o",
-                &format!("mail_location={b}"),
-                "dsync-server",
-            ]);
+            command.arg(program("doveadm")).arg("-c").arg(world.path("dovecot.conf"));
+            command.args(mail_options(&b)).args(dsync_server());
         }
         let output = command.output().expect("runs");
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.is_empty(), "{ends:?}: {} {text}", output.status);
+        // Two GUIDs of one INBOX, where a 2.4 made its own.
+        let settles = is_24() && state.is_empty() && output.status.code() == Some(2);
+        assert!(output.status.success() && text.is_empty() || settles, "{ends:?}: {} {text}", output.status);
         String::from_utf8(output.stdout).expect("text").trim().to_owned()
     };
     let mut last = String::new();

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dsync_tests::dovecot::{Service, assert_equal, installed};
+use dsync_tests::installation::{mail_options, program, words};
 use dsync_tests::interop::World;
 use dsync_tests::programs::{PASSWORD, Place, certificates};
 use dsync_tests::sshd::Sshd;
@@ -80,12 +81,12 @@ fn dovecot_calls_our_server_by_tcp_and_tls() {
     let ca = world.path("ca.pem");
     fs::copy(certificates().join("ca.pem"), &ca).expect("copied");
     let call_for = |user: &str, destination: &str, password: &str| {
-        let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+        let mut command = world.dovecot.as_user(&program("doveadm"));
         let option = |name: &str, value: &str| ["-o".to_owned(), format!("{name}={value}")];
-        command.arg("-c").arg(world.path("dovecot.conf")).args(option("mail_location", &a));
+        command.arg("-c").arg(world.path("dovecot.conf")).args(mail_options(&a));
         command.args(option("doveadm_password", password)).args(option("ssl", "yes"));
         command.args(option("ssl_client_ca_file", &ca.display().to_string()));
-        command.args(["sync", destination]).env("USER", user);
+        command.args(words(&["sync", destination])).env("USER", user);
         let Output { status, stderr, .. } = command.output().expect("runs");
         (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
     };
@@ -143,7 +144,7 @@ fn by_ssh_in_both_roles() {
     // doveadm -u asks an auth service who that is.
     let service = Service::start(&world.dovecot, world.dir.path(), &b, PASSWORD);
     sshd.program("dsync-server", &world.path("dsync-server"), &["-c", &server]);
-    sshd.program("doveadm", Path::new("/usr/bin/doveadm"), &["-c", &service.conf().display().to_string()]);
+    sshd.program("doveadm", &program("doveadm"), &["-c", &service.conf().display().to_string()]);
     let ssh = format!("ssh -F {} there", sshd.client_conf().display());
     let client = conf(
         "client.conf",
@@ -163,8 +164,12 @@ fn by_ssh_in_both_roles() {
         run(&world.path("dsync"), &client, &format!("{mode} -u alice --source {a} {words}"))
     };
     let caller = world.dovecot.conf().display().to_string();
-    let doveadm = |words: &str| {
-        run(Path::new("/usr/bin/doveadm"), &caller, &format!("-o mail_location={a} sync {words}"))
+    let doveadm = |text: &str| {
+        run(
+            &program("doveadm"),
+            &caller,
+            &format!("{} {} {text}", mail_options(&a).join(" "), words(&["sync"]).join(" ")),
+        )
     };
     world.fill(&a);
     let same = |what: &str| assert_equal(&world.content(&b), &world.content(&a), what);
