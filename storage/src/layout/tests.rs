@@ -213,6 +213,25 @@ fn make(root: &Path, paths: &str) {
     }
 }
 
+#[test]
+fn files_that_all_mailboxes_need() {
+    for (location, file, expected) in [
+        ("mdbox:~/d", "d/storage/m.7", true),
+        ("mdbox:~/d", "d/storage/dovecot.map.index.log", true),
+        ("mdbox:~/d:INDEX=~/i", "i/storage/dovecot.map.index", true),
+        ("mdbox:~/d:ALT=~/a", "a/storage/m.1", true),
+        ("mdbox:~/d", "d/mailboxes/storage/dbox-Mails/dovecot.index.log", false),
+        ("sdbox:~/d", "d/storage/u.1", false),
+        ("maildir:~/M:LAYOUT=index", "M/dovecot.list.index.log", true),
+        ("maildir:~/M:LAYOUT=index", "M/mailboxes/dovecot.list.index.log", false),
+        ("maildir:~/M", "M/dovecot.list.index.log", false),
+        ("maildir:~/M", "M/dovecot-uidlist", false),
+        ("mbox:~/m", "m/inbox", false),
+    ] {
+        assert_eq!(layout(location).is_shared(&Path::new("/h").join(file)), expected, "{location} {file}");
+    }
+}
+
 /// Names with mail, and in brackets those without.
 fn listed(layout: &Layout) -> String {
     let (found, problems) = layout.list().unwrap();
