@@ -1,5 +1,7 @@
 //! Full disks, files that cannot be read or that vanish, two at once, links and strange names: one clear line, nothing lost.
 
+#[path = "trouble/listing.rs"]
+mod listing;
 #[path = "trouble/midway.rs"]
 mod midway;
 #[path = "trouble/read_only.rs"]
