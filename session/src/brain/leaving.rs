@@ -60,7 +60,7 @@ impl Brain {
     }
 
     /// Takes messages that were moved to a mailbox that was left out off the list of those to be expunged. The base keeps them: a later run
-    /// finds that they are to go. What it never had goes, as that run would take it for new; but a mirror would remove it again.
+    /// finds that they are to go. What it never had goes, as that run would take it for new; but for a mirror, which would remove it again.
     pub(super) fn hold_back(&mut self) -> Result<(), SessionError> {
         if self.not_arrived.is_empty() {
             return Ok(());
@@ -92,13 +92,17 @@ impl Brain {
             if stay.is_empty() {
                 continue;
             }
+            let told: Vec<Uid> = stay.iter().filter(|uid| known(uid)).copied().collect();
             let open = &mut self.open[index];
             if let Some(plan) = &mut open.plan {
                 plan.expunges.retain(|action| expunged(action).is_none_or(|uid| !stay.contains(&uid)));
             }
-            let (count, status) = (stay.len(), self.report.problem_status);
-            open.held.extend(stay);
-            self.problem_of_both(format!("{name}: {count} {STAY}"), status);
+            open.held.extend(told);
+            let (text, status) = (format!("{name}: {} {STAY}", stay.len()), self.report.problem_status);
+            // Another round finds them again.
+            if !self.report.problems.contains(&text) {
+                self.problem_of_both(text, status);
+            }
         }
         Ok(())
     }
@@ -167,7 +171,7 @@ fn expunged(action: &MessageAction) -> Option<Uid> {
 /// Puts messages that an end has held back into what is agreed, as they were in the base; gives what else was not kept.
 pub(super) fn put_back(agreed: &mut MailboxBase, base: Option<&MailboxBase>, not_kept: &NotKept) -> NotKept {
     let mut rest = not_kept.clone();
-    let Some(base) = base else { return rest };
+    let Some(base) = base.filter(|_| !rest.is_empty()) else { return rest };
     let gone: UidSet = &base.uids - &agreed.uids;
     for (uid, _) in rest.extract_if(.., |uid, at| *at == Some(*uid) && gone.contains(uid.get())) {
         agreed.insert(uid, &base.flags_of(uid));
