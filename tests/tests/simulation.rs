@@ -268,6 +268,7 @@ fn into_one_with(mut world: World, mirror: bool, filters: bool, failing: bool) -
         let there: BTreeSet<&MessageGuid> = before
             .mailboxes
             .values()
+            .filter(|mailbox| !world.deleted.contains(&mailbox.guid))
             .flat_map(|mailbox| mailbox.messages.values())
             .map(|m| &m.guid)
             .collect();
