@@ -46,7 +46,8 @@ pub enum Message {
     Mail(MailHeader),
     /// How the mailbox stands at this end after all its work; behind all of its `NotKept`.
     Settled(Settled),
-    /// This end cannot take part with this mailbox; nothing more comes on the channel. Why, for people.
+    /// This end cannot go on with this mailbox; nothing more comes on the channel, and what is still on its way there is for nobody. May
+    /// come at any time before `Settled`, in place of the rest of a body too. Why, for people.
     Skip {
         /// Exit status that it is worth.
         status: u8,
@@ -84,8 +85,12 @@ pub enum Message {
     /// Of the session, behind `Nodes` of both ends: what of the merged tree is not so at this end. Next time it is merged anew.
     Undone(Undone),
     /// On a channel, before `Settled`: UIDs that this end could not bring to the agreed state, ascending. They are no part of the base, which
-    /// remembers where their messages are (see [`dsync_model::NotKept`]).
+    /// remembers where their messages are (see [`dsync_model::NotKept`]). A message that was to be expunged, and that the base knows, is told by
+    /// its own UID if it stays for now: the base keeps it as it was.
     NotKept(Vec<(Uid, Option<Uid>)>),
+    /// Of the session, before `End(List::Saves)` of the first round, if this end is to delete mailboxes or directories: it says when it
+    /// has, by `End(List::Deletions)`, and the base waits for that.
+    Deleting,
 }
 
 /// The lists that `End` can end.
@@ -99,6 +104,8 @@ pub enum List {
     /// Messages to verify, of all mailboxes.
     Listing,
     AttributeTimes,
+    /// What `Deleting` announced: done, or `Undone`.
+    Deletions,
 }
 
 /// Who began the session. Settles ties, so the ends must differ in it.
@@ -228,6 +235,8 @@ pub enum Undone {
     Mailbox(MailboxName),
     /// These are not subscribed, or still are.
     Subscriptions { names: Vec<MailboxName>, subscribed: bool },
+    /// This mailbox was not deleted, and has this name now.
+    Deletion { mailbox: MailboxGuid, name: MailboxName },
 }
 
 /// How a mailbox stands after all work on it.

@@ -177,6 +177,12 @@ fn samples() -> BTreeMap<&'static str, Frame> {
             "undone-subscriptions",
             of(Message::Undone(Undone::Subscriptions { names: vec![name.clone()], subscribed: false })),
         ),
+        (
+            "undone-deletion",
+            of(Message::Undone(Undone::Deletion { mailbox: MailboxGuid([7; 16]), name: name.clone() })),
+        ),
+        ("deleting", of(Message::Deleting)),
+        ("end-deletions", of(Message::End(List::Deletions))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),
         ("body-end", Frame::BodyEnd(3)),
         ("keep-alive", Frame::KeepAlive),

@@ -2,12 +2,13 @@
 //! ends that send megabytes to each other cannot deadlock.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dsync_proto::native::Native;
 use dsync_proto::{BODY_PIECE_BYTES, Codec, Frame, Message, SESSION};
-use dsync_storage::Body;
+use dsync_storage::{Body, StorageError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -173,13 +174,15 @@ impl Link {
         while self.output.len() < SEND_BYTES_HIGH {
             if let Some((channel, body)) = &mut self.sending {
                 let channel = *channel;
-                let read = body.reader.read(&mut self.piece).map_err(|error| SessionError::Storage {
-                    context: "a message could not be read to its end".into(),
-                    source: dsync_storage::StorageError::Io {
-                        path: body.path.as_deref().unwrap_or(std::path::Path::new("message")).to_owned(),
-                        source: error,
-                    },
-                })?;
+                let read = match body.reader.read(&mut self.piece) {
+                    Ok(read) => read,
+                    Err(error) => {
+                        let path = body.path.as_deref().unwrap_or(Path::new("message")).to_owned();
+                        self.sending = None;
+                        brain.body_failed(channel, StorageError::io(path)(error))?;
+                        continue;
+                    }
+                };
                 let frame = match read {
                     0 => Frame::BodyEnd(channel),
                     read => Frame::Body(channel, Bytes::copy_from_slice(&self.piece[..read])),

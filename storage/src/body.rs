@@ -23,6 +23,12 @@ pub struct Body {
 }
 
 impl Body {
+    /// From now on an error of the reader names the message: whoever saves it would name the file that it writes.
+    pub fn name_errors(&mut self) {
+        let inner = std::mem::replace(&mut self.reader, Box::new(io::empty()));
+        self.reader = Box::new(Named { guid: self.guid.clone(), inner });
+    }
+
     /// Reads the first bytes, up to so many, into memory: on this thread, so that the other one has only to write.
     ///
     /// What cannot be read fails where the reader comes to it.
@@ -39,6 +45,20 @@ impl Body {
             Ok(_) => Box::new(bytes.chain(reader.into_inner())),
             Err(error) => Box::new(bytes.chain(Broken(Some(error)))),
         };
+    }
+}
+
+struct Named {
+    guid: MessageGuid,
+    inner: Box<dyn io::Read + Send>,
+}
+
+impl Read for Named {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            kind => io::Error::new(kind, format!("{} cannot be read to its end: {error}", self.guid)),
+        })
     }
 }
 
@@ -80,6 +100,14 @@ mod tests {
                 assert_eq!(text, "0123456789", "size {size:?}, {bytes_max} ahead");
             }
         }
+    }
+
+    #[test]
+    fn an_error_names_the_message() {
+        let mut body = body(Broken(Some(io::Error::from_raw_os_error(5))), None);
+        body.name_errors();
+        let error = body.reader.read(&mut [0; 4]).unwrap_err();
+        assert_eq!(error.to_string(), "g cannot be read to its end: Input/output error (os error 5)");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -146,6 +147,10 @@ impl Storage for DryRun {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn is_shared(&self, path: &Path) -> bool {
+        self.inner.is_shared(path)
     }
 
     fn rules(&self) -> NameRules {

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 /// An error of a storage, with the place where it happened.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -40,6 +42,27 @@ impl StorageError {
     /// Names the file or directory on which a system call failed.
     pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> StorageError {
         move |source| StorageError::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// The file that it is about, where it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            StorageError::Corrupt { path, .. }
+            | StorageError::Damaged { path, .. }
+            | StorageError::Unsupported { path, .. }
+            | StorageError::Locked { path, .. }
+            | StorageError::Io { path, .. } => Some(path),
+            StorageError::Impossible(_) | StorageError::Location(_) | StorageError::NoMailbox(_) => None,
+        }
+    }
+
+    /// Says whether whatever is tried next would fail as well: disk or quota are full, or the system has no more files or memory to give.
+    pub fn is_everywhere(&self) -> bool {
+        use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+        let StorageError::Io { source, .. } = self else { return false };
+        let no_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        matches!(source.kind(), StorageFull | QuotaExceeded | OutOfMemory)
+            || no_files.contains(&source.raw_os_error())
     }
 
     /// The exit status of sysexits.h that says who must act (architecture 3b).

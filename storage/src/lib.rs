@@ -30,6 +30,7 @@ pub mod namespaces;
 mod status_cache;
 mod subscriptions;
 
+use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
@@ -51,6 +52,12 @@ pub trait Storage: Send {
     fn location(&self) -> String;
 
     fn capabilities(&self) -> Capabilities;
+
+    /// Says whether a file is one that all mailboxes need (the map of mdbox, the list of names): no mailbox can be worked on without it.
+    fn is_shared(&self, path: &Path) -> bool {
+        let _ = path;
+        false
+    }
 
     /// Which names can be held here.
     fn rules(&self) -> NameRules {

@@ -284,6 +284,8 @@ impl OfdLock {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(nix::libc::F_WRLCK))) {
                 Ok(_) => return Ok(OfdLock { file, path: path.to_owned() }),
                 Err(Errno::EAGAIN | Errno::EACCES) => {}
+                // It is open for reading alone, as it may not be written.
+                Err(Errno::EBADF) => return Err(StorageError::io(path)(Errno::EACCES.into())),
                 Err(errno) => return Err(StorageError::io(path)(errno.into())),
             }
             if begun.elapsed() >= wait {

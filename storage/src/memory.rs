@@ -39,6 +39,8 @@ pub struct Account {
     pub drops_guids: bool,
     /// Storage calls that still succeed; `None`: all. For tests of failing storages.
     pub calls_left: Option<u64>,
+    /// Mailboxes that fail when they are written, and how many writes to them still succeed. For tests of mailboxes that may be read only.
+    pub failing: BTreeMap<MailboxGuid, u64>,
     /// Storage calls made so far.
     pub calls: u64,
 }
@@ -140,6 +142,21 @@ impl Account {
         self.attribute_log.extract_if(.., |key, _| key.mailbox == mailbox).collect()
     }
 
+    /// One write to a mailbox, which fails if its time has come.
+    fn write_to(&mut self, mailbox: MailboxGuid) -> Result<()> {
+        match self.failing.get_mut(&mailbox) {
+            Some(0) => {
+                let source = io::Error::from(io::ErrorKind::PermissionDenied);
+                Err(StorageError::Io { path: PathBuf::from(format!("memory:{mailbox}")), source })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn by_guid(&mut self, guid: MailboxGuid) -> Result<&mut StoredMailbox> {
         let found = self.mailboxes.values_mut().find(|mailbox| mailbox.guid == guid);
         found.ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
@@ -200,6 +217,13 @@ impl Storage for MemoryStorage {
 
     fn change_tree(&mut self, change: &TreeChange) -> Result<bool> {
         let mut account = self.call()?;
+        if let TreeChange::Create { guid, .. }
+        | TreeChange::Rename { guid, .. }
+        | TreeChange::Identify { guid, .. }
+        | TreeChange::Delete { guid, .. } = change
+        {
+            account.write_to(*guid)?;
+        }
         match change {
             TreeChange::Create { name, guid, uid_validity, uid_next } => {
                 if account.mailboxes.contains_key(name) {
@@ -394,7 +418,7 @@ impl Mailbox for MemoryMailbox {
     }
 
     fn begin_save(&mut self, message: NewMessage) -> Result<()> {
-        drop(self.storage.call()?);
+        self.storage.call()?.write_to(self.guid)?;
         self.open = Some((message, Vec::new()));
         Ok(())
     }
@@ -424,11 +448,24 @@ impl Mailbox for MemoryMailbox {
         let (saves, actions) = (std::mem::take(&mut self.saves), std::mem::take(&mut self.actions));
         let mut burned = std::mem::take(&mut self.burned);
         let expected_next = self.expected_next;
-        let drops_guids = self.storage.account().drops_guids;
+        let mut account = self.storage.account();
+        let drops_guids = account.drops_guids;
+        // What fails, fails in the middle: a prefix is done.
+        let mut failed = None;
+        let (mut new, mut asked) = (Vec::new(), Vec::new());
+        for save in saves {
+            failed = failed.or_else(|| account.write_to(self.guid).err());
+            new.extend(failed.is_none().then_some(save));
+        }
+        for action in actions {
+            failed = failed.or_else(|| account.write_to(self.guid).err());
+            asked.extend(failed.is_none().then_some(action));
+        }
+        drop(account);
         let (committed, burned, uid_next) = self.with(|mailbox| {
             burned.insert_range(expected_next.unwrap_or(mailbox.uid_next).get()..mailbox.uid_next.get());
             let mut committed = Committed::default();
-            for (new, body) in saves {
+            for (new, body) in new {
                 committed.saved += 1;
                 committed.bytes += body.len() as u64;
                 let stored = StoredMessage {
@@ -449,7 +486,7 @@ impl Mailbox for MemoryMailbox {
                     }
                 }
             }
-            for action in actions {
+            for action in asked {
                 let Some(action) = action.redirected(&committed.not_kept) else { continue };
                 match action {
                     MessageAction::Renumber { from, to } => match mailbox.messages.remove(&from) {
@@ -478,6 +515,9 @@ impl Mailbox for MemoryMailbox {
                     }
                 }
             }
+            if failed.is_some() {
+                return (committed, burned, mailbox.uid_next);
+            }
             mailbox.uid_next = mailbox.uid_next.max(goal.uid_next_min);
             if let Some(uid_validity) = goal.uid_validity {
                 mailbox.uid_validity = uid_validity;
@@ -485,6 +525,6 @@ impl Mailbox for MemoryMailbox {
             (committed, burned, mailbox.uid_next)
         })?;
         (self.burned, self.expected_next) = (burned, Some(uid_next));
-        Ok(committed)
+        failed.map_or(Ok(committed), Err)
     }
 }

@@ -65,6 +65,8 @@ pub struct Faults {
     pub users: u64,
     /// One chance in so many that a session begins with a storage that will fail; 0: never.
     pub storage: u64,
+    /// One chance in so many that a session begins with a mailbox that will fail when it is written; 0: never.
+    pub mailbox: u64,
 }
 
 enum Wire {
@@ -311,12 +313,27 @@ impl World {
             self.ends[end].account().calls_left = Some(calls);
             self.trace.push(format!("{end}: fails after {calls} calls"));
         }
+        if faults.mailbox > 0 && self.dice.roll(faults.mailbox) == 0 {
+            let end = self.dice.roll(2) as usize;
+            let mut guids = BTreeSet::new();
+            for storage in &self.ends {
+                guids.extend(storage.account().mailboxes.values().map(|mailbox| mailbox.guid));
+            }
+            let nth = self.dice.roll(guids.len() as u64) as usize;
+            let (guid, writes) = (guids.into_iter().nth(nth).expect("INBOX is there"), self.dice.roll(6));
+            self.ends[end].account().failing.insert(guid, writes);
+            self.trace.push(format!("{end}: mailbox {guid} fails after {writes} writes"));
+        }
         let brains = [
             Brain::initiator(Box::new(self.ends[0].clone()), job),
             Brain::responder(Box::new(self.ends[1].clone()), Duration::ZERO),
         ];
         let outcome = self.run(brains, faults);
-        self.ends.iter().for_each(|end| end.account().calls_left = None);
+        self.ends.iter().for_each(|end| {
+            let mut account = end.account();
+            account.calls_left = None;
+            account.failing.clear();
+        });
         self.trace.push(match &outcome {
             Ok(status) => format!("  status {status}"),
             Err(error) => format!("  {error}"),

@@ -2,6 +2,9 @@
 //!
 //! `DSYNC_SEEDS=FROM..TO cargo test -p dsync-tests --test simulation` runs other seeds; see docs/simulation.md.
 
+#[path = "simulation/failing.rs"]
+mod failing;
+
 use std::collections::BTreeSet;
 
 use dsync_model::{AttributeKey, AttributeValue, MailboxName, MessageGuid};
@@ -16,12 +19,12 @@ type Failed = Box<(String, World)>;
 
 /// Seeds that once failed, and what they found (two-way unless said otherwise). Those within the default range run twice: cheap.
 const ONCE_FAILED: &[u64] = &[
-    4,    // both ends found the base contradicted, and one took the other's new list for a second one
-    17,   // a mailbox came back with UIDs that its deleted self had given away
-    25,   // mirror: UIDNEXT was not carried over when no message was
-    31,   // one-way: channels were numbered before settled mailboxes were left out
-    93,   // a UID given to a delivery that was gone again was used for a save
-    365,  // a skip and an end of saves of the next round came before this round was settled
+    4,     // both ends found the base contradicted, and one took the other's new list for a second one
+    17,    // a mailbox came back with UIDs that its deleted self had given away
+    25,    // mirror: UIDNEXT was not carried over when no message was
+    31,    // one-way: channels were numbered before settled mailboxes were left out
+    93,    // a UID given to a delivery that was gone again was used for a save
+    365,   // a skip and an end of saves of the next round came before this round was settled
     1867, // mail that came below the agreed UIDNEXT during a sync went with its mailbox when the other end deleted it
     84,   // filtered: what was kept back at one end hid a message of the same UID at the other
     304, // flags: what was set in a mailbox whose mail the other end moved, and which it deleted then, was lost
@@ -29,6 +32,9 @@ const ONCE_FAILED: &[u64] = &[
     1265, // stays gone: a message came back that was expunged before it got its new UID
     2721, // stays gone: a save got another UID than planned, was expunged, and came back
     3678, // stays gone: a message moved during a round that had begun with nothing to do was in both places
+    664, // one fails: a mailbox with mail that was moved to the failing one never got a base, and what was expunged in it came back
+    1492, // one fails: what was moved to a mailbox that could not be made left its old place
+    15420, // one fails: the same, moved to one that could not get the other end's GUID
     6430, // a mailbox made again took UIDs that the base knew, and mail under them went with it
 ];
 
@@ -49,7 +55,7 @@ fn two_way(mut world: World, filters: bool) -> Result<(), Failed> {
             0 => Faults::default(),
             1 => Faults { cut: 60, ..Faults::default() },
             2 => Faults { users: 30, ..Faults::default() },
-            _ => Faults { cut: 200, users: 60, storage: 2 },
+            _ => Faults { cut: 200, users: 60, storage: 2, ..Faults::default() },
         };
         let options = if filters { world.some_filter() } else { Options::default() };
         let outcome = world.sync_with(Direction::TwoWay, options, faults);
@@ -63,6 +69,12 @@ fn two_way(mut world: World, filters: bool) -> Result<(), Failed> {
             return fail(what, world);
         }
     }
+    in_peace(world)
+}
+
+/// Nothing fails any more, and nobody works: both ends become equal, and nothing is lost or twice.
+fn in_peace(mut world: World) -> Result<(), Failed> {
+    let fail = |what: String, world: World| Err(Box::new((what, world)));
     let before = [world.snapshot(0), world.snapshot(1)];
     let mut status = 2;
     for _ in 0..3 {
@@ -185,6 +197,11 @@ fn stays_gone(seed: u64) -> Result<(), Failed> {
             return Err(Box::new((format!("{error:?}"), world)));
         }
     }
+    gone_in_peace(world)
+}
+
+/// In peace, what is gone is still gone.
+fn gone_in_peace(mut world: World) -> Result<(), Failed> {
     let done = (0..3).any(|_| matches!(world.sync(Direction::TwoWay, Faults::default()), Ok(0)));
     let after = world.snapshot(0);
     let kept = oracle::stays_gone(&world, &after).and(oracle::nothing_ever_lost(&world, &after));
@@ -220,7 +237,12 @@ fn flags(seed: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-fn into_one(mut world: World, mirror: bool, filters: bool) -> Result<(), Failed> {
+fn into_one(world: World, mirror: bool, filters: bool) -> Result<(), Failed> {
+    into_one_with(world, mirror, filters, false)
+}
+
+/// With `failing`, a mailbox at either end fails when it is written, in all runs but the last.
+fn into_one_with(mut world: World, mirror: bool, filters: bool, failing: bool) -> Result<(), Failed> {
     let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
     let source = if into == Terminus::Initiator { 1 } else { 0 };
     let direction = if mirror { Direction::Mirror { into } } else { Direction::OneWay { into } };
@@ -231,17 +253,37 @@ fn into_one(mut world: World, mirror: bool, filters: bool) -> Result<(), Failed>
         let filtered = filters && round < 2;
         let options = if filtered { world.some_filter() } else { Options::default() };
         let before = world.snapshot(source);
-        let faults = if world.dice.roll(2) == 0 {
-            Faults { cut: 100, ..Faults::default() }
-        } else {
-            Faults::default()
+        let mut copied = world.snapshot(1 - source);
+        let faults = match failing {
+            true if round < 2 => Faults { mailbox: 1, ..Faults::default() },
+            true => Faults::default(),
+            false if world.dice.roll(2) == 0 => Faults { cut: 100, ..Faults::default() },
+            false => Faults::default(),
         };
         let outcome = world.sync_with(direction, options, faults);
         if let Err(what) = oracle::untouched(&before, &world.snapshot(source)) {
             return Err(Box::new((what, world)));
         }
+        // What both have the destination goes on to have, though there is no place for it now. (A mirror's users are not asked.)
+        let there: BTreeSet<&MessageGuid> = before
+            .mailboxes
+            .values()
+            .filter(|mailbox| !world.deleted.contains(&mailbox.guid))
+            .flat_map(|mailbox| mailbox.messages.values())
+            .map(|m| &m.guid)
+            .collect();
+        for mailbox in copied.mailboxes.values_mut() {
+            mailbox.messages.retain(|_, message| there.contains(&message.guid));
+        }
+        if failing
+            && !mirror
+            && let Err(what) = oracle::nothing_lost(&[copied], &world.snapshot(1 - source), &world.expunged)
+        {
+            return Err(Box::new((format!("at the destination: {what}"), world)));
+        }
         match outcome {
             Ok(0) if filtered => {}
+            Ok(77) if faults.mailbox > 0 => {}
             Ok(0) if mirror => {
                 let check = same_mail(&world, source);
                 if let Err(what) = check {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::{Direction, End};
 use dsync_model::{
-    Base, BaseNode, FlagDelta, Generation, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq,
-    NotKept, Since, TreeChange, Uid, UidSet,
+    Base, BaseNode, FlagDelta, Generation, MailboxBase, MailboxName, MessageAction, MessageChange,
+    MessageGuid, ModSeq, NotKept, Since, TreeChange, Uid, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Counters, Message, Planned, Purpose, Settled, Undone, batches};
 use dsync_storage::{Storage as _, StorageError};
 
-use super::greeting::note_name;
+use super::greeting::{describe, note_name};
+use super::leaving::{is_gone, put_back};
 use super::mailbox::goal;
 use super::{Brain, Stage, at};
 use crate::{MailboxReport, SessionError};
@@ -22,36 +23,54 @@ impl Brain {
     /// All saves of both ends are durable: expunges, one mailbox at a time, then mailbox deletions.
     pub(super) fn expunge(&mut self) -> Result<bool, SessionError> {
         if self.open.iter().all(|open| !open.expunged) {
+            self.hold_back()?;
             self.carry_flags()?;
         }
         let Some(index) = self.open.iter().position(|open| open.active && !open.skipped && !open.expunged)
         else {
             if self.round == 0 {
-                for change in std::mem::take(&mut self.plan.deletes) {
-                    if !self.change_tree(&change)? {
-                        self.counters.disturbed += 1;
-                    }
-                }
+                self.delete_mailboxes()?;
                 self.log_attributes();
             }
             self.stage = Stage::Settling;
             return Ok(true);
         };
+        self.open[index].expunged = true;
+        match self.expunge_one(index) {
+            Ok(Some((settled, not_kept))) => {
+                let open = &mut self.open[index];
+                let told: Vec<_> = not_kept.iter().map(|(uid, at)| (*uid, *at)).collect();
+                open.apart[self.end as usize] = not_kept;
+                open.settled[self.end as usize] = Some(settled);
+                let channel = open.channel;
+                for batch in told.chunks(BATCH_MAX) {
+                    self.say_on(channel, Message::NotKept(batch.to_vec()));
+                }
+                self.say_on(channel, Message::Settled(settled));
+            }
+            Ok(None) => {}
+            Err(error) => self.fail(index, self.open[index].report.name.clone(), error)?,
+        }
+        Ok(true)
+    }
+
+    /// Removes what is to go from one mailbox, and looks how it stands then.
+    fn expunge_one(&mut self, index: usize) -> Result<Option<(Settled, NotKept)>, StorageError> {
         let two_way = self.direction() == Direction::TwoWay;
         let open = &mut self.open[index];
-        open.expunged = true;
-        let (name, channel, guid) = (open.report.name.clone(), open.channel, open.pair.guid);
-        let Some(plan) = &open.plan else { return Ok(true) };
-        let mut mailbox = self.storage.open(guid).map_err(at(name.clone()))?;
+        let guid = open.pair.guid;
+        let Some(plan) = &open.plan else { return Ok(None) };
+        let mut mailbox = self.storage.open(guid)?;
         if !plan.expunges.is_empty() {
-            let status = mailbox.status().map_err(at(name.clone()))?;
-            mailbox.apply(&plan.expunges).map_err(at(name.clone()))?;
-            let committed = mailbox.commit(goal(plan, &status)).map_err(at(name.clone()))?;
+            let status = mailbox.status()?;
+            mailbox.apply(&plan.expunges)?;
+            let committed = mailbox.commit(goal(plan, &status))?;
             open.not_kept.extend(committed.not_kept);
             open.report.expunged += plan.expunges.len() as u64;
         }
-        let digest = mailbox.digest_of(&plan.compared).map_err(at(name.clone()))?;
+        let digest = mailbox.digest_of(&plan.compared)?;
         let mut not_kept = std::mem::take(&mut open.not_kept);
+        not_kept.extend(open.held.iter().map(|uid| (*uid, Some(*uid))));
         if two_way {
             // Mail that came below the agreed UIDNEXT while we worked: the mailbox is not as agreed, and is done again.
             let filtered = &open.filtered[self.end as usize];
@@ -59,22 +78,14 @@ impl Brain {
             if !agreed.out_of_scope.is_empty() {
                 agreed.to_mut().out_of_scope = UidSet::new();
             }
-            let changes = mailbox.changes(Since::Base(&agreed)).map_err(at(name))?;
+            let changes = mailbox.changes(Since::Base(&agreed))?;
             let stray = changes.list.iter().filter(|change| matches!(change, MessageChange::Save { .. }));
             let stray = stray.map(MessageChange::uid).filter(|uid| !filtered.contains(uid.get()));
             for uid in stray.filter(|uid| *uid < plan.agreed.uid_next) {
                 not_kept.entry(uid).or_insert(None);
             }
         }
-        let settled = Settled { guid, digest };
-        open.settled[self.end as usize] = Some(settled);
-        let told: Vec<_> = not_kept.iter().map(|(uid, at)| (*uid, *at)).collect();
-        open.apart[self.end as usize] = not_kept;
-        for batch in told.chunks(BATCH_MAX) {
-            self.say_on(channel, Message::NotKept(batch.to_vec()));
-        }
-        self.say_on(channel, Message::Settled(settled));
-        Ok(true)
+        Ok(Some((Settled { guid, digest }, not_kept)))
     }
 
     /// Rule **moved-flags**: flags set on a message that the other end moved go to its new place.
@@ -85,13 +96,14 @@ impl Brain {
         if self.direction() != Direction::TwoWay {
             return Ok(());
         }
-        let plans = self.open.iter().filter_map(|open| open.plan.as_ref());
+        let plans = self.open.iter().filter(|open| !open.skipped).filter_map(|open| open.plan.as_ref());
         let known: Vec<_> = plans.flat_map(|plan| plan.carried.iter().cloned()).collect();
         let own = self.flags_that_go()?;
         if known.is_empty() && own.is_empty() {
             return Ok(());
         }
-        for open in &mut self.open {
+        let mut failed = Vec::new();
+        for (index, open) in self.open.iter_mut().enumerate().filter(|(_, open)| !open.skipped) {
             let Some(plan) = open.plan.as_mut() else { continue };
             let mut changes: BTreeMap<Uid, FlagDelta> = BTreeMap::new();
             for (nth, (guid, delta)) in known.iter().chain(&own).enumerate() {
@@ -113,21 +125,37 @@ impl Brain {
             });
             let actions = actions.filter_map(|action| action.redirected(&open.not_kept));
             let actions: Vec<MessageAction> = actions.collect();
-            let name = open.report.name.clone();
-            let mut mailbox = self.storage.open(open.pair.guid).map_err(at(name.clone()))?;
-            let status = mailbox.status().map_err(at(name.clone()))?;
-            mailbox.apply(&actions).map_err(at(name.clone()))?;
-            let committed = mailbox.commit(goal(plan, &status)).map_err(at(name))?;
-            open.not_kept.extend(committed.not_kept);
-            open.report.flags += actions.len() as u64;
+            let done = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
+                let status = mailbox.status()?;
+                mailbox.apply(&actions)?;
+                mailbox.commit(goal(plan, &status))
+            });
+            match done {
+                Ok(committed) => {
+                    open.not_kept.extend(committed.not_kept);
+                    open.report.flags += actions.len() as u64;
+                }
+                Err(error) => {
+                    // The message stays where its flags are.
+                    self.not_arrived.extend(plan.arrived.keys().map(|guid| guid.bits()));
+                    failed.push((index, error));
+                }
+            }
         }
-        Ok(())
+        if failed.is_empty() {
+            return Ok(());
+        }
+        for (index, error) in failed {
+            self.fail(index, self.open[index].report.name.clone(), error)?;
+        }
+        self.hold_back()
     }
 
     /// Flags that were changed here, since the base, in mailboxes that are about to be deleted.
     fn flags_that_go(&mut self) -> Result<Vec<(MessageGuid, FlagDelta)>, SessionError> {
         let mut found = Vec::new();
         let Some(base) = &self.base else { return Ok(found) };
+        let mut stay = Vec::new();
         for change in &self.plan.deletes {
             let TreeChange::Delete { name, guid, .. } = change else { continue };
             let Some(base) = base.mailboxes.get(guid) else { continue };
@@ -143,12 +171,26 @@ impl Brain {
             let changes = match changes {
                 // Somebody was faster to delete it.
                 Err(error) if is_gone(&error) => Vec::new(),
-                listed => listed.map_err(at(name.to_string()))?,
+                Err(error) if self.concerns_all(&error) => return Err(at(name.to_string())(error)),
+                Err(error) => {
+                    stay.push((
+                        change.clone(),
+                        describe(&format!("{name}: is not deleted"), &error),
+                        error.status(),
+                    ));
+                    continue;
+                }
+                Ok(listed) => listed,
             };
             found.extend(changes.into_iter().filter_map(|change| match change {
                 MessageChange::Flags { guid, flags, .. } => Some((guid, flags)),
                 MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
             }));
+        }
+        for (change, text, status) in stay {
+            self.plan.deletes.retain(|planned| *planned != change);
+            self.problem_of_both(text, status);
+            self.undone(&change);
         }
         Ok(found)
     }
@@ -157,7 +199,7 @@ impl Brain {
     pub(super) fn settle(&mut self) -> Result<bool, SessionError> {
         let waits =
             |open: &super::Open| open.active && !open.skipped && open.settled.iter().any(Option::is_none);
-        if self.open.iter().any(waits) {
+        if self.open.iter().any(waits) || self.deletes[self.end.other() as usize] {
             return Ok(false);
         }
         let mut again = false;
@@ -165,8 +207,10 @@ impl Brain {
         for open in self.open.iter_mut().filter(|open| open.active) {
             open.active = false;
             let ([Some(a), Some(b)], Some(plan)) = (&open.settled, &mut open.plan) else { continue };
-            open.confirmed = a.digest == b.digest && open.apart.iter().all(NotKept::is_empty);
-            set_apart(&mut plan.agreed, open.apart.each_ref());
+            let base = open.base.as_ref().filter(|_| open.since_base);
+            let not_kept = open.apart.each_ref().map(|apart| put_back(&mut plan.agreed, base, apart));
+            open.confirmed = a.digest == b.digest && not_kept.iter().all(NotKept::is_empty);
+            set_apart(&mut plan.agreed, not_kept.each_ref());
             // What a filter kept back is there as well: the digest would say that there is nothing else.
             let all = plan.agreed.out_of_scope.is_empty() && plan.agreed.apart.is_empty();
             plan.agreed.digest = (open.confirmed && all).then_some(a.digest);
@@ -206,6 +250,7 @@ impl Brain {
             base.tree = std::mem::take(&mut self.plan.agreed);
             base.attributes = std::mem::take(&mut self.attributes.agreed);
             let mut old = self.base.take();
+            let mut stayed = BTreeMap::new();
             for undone in std::mem::take(&mut self.undone) {
                 match undone {
                     Undone::Mailbox(name) => {
@@ -217,6 +262,7 @@ impl Brain {
                             node.mailbox = node.mailbox.or(guid);
                         }
                     }
+                    Undone::Deletion { mailbox, name } => _ = stayed.insert(mailbox, name),
                     Undone::Subscriptions { names, subscribed } => {
                         for name in names {
                             base.tree.entry(name).or_default().subscribed = subscribed;
@@ -224,10 +270,20 @@ impl Brain {
                     }
                 }
             }
+            // Where they were before, or as they are called now, if another mailbox has that name.
+            for (guid, now) in &stayed {
+                let Some(before) = old.as_ref().and_then(|old| old.name_of(*guid)) else { continue };
+                let free =
+                    |name: &&MailboxName| base.tree.get(*name).is_none_or(|node| node.mailbox.is_none());
+                if let Some(name) = [before, now].into_iter().find(free) {
+                    base.tree.entry(name.clone()).or_default().mailbox = Some(*guid);
+                }
+            }
             base.tree.retain(|_, node| *node != BaseNode::default());
             let mut same =
                 old.as_ref().is_some_and(|old| old.tree == base.tree && old.attributes == base.attributes);
-            for guid in self.plan.pairs.iter().map(|pair| &pair.guid).chain(&self.plan.kept) {
+            let pairs = self.plan.pairs.iter().map(|pair| &pair.guid);
+            for guid in pairs.chain(&self.plan.kept).chain(stayed.keys()) {
                 let kept = old.as_mut().and_then(|old| old.mailboxes.remove(guid));
                 let done = self.open.iter_mut().find(|open| open.pair.guid == *guid);
                 let mailbox = match done {
@@ -401,13 +457,4 @@ fn set_apart(agreed: &mut MailboxBase, not_kept: [&NotKept; 2]) {
     }
     not_kept.iter().flat_map(|uids| uids.keys()).for_each(|uid| agreed.remove(*uid));
     agreed.apart.append(&mut apart);
-}
-
-/// Says whether a mailbox is not there any more.
-fn is_gone(error: &StorageError) -> bool {
-    match error {
-        StorageError::NoMailbox(_) => true,
-        StorageError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-        _ => false,
-    }
 }

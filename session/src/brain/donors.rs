@@ -12,8 +12,8 @@ use dsync_model::{
 };
 use dsync_storage::{Body, Mailbox, Storage as _};
 
+use super::Brain;
 use super::mailbox::Open;
-use super::{Brain, at};
 use crate::SessionError;
 
 /// Most messages of a mailbox that are looked through for those that were moved.
@@ -52,15 +52,11 @@ impl Donors {
 
 impl Brain {
     /// Finds the messages to be fetched that are already somewhere here.
-    pub(super) fn with_donors(
-        &mut self,
-        index: usize,
-        fetches: &[Fetch],
-    ) -> Result<Vec<(Fetch, Option<Donor>)>, SessionError> {
+    pub(super) fn with_donors(&mut self, index: usize, fetches: &[Fetch]) -> Vec<(Fetch, Option<Donor>)> {
         // A copy that failed makes another round, which asks the peer.
         // Nor is there one where messages are known by their headers alone.
         if self.round == 0 && !self.storage.is_on() && fetches.iter().any(|fetch| fetch.guid.is_some()) {
-            self.look_for_moved(index)?;
+            self.look_for_moved(index);
             self.look_for_copied(index, fetches);
         }
         let here = self.open[index].pair.guid;
@@ -68,11 +64,11 @@ impl Brain {
             let donor = self.donors.found.get(&fetch.guid.as_ref()?.bits()).copied();
             donor.filter(|donor| self.round == 0 && donor.mailbox != here)
         };
-        Ok(fetches.iter().map(|fetch| (fetch.clone(), donor(fetch))).collect())
+        fetches.iter().map(|fetch| (fetch.clone(), donor(fetch))).collect()
     }
 
     /// Looks through every mailbox but this one that the other end deleted, or in which it expunged something, once in a session.
-    fn look_for_moved(&mut self, index: usize) -> Result<(), SessionError> {
+    fn look_for_moved(&mut self, index: usize) {
         for (guid, name) in self.going() {
             if let Err(error) = self.look_through(guid, usize::MAX) {
                 // Somebody was faster to delete it.
@@ -86,9 +82,11 @@ impl Brain {
                 continue;
             }
             let (guid, name) = (open.pair.guid, open.pair.name.to_string());
-            self.look_through(guid, usize::MAX).map_err(at(name))?;
+            if let Err(error) = self.look_through(guid, usize::MAX) {
+                // The other end is asked for what is there.
+                tracing::debug!("{name}: {error}");
+            }
         }
-        Ok(())
     }
 
     /// Mailboxes of the base that are about to be deleted here, and were not looked through yet.
@@ -187,7 +185,6 @@ impl Brain {
         }
         let Some((fetch, Some(donor))) = self.open[index].fetches.pop_front() else { return Ok(false) };
         let name = self.open[index].pair.name.to_string();
-        let place = || format!("{name}: UID {}: cannot copy", fetch.uid);
         let from = self.open.iter().position(|open| open.pair.guid == donor.mailbox);
         let found = match from.and_then(|from| self.open[from].mailbox.as_mut()) {
             Some(mailbox) => mailbox.body(donor.uid, fetch.guid.as_ref()),
@@ -212,7 +209,10 @@ impl Brain {
             size: body.size,
         };
         let size = body.size.unwrap_or(0);
-        mailbox.save(message, body).map_err(at(place()))?;
+        if let Err(error) = mailbox.save(message, body) {
+            self.fail(index, format!("{name}: UID {}: cannot copy", fetch.uid), error)?;
+            return Ok(true);
+        }
         open.report.copied += 1;
         open.unsaved.1 += size;
         self.count_save(index)?;
@@ -250,7 +250,10 @@ fn made(guid: &MessageGuid) -> Option<Timestamp> {
 
 /// Says whether the next message of a mailbox is one to be copied.
 fn copies(open: &Open) -> bool {
-    open.active && open.saving.is_none() && matches!(open.fetches.front(), Some((_, Some(_))))
+    open.active
+        && !open.skipped
+        && open.saving.is_none()
+        && matches!(open.fetches.front(), Some((_, Some(_))))
 }
 
 /// Says whether the other end may have expunged something of the base: it holds less than the base and what may have come since.

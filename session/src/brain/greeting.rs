@@ -267,14 +267,25 @@ impl Brain {
         }
         match self.storage.change_tree(change) {
             Ok(done) => {
+                if !done {
+                    self.undone(change);
+                }
                 if let (true, Some(name)) = (done, name) {
                     self.renamed.insert(name.clone(), what);
                 }
                 Ok(done)
             }
-            Err(error @ (StorageError::Impossible(_) | StorageError::NoMailbox(_))) => {
+            Err(error) if self.concerns_one(change, &error) => {
                 let place = name.map(ToString::to_string).unwrap_or_default();
-                self.problem_of_both(describe(&place, &error), error.status());
+                let (text, status) = (describe(&place, &error), error.status());
+                let tree_only = self.job.as_ref().is_some_and(|job| job.options.tree_only);
+                match change {
+                    // Said when its turn comes.
+                    TreeChange::Create { guid, .. } | TreeChange::Identify { guid, .. } if !tree_only => {
+                        _ = self.unmade.insert(*guid, (text, status));
+                    }
+                    _ => self.problem_of_both(text, status),
+                }
                 self.undone(change);
                 self.counters.disturbed += 1;
                 Ok(false)
@@ -285,9 +296,19 @@ impl Brain {
         }
     }
 
+    /// Says whether an error leaves nothing undone but this change.
+    fn concerns_one(&self, change: &TreeChange, error: &StorageError) -> bool {
+        let of_names = matches!(change, TreeChange::Subscribe { .. } | TreeChange::Unsubscribe { .. });
+        match error {
+            StorageError::Impossible(_) | StorageError::NoMailbox(_) => true,
+            error => !of_names && !self.concerns_all(error),
+        }
+    }
+
     /// Notes at both ends that a change was not made. A base that said it was would have the next run take what is there for a change back.
-    fn undone(&mut self, change: &TreeChange) {
+    pub(super) fn undone(&mut self, change: &TreeChange) {
         let undone = match change {
+            TreeChange::Delete { name, guid, .. } => return self.not_deleted(*guid, name),
             TreeChange::Subscribe { names } | TreeChange::Unsubscribe { names } => {
                 let subscribed = matches!(change, TreeChange::Unsubscribe { .. });
                 let names: Vec<_> = names.iter().map(|name| self.common_name(name)).collect();
@@ -298,7 +319,6 @@ impl Brain {
             | TreeChange::CreateDirectory { name }
             | TreeChange::DeleteDirectory { name }
             | TreeChange::Rename { to: name, .. }
-            | TreeChange::Delete { name, .. }
             | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(self.common_name(name))],
         };
         undone.iter().for_each(|undone| self.say(Message::Undone(undone.clone())));
@@ -306,7 +326,7 @@ impl Brain {
     }
 
     /// The name by which the base is to have what this end calls `name`.
-    fn common_name(&self, name: &MailboxName) -> MailboxName {
+    pub(super) fn common_name(&self, name: &MailboxName) -> MailboxName {
         let agreed = &self.plan.agreed;
         let rules = &self.rules[self.end as usize];
         let known = || agreed.keys().find(|common| rules.is_instead(name, common));

@@ -66,13 +66,13 @@ impl Brain {
                 .collect();
             count += uids.len() as u64;
             if !uids.is_empty() {
-                going.push((open.pair.guid, Going::Messages(uids)));
+                going.push((open.pair.guid, uids.len() as u64, Going::Messages(uids)));
             }
         }
         for change in self.plan.deletes.iter().filter(|_| self.round == 0) {
             if let TreeChange::Delete { guid, .. } = change {
                 count += held(guid);
-                going.push((*guid, Going::All));
+                going.push((*guid, held(guid), Going::All));
             }
         }
         if !self.is_mass(count, total) {
@@ -96,14 +96,24 @@ impl Brain {
     }
 
     /// Counts the messages that would be gone: those that moved to another mailbox are not.
-    fn count_lost(&mut self, going: &[(MailboxGuid, Going)]) -> Result<u64, SessionError> {
+    fn count_lost(&mut self, going: &[(MailboxGuid, u64, Going)]) -> Result<u64, SessionError> {
         let plans = self.open.iter().filter_map(|open| open.plan.as_ref());
         let arrived: BTreeSet<[u8; 16]> =
             plans.flat_map(|plan| plan.arrived.keys()).map(|guid| guid.bits()).collect();
         let mut lost = 0;
-        for (mailbox, what) in going {
-            let mut mailbox = self.storage.open(*mailbox).map_err(at("cannot count what would go"))?;
-            let changes = mailbox.changes(Since::All).map_err(at("cannot count what would go"))?;
+        for (mailbox, planned, what) in going {
+            let changes =
+                match self.storage.open(*mailbox).and_then(|mut mailbox| mailbox.changes(Since::All)) {
+                    Ok(changes) => changes,
+                    Err(error) if self.concerns_all(&error) => {
+                        return Err(at("cannot count what would go")(error));
+                    }
+                    Err(error) => {
+                        tracing::debug!("{mailbox}: {error}");
+                        lost += planned;
+                        continue;
+                    }
+                };
             let counts = |change: &&MessageChange| match change {
                 MessageChange::Save { uid, guid, .. } => {
                     let goes = match what {

@@ -9,6 +9,7 @@ mod donors;
 mod filtering;
 mod greeting;
 mod guard;
+mod leaving;
 mod mailbox;
 mod scope;
 mod stateful;
@@ -20,7 +21,9 @@ use std::time::Duration;
 
 use bincode::{Decode, Encode};
 use dsync_merge::{Both, End, TreePlan};
-use dsync_model::{Base, Generation, MailboxName, MailboxTree, NameRules, StoreId, SyncState, TreeLog};
+use dsync_model::{
+    Base, Generation, MailboxGuid, MailboxName, MailboxTree, NameRules, StoreId, SyncState, TreeLog,
+};
 use dsync_proto::{
     BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Problem, Purpose, Role,
     SESSION, TEXT_BYTES_MAX, Terminus, Undone, status_told,
@@ -34,7 +37,7 @@ use crate::{Progress, Report, SessionError};
 use attributes::Attributes;
 use donors::Donors;
 use greeting::NODES_MAX;
-use mailbox::Open;
+use mailbox::{Open, chain};
 
 /// What a session is to do.
 #[derive(Clone, Debug, Encode, Decode)]
@@ -58,8 +61,8 @@ pub enum Input<'a> {
 /// What a brain wants.
 pub enum Output {
     Message(Channel, Message),
-    /// To be sent in pieces (or handed over) right behind the `Mail` that came before. A reader that fails
-    /// midway ends the session.
+    /// To be sent in pieces (or handed over) right behind the `Mail` that came before. If its reader fails midway, say so by
+    /// [`body_failed`](Brain::body_failed).
     Body(Channel, Body),
     /// Some work was done and there is more: call `poll` again when there is time.
     Working,
@@ -151,6 +154,12 @@ pub struct Brain {
     unlisted: BTreeSet<MailboxName>,
     /// Of both ends: what of the merged tree is not so there.
     undone: Vec<Undone>,
+    /// Mailboxes that could not be made here as the merged tree has them, why, and the exit status that is worth.
+    unmade: BTreeMap<MailboxGuid, (String, u8)>,
+    /// Whether each end deletes mailboxes, and has not said yet that it is done.
+    deletes: [bool; 2],
+    /// GUIDs of messages that may not have come where they were to be saved, as that mailbox was left out.
+    not_arrived: BTreeSet<[u8; 16]>,
 }
 
 impl Brain {
@@ -216,6 +225,9 @@ impl Brain {
             verifying: Default::default(),
             unlisted: BTreeSet::new(),
             undone: Vec::new(),
+            unmade: BTreeMap::new(),
+            deletes: [false; 2],
+            not_arrived: BTreeSet::new(),
         }
     }
 
@@ -317,6 +329,14 @@ impl Brain {
             }
             Message::End(List::Nodes) if !self.peer_nodes_done => {
                 self.peer_nodes_done = true;
+                Ok(())
+            }
+            Message::Deleting if self.round == 0 && self.saves_ended[peer] == 0 => {
+                self.deletes[peer] = true;
+                Ok(())
+            }
+            Message::End(List::Deletions) => {
+                self.deletes[peer] = false;
                 Ok(())
             }
             Message::End(List::Saves) => {

@@ -49,11 +49,18 @@ impl<'a> Scope<'a> {
         let remembered = base.into_iter().flat_map(|base| base.tree.iter());
         let remembered = remembered.filter_map(|(name, node)| Some((name, node.mailbox?)));
         let pairs: BTreeSet<(&MailboxName, MailboxGuid)> = listed.chain(remembered).collect();
+        let [here, there] = trees.0.map(|tree| {
+            let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
+            statuses.map(|status| status.guid).collect::<BTreeSet<_>>()
+        });
         for (names, guids) in components(&pairs) {
             let wanted = (scope.wanted.is_empty() && scope.guids.is_empty())
                 || names.iter().any(|name| scope.wanted.iter().any(|mask| mask.matches(name)))
                 || guids.iter().any(|guid| scope.guids.contains(guid));
-            let excluded = names.iter().any(|name| scope.leaves(name));
+            // What one end does not list may be behind what it cannot read.
+            let seen = guids.iter().all(|guid| here.contains(guid) && there.contains(guid));
+            let hidden = !seen && names.iter().any(|name| scope.is_behind(name));
+            let excluded = hidden || names.iter().any(|name| scope.leaves(name));
             scope.known.extend(names.into_iter().map(|name| (name.clone(), wanted && !excluded)));
         }
         let plain = |text: &&String| !text.contains(['*', '%']);
@@ -82,6 +89,11 @@ impl<'a> Scope<'a> {
             || self.rules.0.iter().any(|rules| rules.is_apart(name))
     }
 
+    /// Says whether the name is below one that an end cannot read.
+    fn is_behind(&self, name: &MailboxName) -> bool {
+        self.unlisted.iter().any(|unlisted| name.is_below(unlisted))
+    }
+
     /// Says whether the session is about what has this name.
     pub(crate) fn has(&self, name: &MailboxName) -> bool {
         if let Some(known) = self.known.get(name) {
@@ -89,7 +101,8 @@ impl<'a> Scope<'a> {
         }
         // A directory, a subscription, or all there is.
         let unasked = self.wanted.is_empty() && self.guids.is_empty();
-        (unasked || self.wanted.iter().any(|mask| mask.matches(name))) && !self.leaves(name)
+        let wanted = unasked || self.wanted.iter().any(|mask| mask.matches(name));
+        wanted && !self.leaves(name) && !self.is_behind(name)
     }
 
     /// A mailbox that was named, without wildcards, and that neither end has or had.
@@ -225,6 +238,21 @@ mod tests {
         let unlisted = BTreeSet::from([name("Work")]);
         let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted, free());
         assert!(scope.has(&name("A")) && !scope.has(&name("Work")) && !scope.has(&name("Job")));
+    }
+
+    #[test]
+    fn what_one_end_does_not_list_may_be_behind_what_it_cannot_read() {
+        let here = tree("A=a Top/Both=b Other/New=o");
+        let there = tree("A=a Top/Both=b Top/Work=w Top/New=n Top/Sub Other/Gone=g");
+        let base = base("A=a Top=t Top/Both=b Top/Work=w Other/Gone=g");
+        let unlisted = BTreeSet::from([name("Top")]);
+        let scope = Scope::new(Both([&here, &there]), Some(&base), &Options::default(), &unlisted, free());
+        for text in ["A", "Top/Both", "Other/New", "Other/Gone"] {
+            assert!(scope.has(&name(text)), "{text}");
+        }
+        for text in ["Top", "Top/Work", "Top/New", "Top/Sub", "Top/Work/Deep"] {
+            assert!(!scope.has(&name(text)), "{text}");
+        }
     }
 
     #[test]

@@ -79,10 +79,15 @@ impl Brain {
                 (None, _) => pair.statuses[self.end].as_ref().map(LastCommon::of),
                 (Some(_), Some(settled)) => {
                     let name = pair.name.to_string();
-                    let mut mailbox = self.storage.open(pair.guid).map_err(at(name.clone()))?;
-                    let status = mailbox.status().map_err(at(name))?;
-                    // A message more or less than was agreed on: it is no common state.
-                    (status.digest == settled.digest).then(|| LastCommon::of(&status))
+                    match self.storage.open(pair.guid).and_then(|mut mailbox| mailbox.status()) {
+                        // A message more or less than was agreed on: it is no common state.
+                        Ok(status) => (status.digest == settled.digest).then(|| LastCommon::of(&status)),
+                        Err(error) if self.concerns_all(&error) => return Err(at(name)(error)),
+                        Err(error) => {
+                            tracing::debug!("{name}: {error}");
+                            None
+                        }
+                    }
                 }
                 (Some(_), None) => None,
             };

@@ -7,6 +7,7 @@ mod digests;
 mod hash;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
@@ -68,6 +69,10 @@ impl Storage for ByHeader {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
+    }
+
+    fn is_shared(&self, path: &Path) -> bool {
+        self.inner.is_shared(path)
     }
 
     fn rules(&self) -> NameRules {

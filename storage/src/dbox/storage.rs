@@ -1,7 +1,7 @@
 //! Accounts of sdbox and mdbox: one [`Storage`] for both, as all but the place of bodies is alike.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -174,6 +174,10 @@ impl Storage for Dbox {
             message_guid: Support::Kept,
             clones: false,
         }
+    }
+
+    fn is_shared(&self, path: &Path) -> bool {
+        self.shared.account.layout.is_shared(path)
     }
 
     fn rules(&self) -> NameRules {

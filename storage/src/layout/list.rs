@@ -24,7 +24,10 @@ pub struct Found {
 enum What {
     Directory,
     File,
+    /// A pipe, a socket, a device.
     Other,
+    /// Removed meanwhile.
+    Gone,
 }
 
 /// What a listing has come to so far.
@@ -62,17 +65,17 @@ impl Layout {
             if bytes.first() != Some(&b'.') || bytes.get(1) == Some(&b'.') || bytes.len() < 2 {
                 continue;
             }
+            let stored = std::str::from_utf8(&bytes[1..]).ok();
+            let name = stored.and_then(|stored| self.name_of_parts(&stored.split('.').collect::<Vec<_>>()));
             match self.what(&path) {
                 Ok(What::Directory) if self.is_ours(&path) => continue,
                 Ok(What::Directory) => {}
                 Ok(_) => continue,
                 Err(error) => {
-                    listing.problems.push(MailboxProblem { mailbox: lossy(bytes), error });
+                    listing.problems.push(MailboxProblem { mailbox: named(name, bytes), error });
                     continue;
                 }
             }
-            let stored = std::str::from_utf8(&bytes[1..]).ok();
-            let name = stored.and_then(|stored| self.name_of_parts(&stored.split('.').collect::<Vec<_>>()));
             match name.filter(|name| self.is_listed(name, stored) && self.stored(name).is_ok()) {
                 Some(name) => listing.found.push(Found { name, mailbox: true }),
                 None => listing.problems.push(unreadable(&path, bytes)),
@@ -92,7 +95,13 @@ impl Layout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && directory != self.root => {
                 return Ok(());
             }
-            Err(error) => return Err(StorageError::io(directory)(error)),
+            Err(error) => {
+                let error = StorageError::io(directory)(error);
+                let name = MailboxName::new(&listing.above).ok().filter(|_| depth > 0);
+                let Some(name) = name else { return Err(error) };
+                listing.problems.push(MailboxProblem { mailbox: name.to_string(), error });
+                return Ok(());
+            }
         };
         for entry in entries {
             let entry = entry.map_err(StorageError::io(directory))?;
@@ -102,11 +111,23 @@ impl Layout {
                 continue;
             }
             let what = match self.what(&path) {
-                Ok(What::Other) => continue,
-                Ok(What::File) if !self.has_imap() => continue,
+                Ok(What::Gone) => continue,
+                // Where mailboxes are directories, what is none is nothing to Dovecot either, but an mbox it would be.
+                Ok(What::File | What::Other) if !self.has_imap() => continue,
+                Ok(What::Other) if bytes.first() == Some(&b'.') => continue,
+                Ok(What::Other) => Err(StorageError::Impossible(format!(
+                    "{}: is no regular file; left alone",
+                    path.display()
+                ))),
+                what => what,
+            };
+            let what = match what {
                 Ok(what) => what,
                 Err(error) => {
-                    listing.problems.push(MailboxProblem { mailbox: lossy(bytes), error });
+                    let part = stored.and_then(|stored| self.part(stored));
+                    let parts = listing.above.iter().cloned().chain(part.clone());
+                    let name = part.and_then(|_| MailboxName::new(&parts.collect::<Vec<_>>()).ok());
+                    listing.problems.push(MailboxProblem { mailbox: named(name, bytes), error });
                     continue;
                 }
             };
@@ -164,7 +185,7 @@ impl Layout {
         };
         let meta = match fs::symlink_metadata(path) {
             Ok(meta) => meta,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(What::Other),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(What::Gone),
             Err(error) => return Err(StorageError::io(path)(error)),
         };
         if !meta.is_symlink() {
@@ -181,6 +202,11 @@ impl Layout {
         }
         Ok(what)
     }
+}
+
+/// The name of a mailbox that cannot be listed: what cannot be told by its own is told as it is stored.
+fn named(name: Option<MailboxName>, bytes: Vec<u8>) -> String {
+    name.map_or_else(|| lossy(bytes), |name| name.to_string())
 }
 
 fn lossy(bytes: Vec<u8>) -> String {

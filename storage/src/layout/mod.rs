@@ -282,6 +282,21 @@ impl Layout {
         Some(self.alt.as_ref()?.join("storage"))
     }
 
+    /// Says whether a file is one that all mailboxes need: of the list index, or of the storage and the map of mdbox.
+    pub fn is_shared(&self, path: &Path) -> bool {
+        let lists = self.list_index_file().filter(|_| self.kind == Kind::Index);
+        let named = lists.is_some_and(|list| {
+            let (name, list_name) = (path.file_name(), list.file_name());
+            let begins = name
+                .zip(list_name)
+                .is_some_and(|(name, list)| name.as_encoded_bytes().starts_with(list.as_encoded_bytes()));
+            path.parent() == list.parent() && begins
+        });
+        let stored = [Some(self.storage()), self.alt_storage(), Some(self.map())];
+        let stored = || stored.iter().flatten().any(|directory| path.starts_with(directory));
+        named || (self.format == Format::Mdbox && stored())
+    }
+
     /// The directory of `dovecot.map.index` (mdbox). It cannot be in memory: [`Location`](crate::Location) refuses that.
     pub fn map(&self) -> PathBuf {
         match &self.index {

@@ -213,6 +213,25 @@ fn make(root: &Path, paths: &str) {
     }
 }
 
+#[test]
+fn files_that_all_mailboxes_need() {
+    for (location, file, expected) in [
+        ("mdbox:~/d", "d/storage/m.7", true),
+        ("mdbox:~/d", "d/storage/dovecot.map.index.log", true),
+        ("mdbox:~/d:INDEX=~/i", "i/storage/dovecot.map.index", true),
+        ("mdbox:~/d:ALT=~/a", "a/storage/m.1", true),
+        ("mdbox:~/d", "d/mailboxes/storage/dbox-Mails/dovecot.index.log", false),
+        ("sdbox:~/d", "d/storage/u.1", false),
+        ("maildir:~/M:LAYOUT=index", "M/dovecot.list.index.log", true),
+        ("maildir:~/M:LAYOUT=index", "M/mailboxes/dovecot.list.index.log", false),
+        ("maildir:~/M", "M/dovecot.list.index.log", false),
+        ("maildir:~/M", "M/dovecot-uidlist", false),
+        ("mbox:~/m", "m/inbox", false),
+    ] {
+        assert_eq!(layout(location).is_shared(&Path::new("/h").join(file)), expected, "{location} {file}");
+    }
+}
+
 /// Names with mail, and in brackets those without.
 fn listed(layout: &Layout) -> String {
     let (found, problems) = layout.list().unwrap();
@@ -269,6 +288,45 @@ fn what_is_a_mailbox_and_what_is_hidden() {
         expected.sort_unstable();
         listed.sort_unstable();
         assert_eq!(listed, expected, "{options}");
+    }
+}
+
+/// As Dovecot has it, an mbox that is none is one that fails; among directories such things are nothing.
+#[test]
+fn pipes_sockets_and_devices_are_named_where_a_mailbox_is_a_file() {
+    for (format, expected) in
+        [(Format::Maildir, "[A]"), (Format::Sdbox, "[A]"), (Format::Mbox, "!A/Glück !Pipe !Socket [A]")]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout { kind: Kind::Fs, ..Layout::new(format, directory.path()) };
+        let top = layout.mailboxes();
+        fs::create_dir_all(top.join("A")).unwrap();
+        for pipe in ["Pipe", ".hidden", "Pipe.lock", "A/Gl&APw-ck"] {
+            nix::unistd::mkfifo(&top.join(pipe), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        drop(std::os::unix::net::UnixListener::bind(top.join("Socket")).unwrap());
+        let found = listed(&layout);
+        let mut found: Vec<&str> = found.split_whitespace().collect();
+        found.sort_unstable();
+        assert_eq!(found.join(" "), expected, "{format}");
+    }
+}
+
+/// What a listing cannot tell it tells by its name: what it leaves out is not deleted.
+#[test]
+fn links_to_nothing_are_told_by_their_mailboxes_names() {
+    for (options, link, expected) in [
+        ("maildir:@", ".A.&APw-", "!A/ü"),
+        ("maildir:@:LAYOUT=fs", "A/&APw-", "[A] !A/ü"),
+        ("mbox:@", "A/&APw-", "[A] !A/ü"),
+        ("sdbox:@", "mailboxes/A/&APw-", "[A] !A/ü"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(link);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/nowhere", path).unwrap();
+        let layout = layout(&options.replace('@', &directory.path().display().to_string()));
+        assert_eq!(listed(&layout), expected, "{options}");
     }
 }
 

@@ -10,6 +10,7 @@ mod shared;
 mod uidlist;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +113,10 @@ impl Storage for Maildir {
             message_guid,
             clones: true,
         }
+    }
+
+    fn is_shared(&self, path: &Path) -> bool {
+        self.shared.account.layout.is_shared(path)
     }
 
     fn rules(&self) -> NameRules {

