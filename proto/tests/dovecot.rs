@@ -143,7 +143,9 @@ fn our_client_says_to_a_dovecot_what_dovecots_client_said() {
     let mut client = Client::new(password, &Command::dsync_server("alice", false), &mut output);
     let mut input = BytesMut::from(&theirs[..]);
     assert_eq!(client.advance(&mut input, &mut output), Ok(true));
-    assert!(said.starts_with(&output), "{output:?}");
+    // Our minor version is written otherwise, by which a dsync-server knows us.
+    let output = String::from_utf8_lossy(&output).replacen("\t02\n", "\t2\n", 1);
+    assert!(said.starts_with(output.as_bytes()), "{output:?}");
     let (demux, plain) = client.into_stream();
     assert!(demux.is_some() && plain.starts_with(b"VERSION\tdsync\t3\t5\n"));
 }
