@@ -173,18 +173,16 @@ impl Client {
             assert_eq!(*self.uid_validity.get_or_insert_with(|| now.clone()), now, "{name}: UIDVALIDITY");
         }
         if let Some(gone) = text.strip_prefix("VANISHED ") {
-            let gone = set(gone);
-            // Of those that were not asked for yet, all that is known is that they come last.
-            let last = self.uids.iter().flatten().max().copied().unwrap_or(0);
-            let mut unknown = gone.iter().cloned().flatten().filter(|uid| *uid > last).count();
-            self.uids.retain(|uid| match uid {
-                Some(uid) => !gone.iter().any(|range| range.contains(uid)),
-                None if unknown > 0 => {
-                    unknown -= 1;
-                    false
+            for uid in set(gone).into_iter().flatten() {
+                // Of one that was not asked for yet, all that is known is between which others it is.
+                let lower = self.uids.iter().rposition(|known| known.is_some_and(|known| known < uid));
+                let from = lower.map_or(0, |row| row + 1);
+                let gone = self.uids[from..].iter().position(|known| known.is_none_or(|known| known >= uid));
+                let row = gone.map(|row| from + row);
+                if let Some(row) = row.filter(|row| self.uids[*row].is_none_or(|known| known == uid)) {
+                    self.uids.remove(row);
                 }
-                None => true,
-            });
+            }
             return;
         }
         let mut words = text.splitn(3, ' ');
