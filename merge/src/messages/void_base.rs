@@ -19,7 +19,7 @@ pub fn flags_since(base: &MailboxBase, list: &mut [MessageChange]) {
 /// Tells which flags were set since the base in the list of the other end, whose messages are known by the GUIDs that they have in the `first`
 /// list. What it lacks may have been lost with its UIDVALIDITY: if its log does not tell of a removal, the first end stands by it.
 ///
-/// Gives what was set on messages of which the log of the first end tells that they were expunged: see [`carried`](crate::MessagePlan::carried).
+/// Gives what was changed at one end of messages of which the log of the other tells that they were expunged: see [`carried`](crate::MessagePlan::carried).
 pub fn flags_set_since(
     base: &MailboxBase,
     first: &mut [MessageChange],
@@ -29,7 +29,7 @@ pub fn flags_set_since(
     for change in first {
         let (guid, found) = match change {
             MessageChange::Save { uid, guid, flags, .. } => {
-                (guid.bits(), base.uids.contains(uid.get()).then_some(Known::Here(flags)))
+                (guid.bits(), base.uids.contains(uid.get()).then_some(Known::Here(&*guid, flags)))
             }
             MessageChange::Expunge { uid, guid: Some(guid) } => {
                 (guid.bits(), base.uids.contains(uid.get()).then(|| Known::Gone(base.flags_of(*uid))))
@@ -41,9 +41,20 @@ pub fn flags_set_since(
     }
     let mut carried = Vec::new();
     for change in other {
-        let MessageChange::Save { guid, flags, .. } = change else { continue };
+        let (guid, flags) = match change {
+            MessageChange::Save { guid, flags, .. } => (guid, flags),
+            MessageChange::Expunge { guid: Some(guid), .. } => {
+                if let Some(Some(Known::Here(guid, flags))) = known.get(&guid.bits())
+                    && flags.is_change()
+                {
+                    carried.push(((*guid).clone(), (**flags).clone()));
+                }
+                continue;
+            }
+            MessageChange::Expunge { guid: None, .. } | MessageChange::Flags { .. } => continue,
+        };
         match known.get_mut(&guid.bits()) {
-            Some(Some(Known::Here(first))) => {
+            Some(Some(Known::Here(_, first))) => {
                 let common = first.current.minus(&first.added).union(&first.removed);
                 flags.added = flags.current.minus(&common);
                 let lost = common.minus(&flags.current).minus(&flags.removed);
@@ -66,7 +77,7 @@ pub fn flags_set_since(
 /// A message of the base at the end whose UIDVALIDITY it has.
 enum Known<'a> {
     /// With what it did to its flags.
-    Here(&'a mut FlagDelta),
+    Here(&'a MessageGuid, &'a mut FlagDelta),
     /// With what the base has.
     Gone(FlagSet),
 }
@@ -155,5 +166,20 @@ mod tests {
         let carried = flags_set_since(&base, &mut first, &mut other);
         let [(guid, set)] = &carried[..] else { panic!("{carried:?}") };
         assert_eq!((guid.as_str(), set.added.system, set.removed.is_empty()), ("a", flagged, true));
+    }
+
+    #[test]
+    fn flags_changed_on_what_the_other_end_moved_away_are_carried() {
+        let mut base = MailboxBase::new(UidValidity::new(1).unwrap(), uid(3));
+        base.insert(uid(1), &FlagSet::system(Flags::SEEN));
+        base.insert(uid(2), &FlagSet::system(Flags::SEEN));
+        let mut first = [save(1, "a", Flags::FLAGGED), save(2, "aa", Flags::SEEN)];
+        let gone = |number, guid| MessageChange::Expunge { uid: uid(number), guid: MessageGuid::new(guid) };
+        let mut other = [gone(1, "a"), gone(2, "aa")];
+        flags_since(&base, &mut first);
+        let carried = flags_set_since(&base, &mut first, &mut other);
+        let [(guid, delta)] = &carried[..] else { panic!("{carried:?}") };
+        let delta = (delta.added.system, delta.removed.system);
+        assert_eq!((guid.as_str(), delta), ("a", (Flags::FLAGGED, Flags::SEEN)));
     }
 }
