@@ -4,6 +4,7 @@
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod attributes;
+mod base;
 mod closing;
 mod donors;
 mod filtering;
