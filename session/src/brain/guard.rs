@@ -11,7 +11,7 @@ use dsync_model::{MailboxGuid, MailboxTree, MessageAction, MessageChange, Since,
 use dsync_proto::Options;
 use dsync_storage::Storage as _;
 
-use super::{Brain, at};
+use super::Brain;
 use crate::SessionError;
 
 /// So many messages may always go.
@@ -105,10 +105,8 @@ impl Brain {
             let changes =
                 match self.storage.open(*mailbox).and_then(|mut mailbox| mailbox.changes(Since::All)) {
                     Ok(changes) => changes,
-                    Err(error) if self.concerns_all(&error) => {
-                        return Err(at("cannot count what would go")(error));
-                    }
                     Err(error) => {
+                        let error = self.spared("cannot count what would go", error)?;
                         tracing::debug!("{mailbox}: {error}");
                         lost += planned;
                         continue;

@@ -23,11 +23,14 @@ impl Brain {
         context: String,
         error: StorageError,
     ) -> Result<(), SessionError> {
-        if self.concerns_all(&error) {
-            return Err(at(context)(error));
-        }
+        let error = self.spared(&context, error)?;
         self.leave_out(index, format!("{context}: {}", chain(&error)), error.status());
         Ok(())
+    }
+
+    /// Gives an error back after which other mailboxes can be worked on; any other ends the session.
+    pub(super) fn spared(&self, context: &str, error: StorageError) -> Result<StorageError, SessionError> {
+        if self.concerns_all(&error) { Err(at(context)(error)) } else { Ok(error) }
     }
 
     /// Says whether no other mailbox can be worked on either.
@@ -142,8 +145,8 @@ impl Brain {
             }
             // Somebody was faster to delete it.
             Err(error) if is_gone(&error) => Ok(false),
-            Err(error) if self.concerns_all(&error) => Err(at(name.to_string())(error)),
             Err(error) => {
+                let error = self.spared(&name.to_string(), error)?;
                 self.problem_of_both(format!("{name}: is not deleted: {}", chain(&error)), error.status());
                 Ok(true)
             }

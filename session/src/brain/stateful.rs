@@ -8,7 +8,7 @@ use dsync_model::{LastCommon, MailboxGuid, MailboxStatus, SyncState};
 use dsync_proto::{BATCH_MAX, Message};
 use dsync_storage::Storage as _;
 
-use super::{Brain, Stage, at};
+use super::{Brain, Stage};
 use crate::SessionError;
 
 /// Most mailboxes that a peer's state may name.
@@ -82,8 +82,8 @@ impl Brain {
                     match self.storage.open(pair.guid).and_then(|mut mailbox| mailbox.status()) {
                         // A message more or less than was agreed on: it is no common state.
                         Ok(status) => (status.digest == settled.digest).then(|| LastCommon::of(&status)),
-                        Err(error) if self.concerns_all(&error) => return Err(at(name)(error)),
                         Err(error) => {
+                            let error = self.spared(&name, error)?;
                             tracing::debug!("{name}: {error}");
                             None
                         }
