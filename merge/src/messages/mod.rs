@@ -4,7 +4,7 @@
 
 mod known;
 mod new;
-pub mod void_base;
+mod void_base;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,7 @@ use dsync_model::{
 };
 
 use crate::{Both, Direction, ENDS, End, unused_yields};
+pub use void_base::void_base;
 
 /// One end's side of a mailbox.
 #[derive(Clone, Copy, Debug)]

@@ -2,11 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use dsync_model::{FlagDelta, FlagSet, MailboxBase, MessageChange, MessageGuid};
+use dsync_model::{FlagDelta, FlagSet, MailboxBase, MailboxStatus, MessageChange, MessageGuid};
+
+/// Tells in the lists of all messages, those of both ends in any order, what the base tells of their flags.
+///
+/// Gives what was changed at one end of messages of which the log of the other tells that they were expunged: see [`carried`](crate::MessagePlan::carried).
+pub fn void_base(
+    base: &MailboxBase,
+    mut lists: [(&MailboxStatus, &mut [MessageChange]); 2],
+) -> Vec<(MessageGuid, FlagDelta)> {
+    let fits = lists.each_ref().map(|(status, _)| status.uid_validity == base.uid_validity);
+    for ((_, list), fits) in lists.iter_mut().zip(fits) {
+        if fits {
+            flags_since(base, list);
+        }
+    }
+    let [(_, one), (_, two)] = lists;
+    match fits {
+        [true, false] => flags_set_since(base, one, two),
+        [false, true] => flags_set_since(base, two, one),
+        _ => Vec::new(),
+    }
+}
 
 /// Tells what changed of flags since the base, in the list of the end whose UIDVALIDITY it still has. The log that a list without a base
 /// comes from goes further back: what was removed long ago is no change.
-pub fn flags_since(base: &MailboxBase, list: &mut [MessageChange]) {
+fn flags_since(base: &MailboxBase, list: &mut [MessageChange]) {
     for change in list {
         if let MessageChange::Save { uid, flags, .. } = change
             && base.uids.contains(uid.get())
@@ -18,9 +39,7 @@ pub fn flags_since(base: &MailboxBase, list: &mut [MessageChange]) {
 
 /// Tells which flags were set since the base in the list of the other end, whose messages are known by the GUIDs that they have in the `first`
 /// list. What it lacks may have been lost with its UIDVALIDITY: if its log does not tell of a removal, the first end stands by it.
-///
-/// Gives what was changed at one end of messages of which the log of the other tells that they were expunged: see [`carried`](crate::MessagePlan::carried).
-pub fn flags_set_since(
+fn flags_set_since(
     base: &MailboxBase,
     first: &mut [MessageChange],
     other: &mut [MessageChange],

@@ -43,12 +43,7 @@ impl Brain {
             _ => Since::All,
         };
         let opened = self.storage.open(guid).and_then(|mut mailbox| {
-            let mut changes = mailbox.changes(since)?;
-            if let (Some(base), Since::All) = (&open.base, since)
-                && base.uid_validity == changes.status.uid_validity
-            {
-                void_base::flags_since(base, &mut changes.list);
-            }
+            let changes = mailbox.changes(since)?;
             let kept_back = filter.kept_back(&mut *mailbox, &changes.list, since)?;
             Ok((mailbox, changes, kept_back))
         });
@@ -106,12 +101,7 @@ impl Brain {
         };
         let void = open.base.as_ref().filter(|_| !open.since_base);
         let carried = void.map_or_else(Vec::new, |base| {
-            let knows = [&mine, &theirs].map(|(status, _)| status.uid_validity == base.uid_validity);
-            match knows {
-                [true, false] => void_base::flags_set_since(base, &mut mine.1, &mut theirs.1),
-                [false, true] => void_base::flags_set_since(base, &mut theirs.1, &mut mine.1),
-                _ => Vec::new(),
-            }
+            void_base(base, [&mut mine, &mut theirs].map(|(status, list)| (&*status, &mut list[..])))
         });
         let lists = if end == dsync_merge::End::Initiator { [&mine, &theirs] } else { [&theirs, &mine] };
         let filtered = &open.filtered;
