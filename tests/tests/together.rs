@@ -24,8 +24,10 @@ mod manual;
 mod mbox;
 
 const SECS: u64 = 5;
-/// A message that so many runs have met keeps its UID.
-const RUNS_UNTIL_SETTLED: u64 = 3;
+/// After a message was seen, the run that was at work then may not know it; the next one does.
+const RUNS_UNTIL_KNOWN: u64 = 2;
+/// After so many disturbed runs the users stop for one that is not.
+const DISTURBED_MAX: u64 = 5;
 /// Runs without anybody at work until both are equal.
 const LAST_RUNS_MAX: usize = 4;
 /// How often a user tries to expunge a message.
@@ -42,6 +44,8 @@ struct Shared {
     phase: AtomicU8,
     /// Syncs that ended.
     runs: AtomicU64,
+    /// The number of the last one that met no change on its way: what it knew keeps its UID from then on. Any other may renumber what came last, as often as both stores get mail meanwhile.
+    undisturbed: AtomicU64,
     /// Where each message is to be in the end; `None`: nowhere.
     messages: Mutex<BTreeMap<String, Option<&'static str>>>,
 }
@@ -109,7 +113,12 @@ fn together(one: &str, two: &str) {
     let log_path = dir.join("log");
     let log = File::create(&log_path).expect("made");
     let first = ["INBOX", "Archive"].map(|mailbox| (format!("first-{mailbox}"), Some(mailbox)));
-    let shared = Shared { phase: WORK.into(), runs: AtomicU64::new(0), messages: Mutex::new(first.into()) };
+    let shared = Shared {
+        phase: WORK.into(),
+        runs: 0.into(),
+        undisturbed: 0.into(),
+        messages: Mutex::new(first.into()),
+    };
     assert_eq!(sync(&dovecot, &dsync, &a, &b), 0);
     thread::scope(|scope| {
         let users =
@@ -124,8 +133,11 @@ fn together(one: &str, two: &str) {
         let leave = Leave(&shared);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(time) && !users.iter().any(|user| user.is_finished()) {
-            sync(&dovecot, &dsync, &a, &b);
-            shared.runs.fetch_add(1, SeqCst);
+            let status = sync(&dovecot, &dsync, &a, &b);
+            let run = shared.runs.fetch_add(1, SeqCst) + 1;
+            if status == 0 {
+                shared.undisturbed.store(run, SeqCst);
+            }
         }
         shared.phase.store(WATCH, SeqCst);
         let settled = (0..LAST_RUNS_MAX).any(|_| sync(&dovecot, &dsync, &a, &b) == 0);
@@ -189,14 +201,21 @@ fn sync(dovecot: &Dovecot, dsync: &Path, a: &str, b: &str) -> i32 {
 fn work(name: &str, mut client: Client, shared: &Shared) {
     let mut dice = Dice::new(name.bytes().fold(7, |sum, byte| sum * 31 + u64::from(byte)));
     let mut met: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut settled: BTreeMap<String, u32> = BTreeMap::new();
     let mut made = 0;
+    let mut undisturbed = 0;
     while shared.phase.load(SeqCst) == WORK {
         let run = shared.runs.load(SeqCst);
-        client.messages().for_each(|(uid, _)| _ = met.entry(uid).or_insert(run));
+        for (uid, id) in client.messages() {
+            if *met.entry(uid).or_insert(run) + RUNS_UNTIL_KNOWN <= undisturbed {
+                let kept = *settled.entry(id.to_owned()).or_insert(uid);
+                assert_eq!(kept, uid, "{name}: {id} is renumbered, after an undisturbed run had met it");
+            }
+        }
         let all: Vec<u32> = client.messages().map(|(uid, _)| uid).collect();
         let own: Vec<(u32, String)> = client
             .messages()
-            .filter(|(uid, id)| id.starts_with(name) && met[uid] + RUNS_UNTIL_SETTLED <= run)
+            .filter(|(uid, id)| id.starts_with(name) && settled.get(*id) == Some(uid))
             .map(|(uid, id)| (uid, id.to_owned()))
             .collect();
         let mut one_of = |count: usize| dice.roll(count.max(1) as u64) as usize;
@@ -205,6 +224,7 @@ fn work(name: &str, mut client: Client, shared: &Shared) {
         let told =
             |id: &str, place| _ = shared.messages.lock().expect("not poisoned").insert(id.to_owned(), place);
         match (one_of(10), any, mine) {
+            _ if run > undisturbed + DISTURBED_MAX => client.act("NOOP"),
             (0..3, ..) => {
                 made += 1;
                 let id = format!("{name}-{made}");
@@ -229,6 +249,8 @@ fn work(name: &str, mut client: Client, shared: &Shared) {
             }
             _ => client.act("NOOP"),
         }
+        // What that run did is told to the client until the next turn.
+        undisturbed = shared.undisturbed.load(SeqCst);
         client.idle(Duration::from_millis(5 + one_of(40) as u64));
     }
     while shared.phase.load(SeqCst) != LEAVE {
