@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
@@ -16,7 +17,7 @@ use dsync_model::{
 use rand::RngExt;
 
 use crate::attributes::{Attributes, Place};
-use crate::layout::Layout;
+use crate::layout::{Found, Layout};
 use crate::list_index::ListIndex;
 use crate::lock::{FileLock, UserLock, patience, set_patience};
 use crate::mailbox_log::{self, Change};
@@ -35,12 +36,14 @@ pub struct Account {
     pub layout: Layout,
     pub fsync: Fsync,
     pub(crate) list: ListIndex,
+    /// What [`find`](Self::find) found last.
+    pub(crate) found: Arc<Mutex<Vec<Found>>>,
 }
 
 impl Account {
     /// Opens an account; directories that are missing are made.
     pub fn open(layout: Layout, fsync: Fsync) -> Result<Account> {
-        let account = Account { layout, fsync, list: ListIndex::default() };
+        let account = Account { layout, fsync, list: ListIndex::default(), found: Arc::default() };
         account.make_directories()?;
         Ok(account)
     }

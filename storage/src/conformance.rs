@@ -41,6 +41,7 @@ pub fn check_keeping(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     mailboxes_come_and_go(open);
     messages_are_kept(keeps, open);
     nothing_happens_without_commit(open);
+    nothing_comes_under_a_name_that_another_gave_up(open);
     uids_are_never_given_twice(keeps, open);
     modseqs_come_out_as_they_are_elsewhere(open);
 }
@@ -325,6 +326,32 @@ fn nothing_happens_without_commit(open: &mut dyn FnMut() -> Box<dyn Storage>) {
     drop(mailbox);
     assert_eq!(open_box(open).status().expect("tells"), before);
     without_box(open(), name);
+}
+
+fn nothing_comes_under_a_name_that_another_gave_up(open: &mut dyn FnMut() -> Box<dyn Storage>) {
+    let (mut storage, old) = with_box(open, "Renamed");
+    assert!(storage.is_steady().expect("looks"));
+    let mut mailbox = storage.open(BOX).expect("opens");
+    save(&mut *mailbox, message(1, "one", FlagSet::default()), b"one");
+    let mut other = open();
+    other.tree().expect("lists");
+    let new = name("Renamed meanwhile");
+    let rename = TreeChange::Rename { guid: BOX, from: old.clone(), to: new.clone() };
+    assert!(other.change_tree(&rename).expect("renames"));
+    let goal = Goal { uid_next_min: uid(2), modseq_min: ModSeq::NONE, uid_validity: None, unfinished: false };
+    let begun = mailbox.begin_save(message(2, "two", FlagSet::default())).and_then(|()| mailbox.end_save());
+    let done = begun.and_then(|()| mailbox.commit(goal));
+    drop((mailbox, storage, other));
+    let (tree, problems) = open().tree().expect("lists");
+    assert!(problems.is_empty(), "{problems:?}");
+    assert!(tree.get(&old).is_none_or(|node| node.mailbox.is_none()), "the old name is free");
+    let status = tree[&new].mailbox.as_ref().expect("a mailbox");
+    assert_eq!(status.guid, BOX);
+    match done {
+        Ok(_) => assert_eq!(status.messages, 2),
+        Err(error) => assert!(error.is_gone() && status.messages == 0, "{error}"),
+    }
+    without_box(open(), new);
 }
 
 fn uids_are_never_given_twice(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {

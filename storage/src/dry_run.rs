@@ -202,6 +202,10 @@ impl Storage for DryRun {
         Ok((tree, problems))
     }
 
+    fn is_steady(&mut self) -> Result<bool> {
+        if self.absent { Ok(true) } else { self.inner.is_steady() }
+    }
+
     fn tree_log(&self) -> TreeLog {
         self.inner.tree_log()
     }

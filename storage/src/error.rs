@@ -30,6 +30,9 @@ pub enum StorageError {
     /// The location does not say where the mail is, or in which format.
     #[error("{0}")]
     Location(String),
+    /// Somebody made a mailbox of that name.
+    #[error("mailbox {0} already exists")]
+    MailboxExists(String),
     /// No such mailbox, or not any more.
     #[error("mailbox {0} does not exist")]
     NoMailbox(String),
@@ -52,7 +55,10 @@ impl StorageError {
             | StorageError::Unsupported { path, .. }
             | StorageError::Locked { path, .. }
             | StorageError::Io { path, .. } => Some(path),
-            StorageError::Impossible(_) | StorageError::Location(_) | StorageError::NoMailbox(_) => None,
+            StorageError::Impossible(_)
+            | StorageError::Location(_)
+            | StorageError::MailboxExists(_)
+            | StorageError::NoMailbox(_) => None,
         }
     }
 
@@ -65,13 +71,23 @@ impl StorageError {
             || no_files.contains(&source.raw_os_error())
     }
 
+    /// Says whether the mailbox is not there any more, as far as the error tells.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            StorageError::NoMailbox(_) => true,
+            StorageError::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// The exit status of sysexits.h that says who must act (architecture 3b).
     pub fn status(&self) -> u8 {
         match self {
             StorageError::Corrupt { .. }
             | StorageError::Damaged { .. }
             | StorageError::Unsupported { .. }
-            | StorageError::Impossible(_) => 65,
+            | StorageError::Impossible(_)
+            | StorageError::MailboxExists(_) => 65,
             StorageError::NoMailbox(_) => 68,
             StorageError::Location(_) => 78,
             StorageError::Locked { .. } => 75,

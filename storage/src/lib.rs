@@ -90,6 +90,12 @@ pub trait Storage: Send {
     /// reported in the second part, and its name is left out of the first.
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)>;
 
+    /// Says whether the names are still those of the last [`tree`](Self::tree). Whoever renames a mailbox while names are read may hide it: it is found
+    /// under neither name then.
+    fn is_steady(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+
     /// What is known of mailboxes and names that were not in the last [`tree`](Self::tree) any more; empty where no log is kept.
     fn tree_log(&self) -> TreeLog {
         TreeLog::default()

@@ -95,6 +95,10 @@ impl Storage for ByHeader {
         self.inner.lock_user(me, peer, wait)
     }
 
+    fn is_steady(&mut self) -> Result<bool> {
+        self.inner.is_steady()
+    }
+
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         let (mut tree, mut problems) = self.inner.tree()?;
         if !self.is_on {

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::index::format::u32_at;
 use crate::index::{Extension, Index, Paths, State, Transaction, Writer};
 use crate::lock::patience;
-use crate::{Fsync, Result};
+use crate::{Fsync, Result, disk};
 
 const MAP: &str = "map";
 const REF: &str = "ref";
@@ -148,7 +148,13 @@ impl Map {
             messages.iter().map(|(uid, _, references)| (*uid, references.to_le_bytes())).collect();
         first.introduce(None, &ref_extension());
         first.ext_records(references.iter().map(|(uid, references)| (*uid, &references[..])));
-        let mut map = Map { index: Index::create(Map::paths(directory), uid_validity, next_uid, first)? };
+        disk::make_directory(directory)?;
+        let paths = Map::paths(directory);
+        let index = match messages {
+            [] => Index::create_or_open(paths, uid_validity, next_uid, first)?,
+            _ => Index::create(paths, uid_validity, next_uid, first)?,
+        };
+        let mut map = Map { index };
         // To Dovecot a map whose tail is not its end is one to be rebuilt.
         map.lock()?.finish(Fsync::Always)?;
         Ok(map)

@@ -14,7 +14,7 @@ use rand::RngExt;
 use super::DboxFile;
 use super::map::{Map, MapState, Place};
 use super::mdbox::{self, Ids};
-use super::shared::Shared;
+use super::shared::{Counted, Shared};
 use super::store::Store;
 use crate::index::{Appended, Edit, Index, Paths, Transaction};
 use crate::layout::Places;
@@ -27,6 +27,16 @@ struct Found {
     guid: [u8; 16],
     /// The mailbox that it was saved to first, as the disk has its name.
     mailbox: Option<Box<[u8]>>,
+}
+
+/// What the mailboxes tell of a map that is gone.
+#[derive(Default)]
+struct Recorded {
+    /// Map UIDs and GUIDs of messages.
+    records: Vec<(u32, [u8; 16])>,
+    /// The UIDVALIDITYs of the map, and how many mailboxes have each.
+    validities: BTreeMap<u32, usize>,
+    present: BTreeSet<MailboxName>,
 }
 
 /// Makes the map of an account that has none.
@@ -44,17 +54,17 @@ pub(super) fn make_map(shared: &Shared, store: &Store) -> Result<Map> {
 
 fn rebuild_map(shared: &Shared, store: &Store) -> Result<Map> {
     let found = scan(store)?;
-    let mut records: Vec<(u32, [u8; 16])> = Vec::new();
-    let mut validities: BTreeMap<u32, usize> = BTreeMap::new();
-    let mut present = BTreeSet::new();
-    all_readable(shared.each_index(|name, state| {
-        present.insert(name.clone());
-        *validities.entry(shared.map_validity_of(state)).or_default() += 1;
-        let rows = 0..state.uids.len();
-        records.extend(
-            rows.filter_map(|row| Some((mdbox::map_uid(state, row)?.0, mdbox::guid_bits(state, row)?))),
-        );
-    })?)?;
+    let (Recorded { records, mut validities, present }, problems) =
+        shared.each_index(|told: &mut Recorded, name, state| {
+            let Some(state) = state else { return };
+            told.present.insert(name.clone());
+            *told.validities.entry(shared.map_validity_of(state)).or_default() += 1;
+            let rows = 0..state.uids.len();
+            told.records.extend(
+                rows.filter_map(|row| Some((mdbox::map_uid(state, row)?.0, mdbox::guid_bits(state, row)?))),
+            );
+        })?;
+    all_readable(problems)?;
     validities.remove(&0);
     let validity = validities.iter().max_by_key(|(_, count)| **count).map(|(validity, _)| *validity);
     let now = super::saving::now().0 as u32;
@@ -133,16 +143,7 @@ pub(super) fn make_mailbox(
 ) -> Result<Index> {
     let mut map = store.open_map()?;
     let mut map = shared.lock_map(&mut map)?;
-    let mut counted: BTreeMap<u32, u32> = BTreeMap::new();
-    let mut present = BTreeSet::new();
-    let problems = shared.each_index(|name, state| {
-        present.insert(name.clone());
-        for row in 0..state.uids.len() {
-            if let Some((map_uid, _)) = mdbox::map_uid(state, row) {
-                *counted.entry(map_uid).or_default() += 1;
-            }
-        }
-    })?;
+    let (Counted { references: mut counted, present, .. }, problems) = shared.references()?;
     let lost: Vec<(u32, Place, u16)> = map
         .state()
         .all()
@@ -150,7 +151,7 @@ pub(super) fn make_mailbox(
         .collect();
     let validity = shared.account.new_uid_validity()?;
     if lost.is_empty() {
-        return Index::create(paths, validity.get(), 1, shared.identity(guid)?);
+        return Index::create_or_open(paths, validity.get(), 1, shared.identity(guid)?);
     }
     all_readable(problems)?;
     let homes = Homes::of(shared, present.clone(), map.state().header.uid_validity)?;
@@ -240,7 +241,8 @@ impl Homes<'_> {
             first.extend(account.own_name(None, name));
             disk::make_directory(&places.mail)?;
             tracing::warn!("{}: the index is gone, with flags and keywords", places.mail.display());
-            Index::create(Shared::paths(&places), validity.get(), 1, first)?;
+            Shared::make_index_directory(&places)?;
+            Index::create_or_open(Shared::paths(&places), validity.get(), 1, first)?;
             account.list_mailbox(name, guid, validity)?;
         }
         Ok(())

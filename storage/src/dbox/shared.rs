@@ -1,9 +1,12 @@
 //! What all mailboxes of a dbox account share: finding, making, renaming, deleting them; their identity; the map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
@@ -39,6 +42,22 @@ pub(super) struct Shared {
     /// What mailboxes were like when they were last looked at. That of [`Dbox::tree`](super::storage::Dbox) is kept for the next run.
     pub statuses: Mutex<StatusCache>,
     pub guids: Mutex<KnownGuids>,
+}
+
+/// How often names may change while they are read.
+const LISTINGS_MAX: usize = 10;
+/// How long Dovecot may take from the directory of a mailbox to its index, and for how long a directory counts as made just now.
+const MAKING: Duration = Duration::from_millis(200);
+const YOUNG: Duration = Duration::from_secs(2);
+
+/// What the mailboxes of an mdbox refer to.
+#[derive(Default)]
+pub(super) struct Counted {
+    /// How many records of mailboxes use each map UID.
+    pub references: BTreeMap<u32, u32>,
+    pub present: BTreeSet<MailboxName>,
+    /// Mailboxes that have no index: to what they refer nobody knows.
+    pub without_index: usize,
 }
 
 impl Shared {
@@ -104,13 +123,11 @@ impl Shared {
     pub fn lock_map<'a>(&self, map: &'a mut Map) -> Result<MapWriter<'a>> {
         let mut writer = map.lock()?;
         if writer.is_unfinished()? {
-            let (counted, problems) = self.references()?;
             tracing::warn!(
-                "{}: a change of the map was not brought to its end; references are counted anew from {}",
-                self.account.location(),
-                if problems.is_empty() { "all mailboxes" } else { "those mailboxes that can be read" }
+                "{}: a change of the map was not brought to its end; references are counted anew",
+                self.account.location()
             );
-            writer.set_references(&counted, problems.is_empty(), self.account.fsync)?;
+            self.count_anew(&mut writer)?;
         }
         Ok(writer)
     }
@@ -124,17 +141,28 @@ impl Shared {
         }
     }
 
-    /// How many mailbox records use each map UID, and the mailboxes that cannot be read. The map is locked.
-    fn references(&self) -> Result<(BTreeMap<u32, u32>, Vec<MailboxProblem>)> {
-        let mut counted: BTreeMap<u32, u32> = BTreeMap::new();
-        let problems = self.each_index(|_, state| {
+    /// Counts references anew, after a change of the map that was not brought to its end: somebody died, or the mailbox was renamed or deleted.
+    pub fn count_anew(&self, map: &mut MapWriter<'_>) -> Result<()> {
+        let (counted, problems) = self.references()?;
+        let complete = problems.is_empty() && counted.without_index == 0;
+        tracing::debug!("{}: references are counted anew; complete: {complete}", self.account.location());
+        map.set_references(&counted.references, complete, self.account.fsync)
+    }
+
+    /// What the mailboxes refer to, and those that cannot be read. The map is locked.
+    pub fn references(&self) -> Result<(Counted, Vec<MailboxProblem>)> {
+        self.each_index(|counted: &mut Counted, name, state| {
+            let Some(state) = state else {
+                counted.without_index += 1;
+                return;
+            };
+            counted.present.insert(name.clone());
             for row in 0..state.uids.len() {
                 if let Some((map_uid, _)) = mdbox::map_uid(state, row) {
-                    *counted.entry(map_uid).or_default() += 1;
+                    *counted.references.entry(map_uid).or_default() += 1;
                 }
             }
-        })?;
-        Ok((counted, problems))
+        })
     }
 
     /// The names of all mailboxes, and those that are none of ours.
@@ -150,30 +178,57 @@ impl Shared {
         Ok((names.chain(inbox).collect(), problems))
     }
 
-    /// Shows the index of every mailbox that has one; tells which could not be read.
-    pub fn each_index(&self, mut show: impl FnMut(&MailboxName, &State)) -> Result<Vec<MailboxProblem>> {
+    /// Shows the index of every mailbox, if it has one; tells which could not be read. It begins anew if somebody renames mailboxes meanwhile: one that was missed would
+    /// count as one that refers to no message.
+    pub fn each_index<T: Default>(
+        &self,
+        show: impl Fn(&mut T, &MailboxName, Option<&State>),
+    ) -> Result<(T, Vec<MailboxProblem>)> {
         // What is in no list uses its messages all the same.
         self.account.find_lost()?;
-        let (names, mut problems) = self.names()?;
-        for name in names {
-            let index = self.account.places(&name).and_then(|places| Index::open(Shared::paths(&places)));
-            match index {
-                Ok(Some(index)) if !index.state().deleted => show(&name, index.state()),
-                Ok(_) => {}
-                Err(error) => problems.push(MailboxProblem { mailbox: name.to_string(), error }),
+        let (mut names, mut problems) = self.names()?;
+        for _ in 0..LISTINGS_MAX {
+            let mut shown = T::default();
+            for name in &names {
+                let index = self.account.places(name).and_then(|places| Index::open(Shared::paths(&places)));
+                match index {
+                    Ok(Some(index)) if index.state().deleted => {}
+                    Ok(index) => show(&mut shown, name, index.as_ref().map(Index::state)),
+                    Err(error) => problems.push(MailboxProblem { mailbox: name.to_string(), error }),
+                }
             }
+            let now = self.names()?;
+            if now.0 == names {
+                return Ok((shown, problems));
+            }
+            (names, problems) = now;
         }
-        Ok(problems)
+        let what = "mailboxes are renamed faster than they can be listed; run again later";
+        Err(StorageError::io(&self.account.layout.root)(std::io::Error::other(what)))
     }
 
     pub fn paths(places: &Places) -> Paths {
         Paths::mailbox(places.index.as_deref().unwrap_or(&places.mail))
     }
 
-    /// Opens a mailbox's index; one that is missing is made from the files that are there.
+    /// Makes the directory of the index, where it is another than that of the mail. That must be there: else somebody has renamed or deleted the mailbox.
+    pub fn make_index_directory(places: &Places) -> Result<()> {
+        if !disk::pretends() {
+            fs::metadata(&places.mail).map_err(StorageError::io(&places.mail))?;
+        }
+        places.index.iter().try_for_each(|index| disk::make_directory(index))
+    }
+
+    /// Opens a mailbox's index; one that is missing is made from the files that are there. Where the mailbox was made just now, whoever makes it may be about to give it one.
     pub fn index(&self, places: &Places) -> Result<(MailboxGuid, Index)> {
         let paths = Shared::paths(places);
-        let mut index = match Index::open(paths.clone())? {
+        let mut found = Index::open(paths.clone())?;
+        let begun = Instant::now();
+        while found.is_none() && begun.elapsed() < MAKING && is_young(&places.mail) && !disk::pretends() {
+            thread::sleep(MAKING / 20);
+            found = Index::open(paths.clone())?;
+        }
+        let mut index = match found {
             Some(index) => index,
             None => self.rebuild(places, paths)?,
         };
@@ -200,6 +255,7 @@ impl Shared {
 
     /// An index for a mailbox that has none. With sdbox UIDs are the names of files; flags and keywords are lost.
     fn rebuild(&self, places: &Places, paths: Paths) -> Result<Index> {
+        Shared::make_index_directory(places)?;
         let guid = self.new_guid(places);
         if let Some(store) = &self.store {
             return super::rebuild::make_mailbox(self, store, places, paths, guid);
@@ -223,7 +279,7 @@ impl Shared {
         let next = found.last_key_value().map_or(1, |(uid, _)| uid + 1);
         let mut first = self.identity(guid)?;
         first.append(&whole.iter().map(|uid| (*uid, 0)).collect::<Vec<_>>());
-        Index::create(paths, validity.get(), next, first)
+        Index::create_or_open(paths, validity.get(), next, first)
     }
 
     pub fn identify(
@@ -259,12 +315,19 @@ impl Shared {
         let places = self.account.new_places(name, guid)?;
         let paths = Shared::paths(&places);
         if paths.log().exists() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+            return Err(StorageError::MailboxExists(name.to_string()));
         }
         disk::make_directory(&places.mail)?;
+        Shared::make_index_directory(&places)?;
         let mut first = self.identity(guid)?;
         first.extend(self.account.own_name(None, name));
-        Index::create(paths, validity.get(), next.get(), first)?;
+        Index::create(paths, validity.get(), next.get(), first).map_err(|error| match error {
+            // A session opened it as soon as its directory was there.
+            StorageError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
+                StorageError::MailboxExists(name.to_string())
+            }
+            error => error,
+        })?;
         disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
         self.account.list_mailbox(name, guid, validity)
     }
@@ -331,7 +394,7 @@ impl Shared {
         let (old, new) = (layout.places(from)?, layout.places(to)?);
         let (directory, target) = (layout.directory(from)?, layout.directory(to)?);
         if Shared::paths(&new).log().exists() {
-            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
+            return Err(StorageError::MailboxExists(to.to_string()));
         }
         let pairs = [
             (old.alt, new.alt),
@@ -395,4 +458,10 @@ fn is_only_in(directory: &Path, mail: &Path) -> bool {
 /// Says whether a directory may be replaced.
 fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+}
+
+/// Says whether a directory was changed within the last seconds.
+fn is_young(directory: &Path) -> bool {
+    let changed = fs::metadata(directory).and_then(|meta| meta.modified()).ok();
+    changed.is_some_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|age| age < YOUNG))
 }

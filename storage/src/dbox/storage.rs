@@ -112,6 +112,14 @@ impl Dbox {
         self.names.get(&mailbox).ok_or_else(|| StorageError::NoMailbox(mailbox.to_string()))
     }
 
+    /// Says whether a mailbox of this GUID was listed before, under another name. If it has that name no more, it was renamed meanwhile, and the list is void.
+    fn is_taken(&self, guid: MailboxGuid) -> Result<bool> {
+        let Some(name) = self.names.get(&guid) else { return Ok(false) };
+        let index = Index::open(Shared::paths(&self.shared.account.places(name)?))?;
+        let there = index.is_some_and(|index| self.shared.guid_of(index.state()) == Some(guid));
+        if there { Ok(true) } else { Err(StorageError::NoMailbox(name.to_string())) }
+    }
+
     fn list_one(&mut self, name: &MailboxName) -> Result<MailboxNode> {
         let places = self.shared.account.places(name)?;
         let log = Shared::paths(&places).log();
@@ -137,7 +145,7 @@ impl Dbox {
             guid = listed;
             self.shared.identify(&mut index, guid, validity)?;
         }
-        if self.names.contains_key(&guid) {
+        if self.is_taken(guid)? {
             // A copied directory: two mailboxes must not share a GUID.
             guid = MailboxGuid(rand::rng().random());
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
@@ -217,7 +225,7 @@ impl Storage for Dbox {
             }
         }
         let subscribed = account.subscribed()?;
-        let (found, mut problems) = account.found()?;
+        let (found, mut problems) = account.find()?;
         *shared.statuses() = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
@@ -242,6 +250,10 @@ impl Storage for Dbox {
         }
         self.log = self.shared.account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn is_steady(&mut self) -> Result<bool> {
+        self.shared.account.is_steady()
     }
 
     fn tree_log(&self) -> TreeLog {

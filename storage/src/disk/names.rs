@@ -78,6 +78,15 @@ fn give_group(made: File, wanted: u32) -> io::Result<File> {
 
 /// Makes a directory and those above it, all of one mode: that of what is there already, and never open to others. An existing one is fine.
 pub fn make_directory(path: &Path) -> Result<()> {
+    make(path, true)
+}
+
+/// The same of a directory in one that must be there: what is gone was renamed or deleted by somebody else.
+pub fn make_directory_in(path: &Path) -> Result<()> {
+    make(path, false)
+}
+
+fn make(path: &Path, recursive: bool) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -90,7 +99,10 @@ pub fn make_directory(path: &Path) -> Result<()> {
     let above = above.filter(|meta| direct || meta.mode() & 0o007 == 0);
     let mode = above.map_or(0o700, |meta| meta.mode() & 0o770 | 0o700);
     let make = || {
-        fs::DirBuilder::new().recursive(true).mode(mode).create(path)?;
+        match fs::DirBuilder::new().recursive(recursive).mode(mode).create(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
         let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32;
         let made = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         with_group(made, mode, path).map(drop)

@@ -175,13 +175,13 @@ impl Index {
         // What is only pretended has no name that could have come to mean another file.
         if !disk::pretends() && now.is_none_or(|now| (now.device, now.inode) != (open.dev(), open.ino())) {
             let again = Index::open(self.paths.clone())?;
-            *self = again.ok_or(StorageError::Corrupt { path: log, line: 0, what: "index is gone" })?;
+            *self = again.ok_or_else(|| StorageError::io(&log)(rustix::io::Errno::NOENT.into()))?;
             return Ok(true);
         }
         if open.len() < self.offset {
             // Whoever cut it off found a transaction unfinished that we took for whole, or the log is damaged.
             let again = Index::open(self.paths.clone())?;
-            *self = again.ok_or(StorageError::Corrupt { path: log, line: 0, what: "index is gone" })?;
+            *self = again.ok_or_else(|| StorageError::io(&log)(rustix::io::Errno::NOENT.into()))?;
             return Ok(true);
         }
         if open.len() == self.offset {

@@ -2,6 +2,7 @@
 //! (storage formats reference, 4.8 to 4.11).
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,8 +28,8 @@ pub struct Writer<'a> {
 }
 
 impl Index {
-    /// Makes an index that does not exist yet: a log with `first` in it. `guid_header` is the
-    /// extension that names the mailbox.
+    /// Makes an index that does not exist yet: a log with `first` in it. Its directory must be there: one that is not may be a mailbox
+    /// that was renamed just now.
     pub fn create(paths: Paths, uid_validity: u32, next_uid: u32, first: Transaction) -> Result<Index> {
         let index_id = now();
         let mut state = Transaction::new();
@@ -43,6 +44,25 @@ impl Index {
             return Ok(index);
         }
         put_log(&paths, &bytes)?;
+        Index::open_made(paths)
+    }
+
+    /// The same; if somebody was faster, theirs is opened.
+    pub fn create_or_open(
+        paths: Paths,
+        uid_validity: u32,
+        next_uid: u32,
+        first: Transaction,
+    ) -> Result<Index> {
+        match Index::create(paths.clone(), uid_validity, next_uid, first) {
+            Err(StorageError::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => {
+                Index::open_made(paths)
+            }
+            other => other,
+        }
+    }
+
+    fn open_made(paths: Paths) -> Result<Index> {
         let what = "index vanished while it was made";
         Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
     }
@@ -246,7 +266,6 @@ pub(super) fn make_log(paths: &Paths, snapshot: &Snapshot) -> Result<()> {
 
 /// Makes a log that must not be there yet.
 fn put_log(paths: &Paths, bytes: &[u8]) -> Result<()> {
-    disk::make_directory(&paths.directory)?;
     let fresh = new_log(paths);
     disk::remove(&fresh)?;
     let mut file: File = disk::create_alike(&fresh)?;

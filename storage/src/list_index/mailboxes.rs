@@ -5,6 +5,7 @@
 //! and gets its name back when the account is opened next ([`Account::find_lost`]).
 
 use std::collections::BTreeSet;
+use std::sync::{MutexGuard, PoisonError};
 
 use dsync_model::{MailboxGuid, MailboxName, MailboxStatus, TreeChange, UidValidity};
 use rand::RngExt;
@@ -56,6 +57,23 @@ impl Account {
         found.retain(|found| !self.layout.is_the_inbox(&found.name));
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok((found, problems))
+    }
+
+    /// The same, kept for [`is_steady`](Self::is_steady).
+    pub fn find(&self) -> Result<(Vec<Found>, Vec<MailboxProblem>)> {
+        let (found, problems) = self.found()?;
+        self.last_found().clone_from(&found);
+        Ok((found, problems))
+    }
+
+    /// Says whether there is what [`find`](Self::find) found last.
+    pub fn is_steady(&self) -> Result<bool> {
+        let (found, _) = self.found()?;
+        Ok(*self.last_found() == found)
+    }
+
+    fn last_found(&self) -> MutexGuard<'_, Vec<Found>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// GUID and UIDVALIDITY of a mailbox as the list index has them; `None`: it has none of this name. The UIDVALIDITY may be unknown yet.
@@ -118,7 +136,7 @@ impl Account {
             return self.layout.places(name);
         }
         if self.listed(name)?.is_some() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+            return Err(StorageError::MailboxExists(name.to_string()));
         }
         self.clear(guid)?;
         Ok(self.layout.places_of(guid))
@@ -152,7 +170,7 @@ impl Account {
         let parts = self.layout.stored_parts(name);
         self.list.change(&self.layout, self.fsync, false, |nodes| {
             if nodes.get(&parts).is_some_and(|node| node.mailbox().is_some_and(|other| other != guid)) {
-                return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+                return Err(StorageError::MailboxExists(name.to_string()));
             }
             nodes.set_mailbox(&parts, guid, validity.get());
             Ok(())
@@ -186,7 +204,7 @@ impl Account {
                         return Err(StorageError::NoMailbox(from.to_string()));
                     }
                     if at(to).is_some() {
-                        return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
+                        return Err(StorageError::MailboxExists(to.to_string()));
                     }
                     nodes.rename(&parts(from), &parts(to));
                 }

@@ -143,14 +143,8 @@ fn open_or_make(layout: &Layout, paths: Paths) -> Result<Index> {
         }
     }
     let first = nodes.transaction(&state, false);
-    match Index::create(paths.clone(), now, nodes.next_uid(), first) {
-        // Dovecot was faster.
-        Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            let what = "list index vanished while it was made";
-            Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
-        }
-        made => made,
-    }
+    disk::make_directory(&paths.directory)?;
+    Index::create_or_open(paths, now, nodes.next_uid(), first)
 }
 
 /// Keeps what cannot be read for whoever can. Killed in between, what is left is as unreadable as the whole, or not there.

@@ -17,7 +17,7 @@ use crate::{Fsync, Goal, Result, StorageError, disk};
 /// Opens the index of a mailbox that was just read, and brings both into step. `None`: the account keeps its indexes in memory.
 pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<Index>> {
     let Some(directory) = &places.index else { return Ok(None) };
-    let mut index = open_or_create(Paths::mailbox(directory), scan)?;
+    let mut index = open_or_create(places, Paths::mailbox(directory), scan)?;
     let goal = Goal { uid_next_min: scan.list.uid_next(), uid_validity: scan.list.uid_validity, ..NO_GOAL };
     if is_behind(&index, scan, goal) {
         // The order of locks: uidlist, then index.
@@ -33,7 +33,7 @@ pub fn open(places: &Places, scan: &mut Scan, policy: Fsync) -> Result<Option<In
     Ok(Some(index))
 }
 
-fn open_or_create(paths: Paths, scan: &Scan) -> Result<Index> {
+fn open_or_create(places: &Places, paths: Paths, scan: &Scan) -> Result<Index> {
     let broken = match Index::open(paths.clone()) {
         Ok(Some(index)) => {
             let validity = UidValidity::new(index.state().header.uid_validity);
@@ -54,14 +54,10 @@ fn open_or_create(paths: Paths, scan: &Scan) -> Result<Index> {
         }
     }
     let validity = scan.list.uid_validity.map_or(0, UidValidity::get);
-    match Index::create(paths.clone(), validity, 1, Transaction::new()) {
-        // Dovecot was faster.
-        Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            let what = "index vanished while it was made";
-            Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
-        }
-        other => other,
+    if paths.directory != places.mail {
+        disk::make_directory(&paths.directory)?;
     }
+    Index::create_or_open(paths, validity, 1, Transaction::new())
 }
 
 fn is_behind(index: &Index, scan: &Scan, goal: Goal) -> bool {

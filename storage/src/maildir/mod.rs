@@ -54,6 +54,14 @@ impl Maildir {
         self.names.get(&guid).ok_or_else(|| StorageError::NoMailbox(guid.to_string()))
     }
 
+    /// Says whether a mailbox of this GUID was listed before, under another name. If it has that name no more, it was renamed meanwhile, and the list is void.
+    fn is_taken(&self, guid: MailboxGuid) -> Result<bool> {
+        let Some(name) = self.names.get(&guid) else { return Ok(false) };
+        let places = self.shared.account.places(name)?;
+        let there = uidlist::UidList::read(&places.control)?.guid == Some(guid);
+        if there { Ok(true) } else { Err(StorageError::NoMailbox(name.to_string())) }
+    }
+
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.places(name)?;
         self.shared.sweep(&places)?;
@@ -68,7 +76,7 @@ impl Maildir {
         let mut list = indexed::list(&scan, index.as_ref().map(Index::state));
         let mut status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;
         // A copied directory: two mailboxes must not share a GUID.
-        let taken = self.names.contains_key(&status.guid);
+        let taken = self.is_taken(status.guid)?;
         if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
             self.shared.identify(&places, guid, uid_validity)?;
             self.shared.account.names_changed(&[name]);
@@ -150,7 +158,7 @@ impl Storage for Maildir {
             }
         }
         account.empty_trash()?;
-        let (found, mut problems) = account.found()?;
+        let (found, mut problems) = account.find()?;
         let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
@@ -175,6 +183,10 @@ impl Storage for Maildir {
         }
         self.log = self.shared.account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn is_steady(&mut self) -> Result<bool> {
+        self.shared.account.is_steady()
     }
 
     fn tree_log(&self) -> TreeLog {

@@ -67,7 +67,7 @@ impl Shared {
     ) -> Result<()> {
         let places = self.account.new_places(name, guid)?;
         if places.mail.join("cur").exists() {
-            return Err(StorageError::Impossible(format!("mailbox {name} already exists")));
+            return Err(StorageError::MailboxExists(name.to_string()));
         }
         // The uidlist first: with `cur` it becomes a mailbox, and nobody gives it another identity.
         disk::make_directory(&places.mail)?;
@@ -198,7 +198,7 @@ impl Shared {
     pub fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
         let (old, new) = (self.account.places(from)?, self.account.places(to)?);
         if new.mail.join("cur").exists() {
-            return Err(StorageError::Impossible(format!("mailbox {to} already exists")));
+            return Err(StorageError::MailboxExists(to.to_string()));
         }
         let mut moves = vec![(&old.mail, &new.mail), (&old.control, &new.control)];
         moves.extend(old.index.as_ref().zip(new.index.as_ref()));

@@ -4,10 +4,12 @@
 //! flag changes that Dovecot has not written into the file yet.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
 use jiff::tz::TimeZone;
@@ -24,6 +26,9 @@ use crate::layout::Places;
 use crate::lock::patience;
 use crate::{Goal, Result, StorageError, disk};
 
+/// How long Dovecot may take from one half of a rename to the other, and for how many seconds a file counts as renamed just now.
+const RENAMING: Duration = Duration::from_millis(200);
+const RENAMED_SECS: i64 = 2;
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
@@ -134,6 +139,7 @@ impl Shared {
 
     /// Reads a mailbox, with file and index in step. `before` knows messages that may be gone by now.
     pub fn read(&self, places: &Places, before: Option<&MboxFile>) -> Result<Content> {
+        wait_for_index(places);
         let mut lock = self.lock(places, Access::Read)?;
         if let Some(content) = self.settle(&mut lock, places, before)? {
             return Ok(content);
@@ -335,6 +341,21 @@ fn remove_index(paths: &Paths, why: &str) -> Result<()> {
     [paths.log(), paths.log2(), paths.snapshot(), cache].iter().try_for_each(|path| disk::remove(path))
 }
 
+/// Dovecot renames first the file, then the directory of the index. Without it the mailbox would be taken for a new one.
+fn wait_for_index(places: &Places) {
+    let begun = Instant::now();
+    while Index::stamp(&paths(places)).is_none() && begun.elapsed() < RENAMING && is_renamed(&places.mail) {
+        thread::sleep(RENAMING / 20);
+    }
+}
+
+/// Says whether a file was renamed within the last seconds, and not written.
+fn is_renamed(path: &Path) -> bool {
+    let Ok(meta) = fs::metadata(path) else { return false };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+    now - meta.ctime() <= RENAMED_SECS && meta.ctime() - meta.mtime() > RENAMED_SECS
+}
+
 /// Makes the index of a mailbox that has none. `first` is what it says besides, in a transaction with its GUID.
 pub fn create_index(
     paths: Paths,
@@ -345,14 +366,8 @@ pub fn create_index(
 ) -> Result<Index> {
     first.introduce(None, &extension());
     first.ext_header(GUID_AT, &guid.0);
-    match Index::create(paths.clone(), validity.get(), uid_next.get(), first) {
-        // Dovecot was faster.
-        Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-            let what = "index vanished while it was made";
-            Index::open(paths.clone())?.ok_or(StorageError::Corrupt { path: paths.log(), line: 0, what })
-        }
-        other => other,
-    }
+    disk::make_directory(&paths.directory)?;
+    Index::create_or_open(paths, validity.get(), uid_next.get(), first)
 }
 
 fn extension() -> Extension {

@@ -45,6 +45,14 @@ impl Mbox {
         Ok(Mbox { shared: Arc::new(shared), names: BTreeMap::new(), log: TreeLog::default() })
     }
 
+    /// Says whether a mailbox of this GUID was listed before, under another name. If it has that name no more, it was renamed meanwhile, and the list is void.
+    fn is_taken(&self, guid: MailboxGuid) -> Result<bool> {
+        let Some(name) = self.names.get(&guid) else { return Ok(false) };
+        let content = self.shared.read(&self.shared.account.places(name)?, None)?;
+        let there = content.status(&content.list())?.guid == guid;
+        if there { Ok(true) } else { Err(StorageError::NoMailbox(name.to_string())) }
+    }
+
     fn list_one(&mut self, name: &MailboxName, cache: &mut StatusCache) -> Result<MailboxNode> {
         let places = self.shared.account.places(name)?;
         mailbox::sweep(&places)?;
@@ -60,7 +68,7 @@ impl Mbox {
         let mut content = self.shared.read(&places, None)?;
         let mut status = content.status(&content.list())?;
         // A copied index: two mailboxes must not share a GUID.
-        let taken = self.names.contains_key(&status.guid);
+        let taken = self.is_taken(status.guid)?;
         if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
             self.shared.identify(&places, guid, uid_validity)?;
             self.shared.account.names_changed(&[name]);
@@ -230,13 +238,12 @@ impl Shared {
 
 /// Fails if something lies where a mailbox is to be.
 fn refuse_existing(path: &Path, name: &MailboxName) -> Result<()> {
-    let what = match fs::metadata(path) {
+    Err(match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(StorageError::io(path)(error)),
-        Ok(meta) if meta.is_file() => format!("mailbox {name} already exists"),
-        Ok(_) => format!("{}: is no regular file", path.display()),
-    };
-    Err(StorageError::Impossible(what))
+        Err(error) => StorageError::io(path)(error),
+        Ok(meta) if meta.is_file() => StorageError::MailboxExists(name.to_string()),
+        Ok(_) => StorageError::Impossible(format!("{}: is no regular file", path.display())),
+    })
 }
 
 /// The files in a directory, which may be missing.
@@ -298,7 +305,7 @@ impl Storage for Mbox {
         } else if inbox.is_some() {
             shared.make_inbox()?;
         }
-        let (found, mut problems) = account.found()?;
+        let (found, mut problems) = account.find()?;
         let mut cache = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
@@ -323,6 +330,10 @@ impl Storage for Mbox {
         }
         self.log = account.tell_history(&mut tree);
         Ok((tree, problems))
+    }
+
+    fn is_steady(&mut self) -> Result<bool> {
+        self.shared.account.is_steady()
     }
 
     fn tree_log(&self) -> TreeLog {

@@ -171,7 +171,7 @@ pub fn content_guid(body: &[u8]) -> MessageGuid {
 }
 
 fn exists(name: &MailboxName) -> StorageError {
-    StorageError::Impossible(format!("mailbox {name} already exists"))
+    StorageError::MailboxExists(name.to_string())
 }
 
 impl Storage for MemoryStorage {

@@ -82,6 +82,15 @@ impl Storage for Namespaced {
         self.main_mut()?.lock_user(me, peer, wait)
     }
 
+    fn is_steady(&mut self) -> Result<bool> {
+        for open in &mut self.open {
+            if !open.storage.is_steady()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn tree(&mut self) -> Result<(MailboxTree, Vec<MailboxProblem>)> {
         self.mailboxes.clear();
         let mut listed = self.list()?;

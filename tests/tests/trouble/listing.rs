@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use dsync_model::{MailboxGuid, MailboxName, TreeChange, Uid, UidValidity};
 use dsync_session::proto::Direction;
+use dsync_storage::{Fsync, Location};
 use dsync_tests::maildirs::{Account, sync};
 use dsync_tests::programs::Place;
 
@@ -81,4 +83,28 @@ fn a_directory_that_may_not_be_read_is_no_deletion() {
     assert_eq!(copy.view()["INBOX"].len(), 3, "{text}");
     assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
     assert_eq!(account.view(), copy.view());
+}
+
+/// What a user renames behind a listing makes it void, in every format.
+#[test]
+fn names_that_change_behind_a_listing_are_noticed() {
+    for (format, old) in
+        [("maildir", ".Work"), ("sdbox", "mailboxes/Work"), ("mdbox", "mailboxes/Work"), ("mbox", "Work")]
+    {
+        let place = Place::new("");
+        let location = format!("{format}:{}", place.path("mail").display());
+        let mut storage = Location::parse(&location, None).expect("valid").open(Fsync::Never).expect("opens");
+        let (name, guid) = (MailboxName::parse("Work", '/').expect("a name"), MailboxGuid([7; 16]));
+        let uid_validity = UidValidity::new(7).expect("not 0");
+        storage.tree().expect("listed");
+        let create = TreeChange::Create { name, guid, uid_validity, uid_next: Uid::MIN };
+        assert!(storage.change_tree(&create).expect("made"));
+        assert!(!storage.is_steady().expect("looked"), "{format}: it is new");
+        storage.tree().expect("listed");
+        assert!(storage.is_steady().expect("looked"), "{format}");
+        let path = place.path("mail").join(old);
+        let file_name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        fs::rename(&path, path.with_file_name(format!("{file_name}2"))).expect("renamed");
+        assert!(!storage.is_steady().expect("looked"), "{format}: it was renamed");
+    }
 }

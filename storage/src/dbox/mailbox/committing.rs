@@ -20,7 +20,17 @@ impl DboxMailbox {
             || self.actions.iter().any(|action| matches!(action, MessageAction::Expunge { .. }));
         let mut map = if changes_bodies { self.bodies.take_map()? } else { None };
         let locked = map.as_mut().map(|map| self.shared.lock_map(map)).transpose();
-        let outcome = locked.and_then(|map| self.carry_out_locked(goal, map));
+        let outcome = locked.and_then(|mut map| {
+            let outcome = self.carry_out_locked(goal, map.as_mut());
+            // Left as it is, Dovecot would rebuild the whole storage.
+            if let (Err(_), Some(map)) = (&outcome, &mut map)
+                && map.is_unfinished().unwrap_or(false)
+                && let Err(error) = self.shared.count_anew(map)
+            {
+                tracing::warn!("references cannot be counted anew: {error}");
+            }
+            outcome
+        });
         if changes_bodies {
             self.bodies.keep_map(map);
         }
@@ -28,7 +38,7 @@ impl DboxMailbox {
     }
 
     /// The same with the map locked, where there is one.
-    fn carry_out_locked(&mut self, goal: Goal, mut map: Option<MapWriter<'_>>) -> Result<Committed> {
+    fn carry_out_locked(&mut self, goal: Goal, mut map: Option<&mut MapWriter<'_>>) -> Result<Committed> {
         let mut committed = Committed::default();
         let policy = self.shared.account.fsync;
         // The index is borrowed by its lock; what the commit needs of it is taken out first.
@@ -47,7 +57,7 @@ impl DboxMailbox {
             self.leave_out_lost(map.state(), &mut committed);
         }
         let (mut edit, moves) = self.edit(&state, &mut committed)?;
-        self.bodies.place(map.as_mut(), &state, &mut edit, &moves, policy)?;
+        self.bodies.place(map.as_deref_mut(), &state, &mut edit, &moves, policy)?;
         for (uid, pending) in &moves.saved {
             self.guids.insert(*uid, pending.message().guid.clone());
             committed.saved += 1;
@@ -60,7 +70,7 @@ impl DboxMailbox {
         }
         let extensions = self.bodies.extensions();
         self.import.write(&mut writer, &mut edit, goal, &extensions, policy)?;
-        self.bodies.finish(map.as_mut(), &edit, policy)?;
+        self.bodies.finish(map, &edit, policy)?;
         for (uid, _) in &edit.expunged {
             self.guids.remove(uid);
         }

@@ -104,7 +104,7 @@ impl MaildirMailbox {
     fn begin(&mut self, message: NewMessage) -> Result<(Pending, File)> {
         self.abandon_save();
         let directory = self.places.mail.join("tmp");
-        disk::make_directory(&directory)?;
+        disk::make_directory_in(&directory)?;
         let path = directory.join(format!("{}{TMP_SUFFIX}", fresh_base()));
         let file = disk::create(&path, disk::file_mode(&self.places.mail))?;
         Ok((Pending { message, path, size: 0 }, file))
