@@ -15,6 +15,7 @@ mod error;
 pub mod greet;
 #[cfg(feature = "net")]
 pub mod link;
+mod listing;
 pub mod local;
 pub mod rawlog;
 mod report;

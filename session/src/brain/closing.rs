@@ -11,7 +11,7 @@ use dsync_proto::{BATCH_MAX, Counters, Message, Planned, Purpose, Settled, batch
 use dsync_storage::{Storage as _, StorageError};
 
 use super::greeting::describe;
-use super::leaving::{is_gone, put_back};
+use super::leaving::put_back;
 use super::mailbox::goal;
 use super::{Brain, Stage, at};
 use crate::{MailboxReport, SessionError};
@@ -170,7 +170,7 @@ impl Brain {
             });
             let changes = match changes {
                 // Somebody was faster to delete it.
-                Err(error) if is_gone(&error) => Vec::new(),
+                Err(error) if error.is_gone() => Vec::new(),
                 Err(error) if self.concerns_all(&error) => return Err(at(name.to_string())(error)),
                 Err(error) => {
                     stay.push((

@@ -1,17 +1,21 @@
 //! The first stages: who is there, locks, bases, and the trees.
 
+use std::collections::BTreeSet;
+
 use dsync_merge::{Both, Direction, End, Pair};
 use dsync_model::{
-    BASE_BYTES_MAX, Base, MailboxBase, MailboxName, MailboxNode, MailboxTree, TreeChange, TreeLog, UidSet,
+    BASE_BYTES_MAX, Base, MailboxBase, MailboxGuid, MailboxName, MailboxNode, MailboxTree, TreeChange,
+    TreeLog, UidSet,
 };
 use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone, batches};
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Storage as _, StorageError, Support};
 
+use super::leaving::{DISTURBED, MOVED};
 use super::mailbox::Open;
 use super::scope::Scope;
 use super::{Brain, Job, Stage, at, clipped};
-use crate::SessionError;
+use crate::{SessionError, listing};
 
 /// Most names that a peer may list.
 pub(super) const NODES_MAX: usize = 1_000_000;
@@ -90,7 +94,13 @@ impl Brain {
         let refs = self.read_bases(&me.pair(peer))?;
         self.bases[self.end as usize] = Some(refs.clone());
         self.say(Message::Bases(refs));
-        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let bases = &self.bases_here;
+        let (tree, problems) = listing::list(&mut self.storage, |tree| {
+            let here: BTreeSet<MailboxGuid> =
+                tree.values().filter_map(|node| Some(node.mailbox.as_ref()?.guid)).collect();
+            bases.is_empty()
+                || bases.iter().any(|(_, base)| base.mailboxes.keys().any(|guid| !here.contains(guid)))
+        })?;
         let mut unlisted = Vec::new();
         for problem in problems {
             let (text, status) = (describe(&problem.mailbox, &problem.error), problem.error.status());
@@ -275,6 +285,15 @@ impl Brain {
                 }
                 Ok(done)
             }
+            // A user was faster; the next run sees what he did.
+            Err(error) if is_overtaken(change, &error) => {
+                self.undone(change);
+                self.counters.disturbed += 1;
+                if let TreeChange::Create { guid, .. } | TreeChange::Identify { guid, .. } = change {
+                    self.unmade.insert(*guid, (MOVED.into(), DISTURBED));
+                }
+                Ok(false)
+            }
             Err(error) if self.concerns_one(change, &error) => {
                 let place = name.map(ToString::to_string).unwrap_or_default();
                 let (text, status) = (describe(&place, &error), error.status());
@@ -300,7 +319,7 @@ impl Brain {
     fn concerns_one(&self, change: &TreeChange, error: &StorageError) -> bool {
         let of_names = matches!(change, TreeChange::Subscribe { .. } | TreeChange::Unsubscribe { .. });
         match error {
-            StorageError::Impossible(_) | StorageError::NoMailbox(_) => true,
+            StorageError::Impossible(_) | StorageError::MailboxExists(_) | StorageError::NoMailbox(_) => true,
             error => !of_names && !self.concerns_all(error),
         }
     }
@@ -353,13 +372,24 @@ impl Brain {
     }
 }
 
+/// Says whether a change is not to be made any more, as somebody else made, renamed or deleted that mailbox since it was listed.
+fn is_overtaken(change: &TreeChange, error: &StorageError) -> bool {
+    match change {
+        TreeChange::Create { .. } | TreeChange::Rename { .. } => {
+            matches!(error, StorageError::MailboxExists(_)) || error.is_gone()
+        }
+        TreeChange::Identify { .. } | TreeChange::Delete { .. } => error.is_gone(),
+        _ => false,
+    }
+}
+
 /// The name of the note that holds a base.
 pub(super) fn note_name(pair: &str, base: BaseRef) -> String {
     format!("base-{pair}-{:016x}", base.generation.0)
 }
 
 fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let statuses = tree.values().filter_map(|node| node.mailbox.as_ref());
     match statuses.map(|status| status.guid).find(|guid| !seen.insert(*guid)) {
         Some(guid) => Err(SessionError::Peer(format!("lists two mailboxes with the GUID {guid}"))),

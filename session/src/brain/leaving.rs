@@ -24,8 +24,18 @@ impl Brain {
         error: StorageError,
     ) -> Result<(), SessionError> {
         let error = self.spared(&context, error)?;
+        if self.has_gone(index, &error) {
+            self.leave_out(index, MOVED.into(), DISTURBED);
+            return Ok(());
+        }
         self.leave_out(index, format!("{context}: {}", chain(&error)), error.status());
         Ok(())
+    }
+
+    /// Says whether an error came of a mailbox that a user renamed or deleted since it was listed.
+    pub(super) fn has_gone(&mut self, index: usize, error: &StorageError) -> bool {
+        let guid = self.open[index].pair.guid;
+        error.is_gone() && self.storage.open(guid).is_err_and(|error| error.is_gone())
     }
 
     /// Gives an error back after which other mailboxes can be worked on; any other ends the session.
@@ -46,7 +56,11 @@ impl Brain {
         self.open[index].skip_here();
         self.let_go(index);
         let channel = self.open[index].channel;
-        self.problem(text.clone(), status);
+        if status == DISTURBED {
+            self.counters.disturbed += 1;
+        } else {
+            self.problem(text.clone(), status);
+        }
         self.say_on(channel, Message::Skip { status, text: clipped(text) });
     }
 
@@ -101,13 +115,19 @@ impl Brain {
                 plan.expunges.retain(|action| expunged(action).is_none_or(|uid| !stay.contains(&uid)));
             }
             open.held.extend(told);
-            let (text, status) = (format!("{name}: {} {STAY}", stay.len()), self.report.problem_status);
-            // Another round finds them again.
-            if !self.report.problems.contains(&text) {
-                self.problem_of_both(text, status);
-            }
+            self.held_back(format!("{name}: {} {STAY}", stay.len()));
         }
         Ok(())
+    }
+
+    /// Says that something waits for a mailbox that is left out: with the status of that, if anything is wrong with it.
+    fn held_back(&mut self, text: String) {
+        match self.report.problem_status {
+            0 => self.counters.disturbed += 1,
+            // Another round finds them again.
+            _ if self.report.problems.contains(&text) => {}
+            status => self.problem_of_both(text, status),
+        }
     }
 
     /// Deletes the mailboxes that are to go. One that stays, the base keeps as it was: a later run finds that it is to go.
@@ -138,13 +158,12 @@ impl Brain {
             Ok(messages) => {
                 let holds = messages.iter().any(|(_, bits)| self.not_arrived.contains(bits));
                 if holds {
-                    let status = self.report.problem_status;
-                    self.problem_of_both(format!("{name}: is not deleted: messages {STAY}"), status);
+                    self.held_back(format!("{name}: is not deleted: messages {STAY}"));
                 }
                 Ok(holds)
             }
             // Somebody was faster to delete it.
-            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) if error.is_gone() => Ok(false),
             Err(error) => {
                 let error = self.spared(&name.to_string(), error)?;
                 self.problem_of_both(format!("{name}: is not deleted: {}", chain(&error)), error.status());
@@ -160,6 +179,10 @@ impl Brain {
         self.undone.push(undone);
     }
 }
+
+/// The status by which a mailbox is left out that a user renamed or deleted meanwhile: nothing is wrong with it, and the next run finds it again.
+pub(super) const DISTURBED: u8 = 2;
+pub(super) const MOVED: &str = "was renamed, made or deleted meanwhile";
 
 const STAY: &str = "moved to a mailbox that is left out; they stay here until that one can be synchronised";
 
@@ -180,15 +203,6 @@ pub(super) fn put_back(agreed: &mut MailboxBase, base: Option<&MailboxBase>, not
         agreed.insert(uid, &base.flags_of(uid));
     }
     rest
-}
-
-/// Says whether a mailbox is not there any more.
-pub(super) fn is_gone(error: &StorageError) -> bool {
-    match error {
-        StorageError::NoMailbox(_) => true,
-        StorageError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-        _ => false,
-    }
 }
 
 /// The GUID of a message that a list names as new.

@@ -35,12 +35,15 @@ impl Brain {
             let known = old.get(&status.guid).filter(|(validity, _)| *validity == status.uid_validity);
             let from = known.map_or(Uid::MIN, |(_, next)| *next);
             if in_scope && from < status.uid_next {
-                let hides = self
-                    .storage
-                    .check(status.guid, from)
-                    .map_err(at(format!("{name}: nothing was synchronised (-x leaves a mailbox out)")))?;
-                if !hides {
-                    return Ok(());
+                match self.storage.check(status.guid, from) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    // Renamed or deleted meanwhile: nothing of it is sent.
+                    Err(error) if error.is_gone() => continue,
+                    Err(error) => {
+                        let context = format!("{name}: nothing was synchronised (-x leaves a mailbox out)");
+                        return Err(at(context)(error));
+                    }
                 }
                 new.insert(status.guid, (status.uid_validity, status.uid_next));
             } else {

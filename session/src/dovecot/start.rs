@@ -7,7 +7,7 @@ use dsync_proto::dovecot::items::{self, Elements, Item};
 use super::choice::namespaces;
 use super::settled::Settled;
 use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
-use crate::SessionError;
+use crate::{SessionError, listing};
 
 /// Most names that a peer may list, and most records of its state.
 pub(super) const NODES_MAX: usize = 1_000_000;
@@ -100,7 +100,7 @@ impl Brain {
         };
         self.lock = Some((lock, user));
         self.settled = Settled::read(&mut *self.storage, &host);
-        let (tree, problems) = self.storage.tree().map_err(at("cannot list the mailboxes"))?;
+        let (tree, problems) = listing::list(&mut *self.storage, |_| true)?;
         let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
         if let Some(problem) = problems.first().filter(|_| mirrored) {
             // Left out, it would be deleted there.

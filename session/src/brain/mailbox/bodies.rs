@@ -6,6 +6,7 @@ use dsync_storage::{Body, StorageError};
 
 use super::planning::goal_of;
 use super::{Open, chain, gone};
+use crate::brain::leaving::{DISTURBED, MOVED};
 use crate::brain::{Brain, Output, clipped};
 use crate::{SessionError, commits};
 
@@ -44,6 +45,7 @@ impl Brain {
                 self.out.push_back(Output::Body(channel, body));
             }
             Ok(None) => self.say_on(channel, Message::Mail(header)),
+            Err(error) if self.has_gone(index, &error) => self.leave_out(index, MOVED.into(), DISTURBED),
             Err(error) => {
                 let text = format!("{name}: UID {}: {}", request.uid, chain(&error));
                 self.problem(text.clone(), error.status());

@@ -17,7 +17,7 @@ use dsync_proto::{Channel, List, MailRequest, Message, Settled};
 use dsync_storage::{Mailbox, StorageError};
 
 use super::donors::Donor;
-use super::leaving::new_guid;
+use super::leaving::{DISTURBED, new_guid};
 use super::{Brain, Stage};
 use crate::{MailboxReport, SessionError};
 
@@ -227,7 +227,11 @@ impl Brain {
             if !std::mem::replace(&mut open.skipped_there, true) {
                 open.awaits_list = false;
                 self.let_go(index);
-                self.problem_there(&text, status);
+                if status == DISTURBED {
+                    self.counters.disturbed += 1;
+                } else {
+                    self.problem_there(&text, status);
+                }
             }
             return Ok(());
         }
