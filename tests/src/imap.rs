@@ -24,13 +24,14 @@ pub struct Imap {
 
 impl Imap {
     /// Starts a session; `command` runs `imap`.
-    pub fn start(mut command: Command) -> Imap {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("imap starts");
+    pub fn start(command: Command) -> Imap {
+        Imap::start_logging(command, Stdio::null())
+    }
+
+    /// The same; what the server complains of goes to `log`.
+    pub fn start_logging(mut command: Command, log: impl Into<Stdio>) -> Imap {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn().expect("imap starts");
         let to = Box::new(child.stdin.take().expect("piped"));
         let from: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("piped"));
         let from = BufReader::new(from);

@@ -18,6 +18,8 @@ use dsync_tests::world::Dice;
 
 #[path = "together/conversion.rs"]
 mod conversion;
+#[path = "together/folders.rs"]
+mod folders;
 #[path = "together/manual.rs"]
 mod manual;
 #[path = "together/mbox.rs"]
