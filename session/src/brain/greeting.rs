@@ -315,9 +315,9 @@ impl Brain {
                 let batches = batches(&names);
                 batches.map(|names| Undone::Subscriptions { names: names.to_vec(), subscribed }).collect()
             }
+            TreeChange::DeleteDirectory { name } => vec![Undone::Directory(self.common_name(name))],
             TreeChange::Create { name, .. }
             | TreeChange::CreateDirectory { name }
-            | TreeChange::DeleteDirectory { name }
             | TreeChange::Rename { to: name, .. }
             | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(self.common_name(name))],
         };
