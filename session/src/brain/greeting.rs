@@ -369,7 +369,8 @@ fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
 
 /// One line for people.
 pub(super) fn describe(place: &str, error: &StorageError) -> String {
-    let mut text = format!("{place}: {error}");
+    // A change of directories or subscriptions has none: the error says where.
+    let mut text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
     if let Some(cause) = std::error::Error::source(error) {
         text.push_str(&format!(": {cause}"));
     }
