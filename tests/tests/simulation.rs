@@ -6,6 +6,8 @@
 mod dry;
 #[path = "simulation/failing.rs"]
 mod failing;
+#[path = "simulation/moving.rs"]
+mod moving;
 
 use std::collections::BTreeSet;
 
