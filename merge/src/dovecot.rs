@@ -125,6 +125,27 @@ pub fn messages<'a>(
     Ok(plan)
 }
 
+/// Up to which UID the lists agree as the peer sees it, where it compares hashes. A Dovecot that has no message left does not look into its log for those
+/// that are gone at both ends: so it may be lower than what this end comes to.
+pub fn common_there<'a>(
+    own: &'a [MessageChange],
+    peer: &'a [MessageChange],
+    terms: &Terms<'_>,
+    hashes: &'a Hashes,
+) -> Result<u32, Desync> {
+    let mirrored = Hashes { ours: hashes.theirs.clone(), theirs: hashes.ours.clone() };
+    let terms = Terms {
+        end: terms.end.other(),
+        uid_next: terms.peer_uid_next,
+        peer_uid_next: terms.uid_next,
+        last_common: None,
+        kept_back: None,
+        hashes: Some(&mirrored),
+        ..*terms
+    };
+    common(&lists(peer, Some(&hashes.theirs)), own, &terms, &mut Plan::default())
+}
+
 fn is_save(change: &MessageChange) -> bool {
     matches!(change, MessageChange::Save { .. })
 }
@@ -213,7 +234,9 @@ fn common(
                 rest.next();
             }
             (MessageChange::Expunge { guid, .. }, None) => {
-                if guid.as_ref().and_then(|guid| logged(guid.bits())) == Some(true) {
+                // With no message left, Dovecot does not look into its log for what is gone at both ends.
+                let is_same = guid.as_ref().and_then(|guid| logged(guid.bits())) == Some(true);
+                if is_same && rest.peek().is_some() {
                     last = uid.get();
                 }
             }

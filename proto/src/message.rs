@@ -237,6 +237,8 @@ pub enum Undone {
     Subscriptions { names: Vec<MailboxName>, subscribed: bool },
     /// This mailbox was not deleted, and has this name now.
     Deletion { mailbox: MailboxGuid, name: MailboxName },
+    /// This directory was not removed.
+    Directory(MailboxName),
 }
 
 /// How a mailbox stands after all work on it.

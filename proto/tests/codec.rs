@@ -181,6 +181,7 @@ fn samples() -> BTreeMap<&'static str, Frame> {
             "undone-deletion",
             of(Message::Undone(Undone::Deletion { mailbox: MailboxGuid([7; 16]), name: name.clone() })),
         ),
+        ("undone-directory", of(Message::Undone(Undone::Directory(name.clone())))),
         ("deleting", of(Message::Deleting)),
         ("end-deletions", of(Message::End(List::Deletions))),
         ("body", Frame::Body(3, Bytes::from_static(b"Subject: x\n"))),

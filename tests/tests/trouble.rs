@@ -2,6 +2,8 @@
 
 #[path = "trouble/listing.rs"]
 mod listing;
+#[path = "trouble/locks.rs"]
+mod locks;
 #[path = "trouble/midway.rs"]
 mod midway;
 #[path = "trouble/read_only.rs"]
@@ -15,7 +17,6 @@ use std::time::Duration;
 
 use dsync_session::proto::{Direction, Options};
 use dsync_session::{Brain, Input, Job, Output};
-use dsync_storage::index::{Index, Paths};
 use dsync_tests::maildirs::{Account, BACKUP, sync};
 use dsync_tests::programs::{Place, programs};
 
@@ -352,91 +353,6 @@ fn attachments_that_are_not_there_are_named_before_anything_is_written() {
         assert_eq!(output.status.code(), Some(65), "{said}");
         assert!(said.contains("mail_attachment_dir") && said.contains(&from.display().to_string()), "{said}");
         assert_eq!(content(&to), before);
-    }
-}
-
-/// A process of its own, for the test below: takes the lock that it is told to, says so, and holds it until its stdin ends.
-#[test]
-fn a_holder_of_locks() {
-    let Ok(told) = std::env::var("DSYNC_TEST_HOLD") else { return };
-    let (kind, path) = told.split_once(' ').expect("kind and path");
-    if kind == "store" {
-        std::mem::forget(Account::new(path).open().lock(Duration::ZERO).expect("locks"));
-    } else {
-        let prefix = if kind == "map" { "dovecot.map.index" } else { "dovecot.index" };
-        let index = Index::open(Paths { directory: path.into(), prefix: prefix.into() }).expect("opens");
-        std::mem::forget(Box::leak(Box::new(index.expect("is there"))).lock(Duration::ZERO).expect("locks"));
-    }
-    eprintln!("held");
-    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).expect("reads");
-}
-
-/// A lock that another process holds ends the wait after -l seconds, with a line that names the holder.
-#[test]
-fn whoever_holds_a_lock_is_named() {
-    let place = Place::new("");
-    let a = mail(&place, 3);
-    let copies = ["maildir", "sdbox", "mdbox"].map(|format| Account::of(format, place.path(format)));
-    let run = |to: &Account, wait: &str| {
-        let line = ["backup", "-l", wait, "--source", &a.location(), &to.location()];
-        let output = place.dsync(&line).output().expect("runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    for copy in &copies {
-        assert_eq!(run(copy, "30"), (Some(0), String::new()));
-    }
-    a.deliver("", "1800000000.M1P1.test:2,", b"Subject: more\n\n");
-    let [maildir, sdbox, mdbox] = &copies;
-    let inbox = "mailboxes/INBOX/dbox-Mails";
-    for (kind, path, copy, file) in [
-        ("store", maildir.root.clone(), maildir, ".dsync-lock"),
-        ("log", maildir.root.clone(), maildir, "dovecot.index.log"),
-        ("log", sdbox.root.join(inbox), sdbox, "dovecot.index.log"),
-        ("log", mdbox.root.join(inbox), mdbox, "dovecot.index.log"),
-        ("map", mdbox.root.join("storage"), mdbox, "dovecot.map.index.log"),
-    ] {
-        let mut holder = Command::new(std::env::current_exe().expect("known"))
-            .args(["--exact", "a_holder_of_locks", "--nocapture"])
-            .env("DSYNC_TEST_HOLD", format!("{kind} {}", path.display()))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .expect("starts");
-        let mut said = String::new();
-        let mut lines = std::io::BufReader::new(holder.stderr.take().expect("piped"));
-        while !said.contains("held") {
-            assert_ne!(
-                std::io::BufRead::read_line(&mut lines, &mut said).expect("reads"),
-                0,
-                "{kind}: {said}"
-            );
-        }
-        let (status, said) = run(copy, "1");
-        drop(holder.stdin.take());
-        holder.wait().expect("ends");
-        assert!(status == Some(75) && said.lines().count() == 1, "{kind}: {status:?} {said}");
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("named");
-        for word in [file, &format!("pid {} (", holder.id()), &format!(") on {}", host.trim()), "over 1 s"] {
-            assert!(said.contains(word), "{kind} {}: {word}: {said}", path.display());
-        }
-    }
-    // A dot-lock says itself whose it is.
-    let mut holder = Command::new("sleep").arg("600").spawn().expect("starts");
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("named");
-    let lock = maildir.root.join("dovecot-uidlist.lock");
-    fs::write(&lock, format!("{}:{}", holder.id(), host.trim())).expect("written");
-    let (status, said) = run(maildir, "1");
-    assert_eq!(status, Some(75), "{said}");
-    assert!(
-        said.contains(&format!("uidlist.lock: locked by pid {} (sleep) on {}", holder.id(), host.trim())),
-        "{said}"
-    );
-    holder.kill().expect("ends");
-    holder.wait().expect("ends");
-    // Its process is gone: the lock counts no more.
-    for copy in &copies {
-        assert_eq!(run(copy, "1"), (Some(0), String::new()));
     }
 }
 

@@ -1,13 +1,21 @@
 //! Work as root for users who have a uid of their own. Needs root, as in CI; elsewhere it is skipped.
 
+#[path = "workers/dovecot.rs"]
+mod dovecot;
+#[path = "workers/killed.rs"]
+mod killed;
+#[path = "workers/processes.rs"]
+mod processes;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::{AS_ROOT, Place, programs};
+
+use self::processes::{children, numbers, of_uid};
 
 /// Users with a uid and a group of their own, as the tests have them.
 const USERS: [(&str, u32); 3] = [("ann", 2001), ("ben", 2002), ("cat", 2003)];
@@ -161,20 +169,6 @@ fn each_users_files_are_their_own_at_both_ends() {
         assert!(begun.elapsed() < Duration::from_secs(10), "a worker outlives its parent");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn numbers(line: &str) -> Vec<u32> {
-    line.split_whitespace().skip(1).map(|word| word.parse().expect("a number")).collect()
-}
-
-/// Processes that this one started.
-fn children(parent: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    for task in fs::read_dir(format!("/proc/{parent}/task")).expect("it runs").flatten() {
-        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        found.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().expect("a number")));
-    }
-    found
 }
 
 /// The link is the user's own doing: root would follow it, the user cannot.
@@ -355,191 +349,4 @@ fn root_works_for_nobody_without_a_uid() {
     let _server = place.serve();
     let (status, text) = place.run(&network);
     assert_eq!(status, 0, "{text}");
-}
-
-/// One worker dies while it works: its user fails with 75, or is done by the next attempt; the others do not notice.
-#[test]
-fn a_worker_that_is_killed_costs_one_user_one_attempt() {
-    if !is_root() {
-        return;
-    }
-    let place = place();
-    let server = place.serve();
-    // The other end waits for the lock of ann's store, and with it her workers at both ends.
-    let (status, text) = place.run(&["sync", "-A", &place.tls()]);
-    assert_eq!(status, 0, "{text}");
-    let lock = locked(&place.path("there/ann/Maildir/.dsync-lock"));
-    let mut alone =
-        place.dsync(&["sync", "-u", "ann", &place.tls()]).stderr(Stdio::piped()).spawn().expect("runs");
-    let worker = of_uid(server.child.id(), 2001);
-    // Once it waits for the lock it is in the middle of its work.
-    wait_until("the worker waits", || {
-        let ended = alone.try_wait().expect("known");
-        assert!(ended.is_none(), "it does not wait: {ended:?}");
-        holds_open(worker, "there/ann/Maildir/.dsync-lock")
-    });
-    kill(worker);
-    assert_eq!(alone.wait().expect("ends").code(), Some(75));
-    let line = server.wait_for("user=ann peer=127.0.0.1:");
-    let line = if line.contains("failed") { line } else { server.wait_for("failed") };
-    assert!(line.contains("the process that works for uid 2001 was ended by signal 9"), "{line}");
-    drop(lock);
-    let (status, text) = place.run(&["sync", "-A", &place.tls()]);
-    assert!(status == 0 && text.contains("3 users: 3 ok"), "{status} {text}");
-
-    // Of many, at the client's end: that user is tried again.
-    let lock = locked(&place.path("home/ben/Maildir/.dsync-lock"));
-    let mut many = place.dsync(&["-D", "sync", "-A", "--jobs", "1", "maildir:~/copy"]);
-    let mut many = many.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs");
-    wait_until("ben's turn comes", || {
-        children(many.id())
-            .iter()
-            .any(|pid| uid(*pid) == Some(2002) && holds_open(*pid, "home/ben/Maildir/.dsync-lock"))
-    });
-    kill(of_uid(many.id(), 2002));
-    drop(lock);
-    let mut text = String::new();
-    std::io::Read::read_to_string(many.stderr.as_mut().expect("piped"), &mut text).expect("read");
-    assert_eq!(many.wait().expect("ends").code(), Some(0), "{text}");
-    assert!(text.contains("ben: will be tried again: ben: the process that works for uid 2002"), "{text}");
-    assert!(text.contains("3 users: 3 ok"), "{text}");
-}
-
-/// Holds the lock of a store as another dsync would, until it is dropped.
-fn locked(path: &Path) -> fs::File {
-    let file = fs::File::options().read(true).write(true).open(path).expect("there");
-    let whole = nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as i16,
-        l_whence: nix::libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole)).expect("free");
-    file
-}
-
-fn uid(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    numbers(status.lines().find(|line| line.starts_with("Uid:"))?).first().copied()
-}
-
-fn of_uid(parent: u32, wanted: u32) -> u32 {
-    let found = || children(parent).into_iter().find(|pid| uid(*pid) == Some(wanted));
-    wait_until("there is a worker", || found().is_some());
-    found().expect("just seen")
-}
-
-/// Says whether a process has this file open.
-fn holds_open(pid: u32, path: &str) -> bool {
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    files.filter_map(|file| fs::read_link(file.path()).ok()).any(|link| link.ends_with(path))
-}
-
-fn kill(pid: u32) {
-    let killed = Command::new("kill").arg("-9").arg(pid.to_string()).status();
-    assert!(killed.expect("kill runs").success());
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Owner, group and mode of every kind of file are those that Dovecot's own backup gives, in a private place and in a shared one.
-#[test]
-fn files_are_owned_as_dovecot_owns_them() {
-    if !is_root() || !dsync_tests::dovecot::installed() {
-        return;
-    }
-    let place = place();
-    let dovecot = Dovecot::start(&place);
-    let (name, id) = USERS[0];
-    // In a shared place the directories within dbox are private here, which is wrong: Dovecot's have the rights of the place.
-    let private = ["maildir", "mdbox", "sdbox"];
-    let kinds = [("private", id, 0o700, &private[..]), ("shared", SHARED, 0o770, &private[..1])];
-    for (kind, group, mode, formats) in kinds {
-        for format in formats {
-            let made = |who: &str| place.path(&format!("home/{name}/{who}-{kind}-{format}"));
-            for who in ["dovecot", "ours"] {
-                fs::create_dir(made(who)).expect("made");
-                give(&made(who), id, group, mode);
-            }
-            let destination = |who| format!("{format}:{}", made(who).display());
-            dovecot.backup(name, &destination("dovecot"));
-            let (status, text) = place.run(&["backup", "-u", name, &destination("ours")]);
-            assert_eq!(status, 0, "{text}");
-            let (theirs, ours) = (rights(&made("dovecot")), rights(&made("ours")));
-            // Files that only one of the two has are owned alike all the same.
-            let names = |all: &std::collections::BTreeSet<String>| -> std::collections::BTreeSet<String> {
-                all.iter().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
-            };
-            let both: Vec<_> = names(&theirs).intersection(&names(&ours)).cloned().collect();
-            assert!(both.len() >= 3, "{both:?}");
-            let shared = |all: &std::collections::BTreeSet<String>| -> Vec<String> {
-                all.iter()
-                    .filter(|line| both.iter().any(|name| line.starts_with(&format!("{name} "))))
-                    .cloned()
-                    .collect()
-            };
-            assert_eq!(shared(&ours), shared(&theirs), "{name} {kind} {format}");
-        }
-    }
-}
-
-/// A Dovecot that runs as root, as it is meant to, for its userdb alone.
-struct Dovecot {
-    child: std::process::Child,
-    conf: std::path::PathBuf,
-}
-
-impl Dovecot {
-    fn start(place: &Place) -> Dovecot {
-        let dir = place.path("dovecot");
-        fs::create_dir(&dir).expect("made");
-        give(&dir, 0, 0, 0o755);
-        // Its auth process runs as its own user.
-        give(&place.path("home.users"), 0, 0, 0o644);
-        let (conf, dir) = (dir.join("dovecot.conf"), dir.display());
-        let users = place.path("home.users");
-        let text = format!(
-            "base_dir = {dir}/run\nstate_dir = {dir}/state\nlog_path = {dir}/log\nssl = no\nprotocols =\n\
-             mail_location = maildir:~/Maildir\nmail_access_groups = {SHARED}\nnamespace inbox {{\n  inbox = yes\n  separator = /\n}}\n\
-             passdb {{\n  driver = passwd-file\n  args = {0}\n}}\nuserdb {{\n  driver = passwd-file\n  args = {0}\n}}\n\
-             service anvil {{\n  chroot =\n}}\nservice stats {{\n  chroot =\n}}\n",
-            users.display()
-        );
-        fs::write(&conf, text).expect("written");
-        let mut command = Command::new("/usr/sbin/dovecot");
-        command
-            .arg("-F")
-            .arg("-c")
-            .arg(&conf)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = command.spawn().expect("dovecot starts");
-        let log = conf.with_file_name("log");
-        let dovecot = Dovecot { child, conf };
-        wait_until("dovecot starts", || fs::read_to_string(&log).unwrap_or_default().contains("starting up"));
-        dovecot
-    }
-
-    fn backup(&self, user: &str, destination: &str) {
-        let mut command = Command::new("/usr/bin/doveadm");
-        let output = command.arg("-c").arg(&self.conf).args(["backup", "-u", user, destination]).output();
-        let output = output.expect("doveadm runs");
-        assert!(output.status.success(), "{destination}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-}
-
-impl Drop for Dovecot {
-    fn drop(&mut self) {
-        // Its children go with it, if it is told in words.
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let _ = self.child.wait();
-    }
 }

@@ -73,6 +73,8 @@ fn both_ends_number_alike() {
         ("the last is restored", "1:a 2:b", 3, "1:a", 3, "2>3 | 3", "3:b<2 | 3"),
         ("unless the log knows", "1:a 2:b", 3, "1:a -2:b", 3, "-2 | 2", " | 2"),
         ("the log has another mail", "1:a 2:b 3:c", 4, "1:a -2:x 3:c", 4, "2>4 | 4", "4:b<2 | 4"),
+        // Dovecot does not look into its log for what is gone at both ends when it has no message left.
+        ("gone at both is no proof", "1:a -2:b", 3, "-2:b", 3, "1>3 | 3", "3:a<1 | 3"),
         ("same mail, other UIDs", "1:a 2:b", 3, "1:b 2:a", 3, "2>4 1>3 | 4", "2>3 1>4 | 4"),
         ("twice here", "1:a 2:a", 3, "1:a", 2, " | 2", "2:a<2 | 2"),
         ("empty", "", 1, "", 1, " | 0", " | 0"),
@@ -112,6 +114,19 @@ fn outcome(list: &[MessageChange], plan: &Plan) -> BTreeMap<u32, (String, u8)> {
         assert!(mails.insert(save.uid.get(), mail).is_none(), "{} is taken", save.uid);
     }
     mails
+}
+
+/// A Dovecot that has no message left believes nothing of its log: what both ends take for common is not the same.
+#[test]
+fn what_the_peer_takes_for_common_may_be_less() {
+    let hashes = |list: &[(u32, &str)]| {
+        list.iter().map(|(number, hash)| (uid(*number), MessageGuid::new(hash).unwrap())).collect()
+    };
+    let hashes = Hashes { ours: hashes(&[(5, "e")]), theirs: hashes(&[(1, "a")]) };
+    let terms = Terms { hashes: Some(&hashes), ..terms(End::Initiator, 6, 5) };
+    let (own, peer) = (list("-1:x -2:b 5:e"), list("1:a -2:b"));
+    assert_eq!(messages(&own, &peer, &terms).unwrap().common, 2);
+    assert_eq!(common_there(&own, &peer, &terms, &hashes).unwrap(), 0);
 }
 
 #[test]

@@ -94,7 +94,11 @@ impl Brain {
         for undone in std::mem::take(&mut self.undone) {
             match undone {
                 Undone::Mailbox(name) => {
-                    let guid = base.tree.remove(&name).and_then(|node| node.mailbox);
+                    // What is subscribed by that name still is.
+                    let guid = base.tree.get_mut(&name).and_then(|node| {
+                        node.directory = false;
+                        node.mailbox.take()
+                    });
                     // Where it was before it still is.
                     let before = guid.and_then(|guid| old?.name_of(guid));
                     if let Some(before) = before {
@@ -103,6 +107,10 @@ impl Brain {
                     }
                 }
                 Undone::Deletion { mailbox, name } => _ = stayed.insert(mailbox, name),
+                Undone::Directory(name) => {
+                    let was = old.and_then(|old| old.tree.get(&name)).is_some_and(|node| node.directory);
+                    base.tree.entry(name).or_default().directory |= was;
+                }
                 Undone::Subscriptions { names, subscribed } => {
                     for name in names {
                         base.tree.entry(name).or_default().subscribed = subscribed;
@@ -153,5 +161,44 @@ impl Brain {
             (Some(me), Some(peer)) => me.pair(peer.store),
             _ => String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dsync_storage::memory::MemoryStorage;
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_done_is_as_the_last_base_had_it() {
+        let name = |text: &str| MailboxName::parse(text, '/').unwrap();
+        let guid = |byte| Some(MailboxGuid([byte; 16]));
+        let node = |mailbox, directory, subscribed| BaseNode { mailbox, directory, subscribed };
+        let mut old = Base::default();
+        old.tree.insert(name("Was"), node(guid(1), false, false));
+        old.tree.insert(name("Left"), node(None, true, false));
+        let mut base = Base::default();
+        base.tree.insert(name("New"), node(guid(2), false, true));
+        base.tree.insert(name("Is"), node(guid(1), false, true));
+        let mut brain = Brain::responder(Box::new(MemoryStorage::default()), Duration::ZERO);
+        brain.undone = vec![
+            Undone::Mailbox(name("New")),
+            Undone::Mailbox(name("Is")),
+            Undone::Mailbox(name("Nothing")),
+            Undone::Directory(name("Left")),
+            Undone::Directory(name("Never")),
+        ];
+        assert!(brain.take_back_undone(&mut base, Some(&old)).is_empty());
+        base.tree.retain(|_, node| *node != BaseNode::default());
+        let expected = [
+            (name("Is"), node(None, false, true)),
+            (name("Left"), node(None, true, false)),
+            (name("New"), node(None, false, true)),
+            (name("Was"), node(guid(1), false, false)),
+        ];
+        assert_eq!(base.tree, expected.into());
     }
 }

@@ -22,7 +22,8 @@ const ROUNDS_MAX: u8 = 3;
 impl Brain {
     /// All saves of both ends are durable: expunges, one mailbox at a time, then mailbox deletions.
     pub(super) fn expunge(&mut self) -> Result<bool, SessionError> {
-        if self.open.iter().all(|open| !open.expunged) {
+        // Once in each round: what was done in an earlier one is no part of it.
+        if self.open.iter().filter(|open| open.active).all(|open| !open.expunged) {
             self.hold_back()?;
             self.carry_flags()?;
         }
@@ -96,14 +97,27 @@ impl Brain {
         if self.direction() != Direction::TwoWay {
             return Ok(());
         }
-        let plans = self.open.iter().filter(|open| !open.skipped).filter_map(|open| open.plan.as_ref());
-        let known: Vec<_> = plans.flat_map(|plan| plan.carried.iter().cloned()).collect();
+        // What a mailbox carried in an earlier round is carried: a user may have changed it again.
+        let is_at_work = |open: &super::Open| open.active && !open.skipped;
+        let plans = self.open.iter().filter(|open| is_at_work(open)).filter_map(|open| open.plan.as_ref());
+        let known: Vec<_> = plans.clone().flat_map(|plan| plan.carried.iter().cloned()).collect();
+        if self.round > 0 {
+            // Moved since the lists of the first round, perhaps to a mailbox that is done: the next run finds it there.
+            let arrived: BTreeSet<_> =
+                plans.flat_map(|plan| plan.arrived.keys().map(|guid| guid.bits())).collect();
+            let lost = known.iter().map(|(guid, _)| guid.bits()).filter(|guid| !arrived.contains(guid));
+            for (name, count) in self.hold(&lost.collect())? {
+                self.counters.disturbed += 1;
+                let text = "gone at the other end, and changed here, while they were synchronised; run again";
+                self.report.notes.push(format!("{name}: {count} {text}"));
+            }
+        }
         let own = self.flags_that_go()?;
         if known.is_empty() && own.is_empty() {
             return Ok(());
         }
         let mut failed = Vec::new();
-        for (index, open) in self.open.iter_mut().enumerate().filter(|(_, open)| !open.skipped) {
+        for (index, open) in self.open.iter_mut().enumerate().filter(|(_, open)| is_at_work(open)) {
             let Some(plan) = open.plan.as_mut() else { continue };
             let mut changes: BTreeMap<Uid, FlagDelta> = BTreeMap::new();
             for (nth, (guid, delta)) in known.iter().chain(&own).enumerate() {

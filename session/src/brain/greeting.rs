@@ -334,9 +334,9 @@ impl Brain {
                 let batches = batches(&names);
                 batches.map(|names| Undone::Subscriptions { names: names.to_vec(), subscribed }).collect()
             }
+            TreeChange::DeleteDirectory { name } => vec![Undone::Directory(self.common_name(name))],
             TreeChange::Create { name, .. }
             | TreeChange::CreateDirectory { name }
-            | TreeChange::DeleteDirectory { name }
             | TreeChange::Rename { to: name, .. }
             | TreeChange::Identify { name, .. } => vec![Undone::Mailbox(self.common_name(name))],
         };
@@ -399,7 +399,8 @@ fn check_unique(tree: &MailboxTree) -> Result<(), SessionError> {
 
 /// One line for people.
 pub(super) fn describe(place: &str, error: &StorageError) -> String {
-    let mut text = format!("{place}: {error}");
+    // A change of directories or subscriptions has none: the error says where.
+    let mut text = if place.is_empty() { error.to_string() } else { format!("{place}: {error}") };
     if let Some(cause) = std::error::Error::source(error) {
         text.push_str(&format!(": {cause}"));
     }

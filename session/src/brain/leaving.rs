@@ -79,8 +79,21 @@ impl Brain {
     /// Takes messages that were moved to a mailbox that was left out off the list of those to be expunged. The base keeps them: a later run
     /// finds that they are to go. What it never had goes, as that run would take it for new; but for a mirror, which would remove it again.
     pub(super) fn hold_back(&mut self) -> Result<(), SessionError> {
-        if self.not_arrived.is_empty() {
-            return Ok(());
+        let not_arrived = std::mem::take(&mut self.not_arrived);
+        let held = self.hold(&not_arrived);
+        // What fails meanwhile adds to them.
+        self.not_arrived.extend(not_arrived);
+        for (name, count) in held? {
+            self.held_back(format!("{name}: {count} {STAY}"));
+        }
+        Ok(())
+    }
+
+    /// Takes these messages off the list of those to be expunged; gives the mailboxes that hold some, and how many.
+    pub(super) fn hold(&mut self, guids: &BTreeSet<[u8; 16]>) -> Result<Vec<(String, usize)>, SessionError> {
+        let mut held = Vec::new();
+        if guids.is_empty() {
+            return Ok(held);
         }
         let mirrors = matches!(self.direction(), Direction::Mirror { .. });
         for index in 0..self.open.len() {
@@ -98,7 +111,7 @@ impl Brain {
                 self.storage.open(open.pair.guid).and_then(|mut mailbox| mailbox.guids(usize::MAX));
             let stay: BTreeSet<Uid> = match messages {
                 Ok(messages) => {
-                    let moved = |(uid, bits): &(_, _)| going.contains(uid) && self.not_arrived.contains(bits);
+                    let moved = |(uid, bits): &(_, _)| going.contains(uid) && guids.contains(bits);
                     messages.into_iter().filter(moved).map(|(uid, _)| uid).collect()
                 }
                 Err(error) => {
@@ -115,9 +128,9 @@ impl Brain {
                 plan.expunges.retain(|action| expunged(action).is_none_or(|uid| !stay.contains(&uid)));
             }
             open.held.extend(told);
-            self.held_back(format!("{name}: {} {STAY}", stay.len()));
+            held.push((name, stay.len()));
         }
-        Ok(())
+        Ok(held)
     }
 
     /// Says that something waits for a mailbox that is left out: with the status of that, if anything is wrong with it.

@@ -1,6 +1,6 @@
 //! The state machine of one end: frames in, frames out. Knows no socket and no clock.
 //!
-//! [`Brain::handle`] files what comes in; [`Brain::poll`] works. The stages are in `greeting` (who, locks, trees),
+//! [`Brain::handle`] files what comes in (`hearing`); [`Brain::poll`] works. The stages are in `greeting` (who, locks, trees),
 //! `mailbox` (lists, plans, bodies) and `closing` (expunges, digests, base).
 
 mod attributes;
@@ -10,6 +10,7 @@ mod donors;
 mod filtering;
 mod greeting;
 mod guard;
+mod hearing;
 mod leaving;
 mod mailbox;
 mod scope;
@@ -26,8 +27,8 @@ use dsync_model::{
     Base, Generation, MailboxGuid, MailboxName, MailboxTree, NameRules, StoreId, SyncState, TreeLog,
 };
 use dsync_proto::{
-    BaseRef, Channel, Counters, Direction, Handshake, List, Message, Options, Problem, Purpose, Role,
-    SESSION, TEXT_BYTES_MAX, Terminus, Undone, status_told,
+    BaseRef, Channel, Counters, Direction, Handshake, Message, Options, Problem, Purpose, Role, SESSION,
+    TEXT_BYTES_MAX, Terminus, Undone, status_told,
 };
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Body, ByHeader, Storage, StorageError, StoreLock, UserLock};
@@ -37,7 +38,6 @@ pub(crate) use scope::Scope;
 use crate::{Progress, Report, SessionError};
 use attributes::Attributes;
 use donors::Donors;
-use greeting::NODES_MAX;
 use mailbox::{Open, chain};
 
 /// What a session is to do.
@@ -302,99 +302,6 @@ impl Brain {
     /// Where the peer's mail is, once it has said so.
     pub fn peer_location(&self) -> Option<&str> {
         self.peer.as_ref().map(|peer| peer.location.as_str())
-    }
-
-    fn session_message(&mut self, message: Message) -> Result<(), SessionError> {
-        let peer = self.end.other() as usize;
-        match message {
-            Message::Handshake(handshake) if self.peer.is_none() => self.meet(handshake),
-            Message::State(records) => self.take_state(records),
-            Message::Bases(bases) if self.bases[peer].is_none() => {
-                self.bases[peer] = Some(bases);
-                Ok(())
-            }
-            Message::Nodes(nodes) if !self.peer_nodes_done => self.take_nodes(nodes),
-            Message::Unlisted(list) if !self.peer_nodes_done => self.take_unlisted(list),
-            Message::Log(piece) if !self.peer_nodes_done => self.take_log(piece),
-            Message::Names(rules) if !self.peer_nodes_done && rules.are_sane() => {
-                self.rules[peer] = rules;
-                Ok(())
-            }
-            Message::Attributes(batch) if !self.peer_nodes_done => self.take_attributes(batch),
-            Message::AttributeTimes(batch) if self.stage <= Stage::Planned => {
-                self.take_attribute_times(batch)
-            }
-            Message::End(List::AttributeTimes) if self.stage <= Stage::Planned => {
-                self.end_attribute_times();
-                Ok(())
-            }
-            Message::End(List::Nodes) if !self.peer_nodes_done => {
-                self.peer_nodes_done = true;
-                Ok(())
-            }
-            Message::Deleting if self.round == 0 && self.saves_ended[peer] == 0 => {
-                self.deletes[peer] = true;
-                Ok(())
-            }
-            Message::End(List::Deletions) => {
-                self.deletes[peer] = false;
-                Ok(())
-            }
-            Message::End(List::Saves) => {
-                self.saves_ended[peer] = self.saves_ended[peer].saturating_add(1);
-                Ok(())
-            }
-            Message::Committed(base) => {
-                self.committed[peer] = Some(base);
-                Ok(())
-            }
-            Message::BaseWritten(generation) => {
-                self.written[peer] = Some(generation);
-                Ok(())
-            }
-            Message::Listing(name, listed) if self.end == End::Initiator => self.take_listing(name, listed),
-            Message::End(List::Listing) if self.end == End::Initiator => {
-                self.end_listing();
-                Ok(())
-            }
-            Message::Planned { mailboxes, notes } if self.end == End::Initiator => {
-                self.report.remote_mailboxes.extend(mailboxes.into_iter().map(Into::into));
-                self.report.notes.extend(notes.into_iter().map(|note| format!("the other end: {note}")));
-                Ok(())
-            }
-            Message::Finish(counters) => {
-                self.peer_finish = Some(counters);
-                Ok(())
-            }
-            Message::Problem(Problem { status, text }) => {
-                if self.report.problems.len() < PROBLEMS_MAX {
-                    self.problem_there(&text, status);
-                } else {
-                    self.worth(status_told(status));
-                }
-                Ok(())
-            }
-            Message::Undone(undone) if self.undone.len() < NODES_MAX => {
-                self.undone.push(undone);
-                Ok(())
-            }
-            Message::Failure(failure) => Err(SessionError::Remote(failure)),
-            _ => Err(SessionError::Peer("sends a message that does not belong here".into())),
-        }
-    }
-
-    /// The peer may be ahead of us: with its trees merged, or already in the next round.
-    fn is_early(&self, message: &Message) -> bool {
-        let ahead = matches!(message, Message::Mailbox { round, .. } if *round > self.round);
-        self.stage < Stage::Mailboxes || ahead || !self.early.is_empty()
-    }
-
-    /// Takes what came before its time.
-    fn catch_up(&mut self) -> Result<(), SessionError> {
-        for (channel, message) in std::mem::take(&mut self.early) {
-            self.channel_message(channel, message)?;
-        }
-        Ok(())
     }
 
     fn say(&mut self, message: Message) {

@@ -45,6 +45,9 @@ impl Brain {
             self.report.state = Some(next);
         }
         self.settled.write(&mut *self.storage);
+        if let Some(guids) = &self.guids {
+            guids.write(&mut *self.storage);
+        }
         self.lock = None;
         self.stage = Stage::Done;
         Ok(true)

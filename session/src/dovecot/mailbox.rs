@@ -1,7 +1,9 @@
 //! One mailbox of a session, both ends having told their counters: whether its lists are exchanged, and what came of it.
 
+use std::collections::BTreeMap;
+
 use dsync_merge::Pair;
-use dsync_model::LastCommon;
+use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::HeaderHash;
@@ -32,6 +34,7 @@ impl Brain {
                 && known.uid_validity == ours.uid_validity
                 && known.uid > 0
         });
+        let uid_validity = UidValidity::new(ours.uid_validity);
         let mailbox = self.storage.open(pair.guid).map_err(at(pair.name.to_string()))?;
         let terms = exchange::Terms {
             end: self.end,
@@ -42,6 +45,11 @@ impl Brain {
             filter: (*self.filter).clone(),
             header_hash: self.header_hash(),
             left: self.settled.left(pair.guid),
+            guids: self
+                .guids
+                .as_ref()
+                .zip(uid_validity)
+                .map(|(guids, uid_validity)| guids.of(pair.guid, uid_validity)),
         };
         let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
         let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
@@ -94,6 +102,19 @@ impl Brain {
         Ok(worked)
     }
 
+    /// Where our end keeps no GUIDs, notes those of the peer.
+    fn keep_guids(&mut self, status: &MailboxStatus, theirs: &BTreeMap<Uid, MessageGuid>) {
+        let Some(guids) = &mut self.guids else { return };
+        let list = self.storage.open(status.guid).and_then(|mut mailbox| mailbox.changes(Since::All));
+        match list {
+            Ok(changes) if changes.status.uid_validity == status.uid_validity => {
+                guids.put(status, &changes.list, theirs);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!("{error}: GUIDs of the other end are not kept"),
+        }
+    }
+
     fn settle(&mut self, exchange: Exchange) {
         let outcome = exchange.into_outcome();
         self.compared.merged += 1;
@@ -101,6 +122,7 @@ impl Brain {
         self.next_state.0.insert(outcome.guid, outcome.common);
         if let Some((status, first_recent)) = outcome.settled {
             self.settled.put(&status, first_recent);
+            self.keep_guids(&status, &outcome.guids);
         }
         if outcome.disturbed {
             self.counters.disturbed += 1;

@@ -14,6 +14,7 @@ mod filtering;
 mod finishing;
 #[cfg(feature = "net")]
 pub mod greet;
+mod guids;
 mod lines;
 #[cfg(feature = "net")]
 pub mod link;
@@ -38,6 +39,7 @@ use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
 use exchange::Exchange;
+use guids::Guids;
 pub use settled::Settled;
 
 /// What a brain wants.
@@ -103,6 +105,8 @@ pub struct Brain {
     asked: Option<(Pair, items::Mailbox)>,
     exchange: Option<Box<Exchange>>,
     settled: Settled,
+    /// Where our storage keeps no GUIDs of what it saves (mbox): what the peer calls its messages.
+    guids: Option<Guids>,
     /// What `-s` gave; at the slave, what the master told of it.
     state: SyncState,
     wants_state: bool,
@@ -171,6 +175,7 @@ impl Brain {
             asked: None,
             exchange: None,
             settled: Settled::default(),
+            guids: None,
             state: SyncState::default(),
             wants_state: false,
             next_state: SyncState::default(),
@@ -329,10 +334,10 @@ impl Brain {
     }
 
     fn counters(&self, status: &MailboxStatus, first_recent: u32) -> items::Mailbox {
-        let mut line = lines::counters(status, first_recent, self.saves_guids());
+        let mut line = lines::counters(status, first_recent, self.knows_guids(status));
         // To whom has no messages a Dovecot tells no hashes; but of what we expunged since both were equal we must know them.
         let receives = self.direction.source() != Some(self.end);
-        if status.messages == 0 && receives && !self.saves_guids() && self.settled.had_others(status) {
+        if status.messages == 0 && receives && !self.knows_guids(status) && self.settled.had_others(status) {
             line.messages_count = 1;
         }
         line
@@ -408,9 +413,9 @@ impl Brain {
         self.change_tree(&change).map(drop)
     }
 
-    /// Whether our storage keeps the GUIDs of what it saves. An mbox cannot.
-    fn saves_guids(&self) -> bool {
-        !self.storage.location().starts_with("mbox:")
+    /// Whether messages of ours have GUIDs that the peer knows, too. In an mbox only while there is nothing new.
+    fn knows_guids(&self, status: &MailboxStatus) -> bool {
+        self.guids.as_ref().is_none_or(|guids| guids.covers(status))
     }
 
     fn problem(&mut self, text: String, status: u8) {

@@ -36,6 +36,11 @@ impl Settled {
         Settled { host: hasher.finish(), known: parse(&note), is_changed: false }
     }
 
+    /// The peer's host, as notes tell it.
+    pub fn host(&self) -> u64 {
+        self.host
+    }
+
     /// The first recent UID to tell as master.
     pub fn ask(&self, status: &MailboxStatus) -> u32 {
         self.current(status).unwrap_or(NEVER)

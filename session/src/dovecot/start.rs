@@ -5,6 +5,7 @@ use dsync_model::{LastCommon, MailboxName, MailboxStatus, Uid};
 use dsync_proto::dovecot::items::{self, Elements, Item};
 
 use super::choice::namespaces;
+use super::guids::Guids;
 use super::settled::Settled;
 use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
 use crate::{SessionError, listing};
@@ -101,6 +102,10 @@ impl Brain {
         self.lock = Some((lock, user));
         self.settled = Settled::read(&mut *self.storage, &host);
         let (tree, problems) = listing::list(&mut *self.storage, |_| true)?;
+        if self.storage.location().starts_with("mbox:") {
+            let whole = problems.is_empty().then_some(&tree);
+            self.guids = Some(Guids::read(&mut *self.storage, self.settled.host(), whole));
+        }
         let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
         if let Some(problem) = problems.first().filter(|_| mirrored) {
             // Left out, it would be deleted there.

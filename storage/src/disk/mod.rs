@@ -16,8 +16,9 @@ pub use content::{
     sync_files, touch, truncate, write, write_at,
 };
 pub use names::{
-    create, create_alike, create_readable, exchange, file_mode, hard_link, make_directory, make_directory_in,
-    remove, remove_empty, remove_tree, rename, rename_new, set_owner_like, symlink, sync_directory,
+    create, create_alike, create_locked, create_readable, exchange, file_mode, hard_link, make_directory,
+    make_directory_in, remove, remove_empty, remove_tree, rename, rename_new, set_owner_like, symlink,
+    sync_directory,
 };
 pub use pretending::{Pretend, forget_pretended, keep_pretended, memory_file, pretended, pretends};
 

@@ -1,11 +1,13 @@
 //! Steps that change names: files and directories are made with their rights, renamed and removed.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 
 use super::pretending::{is_ours, memory_file};
 use super::{Fsync, step};
@@ -46,6 +48,43 @@ pub fn create(path: &Path, mode: u32) -> Result<File> {
 fn new_file(path: &Path, mode: u32) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW.bits() as i32;
     OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(flags).open(path)
+}
+
+/// Creates a file that must not exist, with this content and locked by `flock`: it is there with all of it, or not at all. Where the file system has no files
+/// without a name, it is empty and nobody's for an instant.
+pub fn create_locked(path: &Path, mode: u32, content: &[u8]) -> Result<File> {
+    if !step(path)? {
+        return memory_file(content, path);
+    }
+    let fill = |mut file: File| {
+        // Nobody else has it yet. Where that kind of lock is not known, there is none.
+        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        file.write_all(content).map(|()| file)
+    };
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let nameless = rustix::fs::openat(CWD, directory, flags, Mode::from_raw_mode(mode)).ok();
+    let made = match nameless {
+        Some(file) => with_group(file.into(), mode, path).and_then(fill).and_then(|file| {
+            let place = format!("/proc/self/fd/{}", file.as_raw_fd());
+            match rustix::fs::linkat(CWD, place, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) => Ok(Some(file)),
+                Err(Errno::EXIST) => Err(Errno::EXIST.into()),
+                Err(_) => Ok(None),
+            }
+        }),
+        None => Ok(None),
+    };
+    let made = match made {
+        Ok(None) => new_file(path, mode).and_then(|file| {
+            let filled = with_group(file, mode, path).and_then(fill);
+            // An empty one would be nobody's for long.
+            filled.inspect_err(|_| drop(fs::remove_file(path)))
+        }),
+        Ok(Some(file)) => Ok(file),
+        Err(error) => Err(error),
+    };
+    made.map_err(StorageError::io(path))
 }
 
 /// The same as [`create`], to be read as well.

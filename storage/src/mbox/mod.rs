@@ -33,4 +33,6 @@ mod fixture_tests;
 #[cfg(test)]
 mod storage_tests;
 #[cfg(test)]
+mod write_laws;
+#[cfg(test)]
 mod write_tests;

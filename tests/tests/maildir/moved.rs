@@ -3,9 +3,10 @@
 use std::fs;
 
 use dsync_model::{FlagSet, Flags, Keyword, MailboxName, MessageAction, ModSeq, Uid};
-use dsync_session::proto::Direction;
+use dsync_session::proto::{Direction, List, Message, Options};
 use dsync_session::storage::Goal;
-use dsync_tests::maildirs::{Account, sync};
+use dsync_session::{Input, Output};
+use dsync_tests::maildirs::{Account, ends, sync};
 
 use super::pair;
 
@@ -94,6 +95,58 @@ fn flags_follow_mail_out_of_a_mailbox_that_is_deleted() {
         let (here, there) = meet();
         assert!(here.mailboxes.is_empty() && there.mailboxes.is_empty(), "{here:?} {there:?}");
     }
+}
+
+/// In the middle of a session one end moves a message, and the other sets a flag on it: the next round carries that, though another mailbox is done.
+#[test]
+fn flags_follow_mail_that_is_moved_while_it_is_synchronised() {
+    let (_dir, a, b) = pair();
+    let name = "1700000001.M1P1.host";
+    a.deliver("", &format!("{name}:2,S"), b"Subject: moved\n\n");
+    for folder in ["Calm", "Work"] {
+        a.deliver(folder, "1700000002.M2P1.host", b"Subject: stays\n\n");
+    }
+    sync(&a, &b, Direction::TwoWay).expect("syncs");
+    for folder in ["", "Calm", "Work"] {
+        a.deliver(folder, "1700000003.M3P1.host", b"Subject: new\n\n");
+    }
+    let mut brains = ends(&a, &b, Direction::TwoWay, Options::default());
+    let mut reports = [None, None];
+    let mut is_moved = false;
+    while reports.iter().any(Option::is_none) {
+        for from in 0..2 {
+            if reports[from].is_some() {
+                continue;
+            }
+            let input = match brains[from].poll().expect("works") {
+                Output::Message(channel, message) => {
+                    if matches!(message, Message::End(List::Saves)) && !is_moved {
+                        is_moved = true;
+                        let (from, to) = (b.find("", name), b.folder("Work").join("cur"));
+                        fs::rename(&from, to.join(from.file_name().expect("has one"))).expect("moved");
+                        let flagged = a.root.join("cur").join(format!("{name}:2,FS"));
+                        fs::rename(a.find("", name), flagged).expect("flagged");
+                    }
+                    Input::Message(channel, message)
+                }
+                Output::Body(channel, body) => Input::WholeBody(channel, body),
+                Output::Working | Output::Idle => continue,
+                Output::Done(report) => {
+                    reports[from] = Some(report);
+                    continue;
+                }
+            };
+            brains[1 - from].handle(input).expect("takes it");
+        }
+    }
+    drop(brains);
+    assert!(is_moved);
+    // What came too late for this session is done by the next one; the flag is not lost.
+    sync(&a, &b, Direction::TwoWay).expect("syncs");
+    assert_eq!(a.view(), b.view());
+    let view = a.view();
+    assert_eq!((view["INBOX"].len(), view["Work"].len(), view["Calm"].len()), (2, 4, 3), "{view:?}");
+    assert!(b.find("Work", name).to_string_lossy().ends_with(":2,FS"), "{view:?}");
 }
 
 /// A copy of what both ends have in a mailbox that did not change is made at the other end; where the GUID says that the message is

@@ -198,3 +198,28 @@ fn a_mailbox_that_cannot_be_deleted_goes_later() {
         assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()), "{moved}");
     }
 }
+
+/// The same for a directory without mail.
+#[test]
+fn a_directory_that_cannot_be_removed_goes_later() {
+    let place = Place::new("");
+    let [account, copy] = ["mail", "copy"].map(|name| Account::of("maildir:LAYOUT=fs", place.path(name)));
+    mail(&place, 1);
+    fs::create_dir_all(account.root.join("Top/Empty")).expect("made");
+    let (here, there) = (account.location(), copy.location());
+    let arguments = ["sync", "--source", &here, &there];
+    // Made by the first run, agreed on by the second.
+    (0..2).for_each(|_| assert_eq!(run_as_nobody(&place, &arguments), (0, String::new())));
+    assert!(copy.root.join("Top/Empty").is_dir());
+    fs::remove_dir(account.root.join("Top/Empty")).expect("removed");
+    set_writable(&copy.root.join("Top"), false);
+    for _ in 0..2 {
+        let (status, text) = run_as_nobody(&place, &arguments);
+        assert!(status == 77 && text.contains("Top/Empty") && !text.contains(": : "), "{status} {text}");
+        assert!(!account.root.join("Top/Empty").exists() && copy.root.join("Top/Empty").is_dir(), "{text}");
+    }
+    set_writable(&copy.root.join("Top"), true);
+    assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+    assert!([&account, &copy].iter().all(|account| !account.root.join("Top/Empty").exists()));
+    assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dsync_merge::dovecot::{self, From, Save};
-use dsync_merge::{Both, Direction, End, MailboxView};
+use dsync_merge::{Both, Desync, Direction, End, MailboxView};
 use dsync_model::{MailboxStatus, MessageAction, MessageChange, ModSeq, Uid, UidSet, UidValidity};
 use dsync_proto::dovecot::items;
 
@@ -25,7 +25,8 @@ impl Exchange {
             // One way without overwriting, the receiver's own changes count as they do in both directions.
             Part::Both | Part::Receiver if !mirror => {
                 let mut plan = self.decide_alike(modseq)?;
-                if self.keep_gone(plan.common) {
+                let common = plan.common.min(self.common_there(modseq)?.unwrap_or(plan.common));
+                if self.keep_gone(common) {
                     plan = self.decide_alike(modseq)?;
                 }
                 plan.expunges.extend(gone);
@@ -49,8 +50,27 @@ impl Exchange {
 
     /// As the peer decides, which is a Dovecot.
     fn decide_alike(&self, modseq: ModSeq) -> Result<dovecot::Plan, SessionError> {
+        let terms = self.alike(modseq);
+        let told = self.hashing.as_ref().map(|_| self.own_as_told());
+        let own = told.as_ref().unwrap_or(&self.own);
+        let mut plan = dovecot::messages(own, &self.peer, &terms).map_err(|error| self.wrong(error))?;
+        if told.is_some() {
+            plan.expunges = plan.expunges.into_iter().map(|action| self.named(action)).collect();
+        }
+        Ok(plan)
+    }
+
+    /// Up to which UID the peer finds the lists to agree, where hashes are compared.
+    fn common_there(&self, modseq: ModSeq) -> Result<Option<u32>, SessionError> {
+        let Some(hashing) = &self.hashing else { return Ok(None) };
+        let (terms, told) = (self.alike(modseq), self.own_as_told());
+        let common = dovecot::common_there(&told, &self.peer, &terms, &hashing.hashes);
+        common.map(Some).map_err(|error| self.wrong(error))
+    }
+
+    fn alike(&self, modseq: ModSeq) -> dovecot::Terms<'_> {
         let next = |line: &items::Mailbox| Uid::new(line.uid_next).unwrap_or(Uid::MIN);
-        let terms = dovecot::Terms {
+        dovecot::Terms {
             end: self.terms.end,
             uid_next: next(&self.ours),
             peer_uid_next: next(&self.theirs),
@@ -58,15 +78,11 @@ impl Exchange {
             last_common: self.terms.known.map(|known| known.uid),
             kept_back: Some(&self.kept_back),
             hashes: self.hashing.as_ref().map(|hashing| &hashing.hashes),
-        };
-        let told = self.hashing.as_ref().map(|_| self.own_as_told());
-        let own = told.as_ref().unwrap_or(&self.own);
-        let mut plan = dovecot::messages(own, &self.peer, &terms)
-            .map_err(|error| SessionError::Peer(format!("lists {} wrongly: {error}", self.name)))?;
-        if told.is_some() {
-            plan.expunges = plan.expunges.into_iter().map(|action| self.named(action)).collect();
         }
-        Ok(plan)
+    }
+
+    fn wrong(&self, error: Desync) -> SessionError {
+        SessionError::Peer(format!("lists {} wrongly: {error}", self.name))
     }
 
     /// A mirror, which we are: our own rules, as both ends of our own would have them. Dovecot makes a mailbox anew where we repair it.
@@ -95,7 +111,7 @@ impl Exchange {
         ];
         let views = if self.terms.end == End::Initiator { views } else { [views[1], views[0]] };
         let plan = dsync_merge::messages(Both(views), None, self.terms.direction, self.terms.end)
-            .map_err(|error| SessionError::Peer(format!("lists {} wrongly: {error}", self.name)))?;
+            .map_err(|error| self.wrong(error))?;
         let saves = plan.fetches.iter().filter_map(|fetch| {
             let (uid, mut guid) = (fetch.uid, fetch.guid.clone()?);
             if by_hash.is_some() {

@@ -1,4 +1,4 @@
-//! Expunges at the end of the common UIDs, where messages are told by their headers: that both ends once were equal is what proves them.
+//! Expunges at the end of the common UIDs, where messages are told by their headers, as something new is in our mbox: that both ends once were equal is what proves them.
 //!
 //! Dovecot is sure of an expunge by GUID only, and gives a message at the end of the list a new UID instead. A message that both ends had when they were last
 //! found equal, and that the log of one of them tells to be gone, was expunged. Both ends number from the same two lists, so what is known here only is told such

@@ -18,7 +18,7 @@ use super::{Exchange, Part, at};
 use crate::SessionError;
 
 /// The hash of a header that has nothing to be hashed: many may have it.
-const NOTHING: &str = "68b329da9893e34099c7d8ad5cb9c940";
+pub(super) const NOTHING: &str = "68b329da9893e34099c7d8ad5cb9c940";
 
 pub(super) struct Hashing {
     how: HeaderHash,
@@ -58,6 +58,13 @@ impl Hashing {
             hashed: 0,
             told: BTreeMap::new(),
         }))
+    }
+}
+
+impl Hashing {
+    /// GUIDs that the peer was told, and whose they are.
+    pub fn told(&self) -> impl Iterator<Item = (&[u8], Uid)> {
+        self.told.iter().map(|(guid, uid)| (&guid[..], *uid))
     }
 }
 

@@ -1,11 +1,12 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `sending` what goes out, `receiving` the bodies and the end.
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end.
 
 mod deciding;
 mod gone;
 mod hashing;
+mod named;
 mod receiving;
 mod sending;
 
@@ -22,7 +23,9 @@ use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::{HeaderHash, Mailbox};
 
 use self::hashing::Hashing;
+use self::named::Named;
 use super::attributes::Attributes;
+use super::guids::Known;
 use super::{at, filtering, lines, unexpected};
 use crate::{MailboxReport, Progress, SessionError};
 
@@ -46,6 +49,8 @@ pub(super) struct Terms {
     pub header_hash: HeaderHash,
     /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
     pub left: Option<(UidValidity, Uid)>,
+    /// Where our end keeps no GUIDs: what the peer calls its messages.
+    pub guids: Option<Known>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +121,8 @@ pub(super) struct Outcome {
     pub disturbed: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
     pub settled: Option<(MailboxStatus, u32)>,
+    /// Where our end keeps no GUIDs: what the peer calls the messages that are here now.
+    pub guids: BTreeMap<Uid, MessageGuid>,
     pub problems: Vec<(String, u8)>,
     pub notes: Vec<String>,
     pub report: MailboxReport,
@@ -185,6 +192,9 @@ impl Exchange {
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
         let hashing = Hashing::between(&name, &ours, &theirs, (part, terms.direction), &terms.header_hash)?;
+        if let Some(known) = terms.guids.as_ref().filter(|_| hashing.is_none()) {
+            mailbox = Box::new(Named::new(mailbox, ours.mailbox_guid, known.clone()));
+        }
         let Changes { status, mut list } = mailbox.changes(Since::All).map_err(at(name.clone()))?;
         // What came since we told our counters is not mentioned: the peer reckons with the counters.
         list.retain(|change| change.uid().get() < ours.uid_next);
@@ -373,7 +383,12 @@ impl Exchange {
             && self.kept_back.is_empty()
             && self.terms.filter.is_empty()
             && !matches!(self.terms.direction, Direction::OneWay { .. });
+        let guids = match self.terms.guids {
+            Some(_) if equal => self.named_by_peer(),
+            _ => BTreeMap::new(),
+        };
         Outcome {
+            guids,
             settled: self.left.filter(|_| equal).map(|status| (status, self.theirs.first_recent_uid)),
             guid: self.ours.mailbox_guid,
             common,

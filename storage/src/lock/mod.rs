@@ -1,4 +1,8 @@
-//! Locks: dot-locks as Dovecot takes them, the one lock of a store, and the lock of a user that `doveadm sync -l` takes.
+//! Locks: the one lock of a store, the lock of a user that `doveadm sync -l` takes, those of open files; and who holds them.
+//!
+//! Dot-locks, as Dovecot takes them, are in `dot`.
+
+mod dot;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -7,15 +11,14 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+pub use self::dot::DotLock;
 use crate::{Result, StorageError, disk};
 
-/// Age from which a dot-lock that nobody touches is stale (storage formats reference, 3.1).
-const STALE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 /// How long a session waits for a lock if it does not say so itself.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,89 +37,23 @@ pub fn set_patience(wait: Duration) {
     WAIT.set(wait);
 }
 
-/// A dot-lock; released when dropped.
-#[derive(Debug)]
-pub struct DotLock {
-    path: PathBuf,
-    /// Not only pretended: there is a file to remove.
-    real: bool,
-}
-
-impl DotLock {
-    /// Takes `<file>.lock`, waiting at most `wait`. A lock whose process is gone from this host is broken, and so is one if
-    /// for two minutes nobody has touched it or the file.
-    pub fn take(file: &Path, wait: Duration) -> Result<DotLock> {
-        DotLock::take_stale(file, wait, STALE)
-    }
-
-    /// The same with another age from which a lock that nobody touches is stale.
-    pub fn take_stale(file: &Path, wait: Duration, stale: Duration) -> Result<DotLock> {
-        let mut name = file.as_os_str().to_owned();
-        name.push(".lock");
-        let path = PathBuf::from(name);
-        let begun = Instant::now();
-        let mode = disk::file_mode(file.parent().unwrap_or(Path::new(".")));
-        loop {
-            match disk::create(&path, mode) {
-                Ok(mut lock) => {
-                    disk::write(
-                        &mut lock,
-                        format!("{}:{}", std::process::id(), host_name()).as_bytes(),
-                        &path,
-                    )?;
-                    return Ok(DotLock { path, real: !disk::pretends() });
-                }
-                Err(StorageError::Io { source, .. })
-                    if source.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-            }
-            let holder = fs::read_to_string(&path).unwrap_or_default();
-            if is_stale(file, &path, &holder, stale) {
-                disk::remove(&path)?;
-                continue;
-            }
-            if begun.elapsed() >= wait {
-                let holder = match holder.split_once(':') {
-                    Some((pid, host)) => process(pid.parse().unwrap_or(0), host),
-                    None => "another program".to_owned(),
-                };
-                return Err(StorageError::Locked { path, holder, waited: wait });
-            }
-            std::thread::sleep(POLL);
-        }
-    }
-
-    /// Shows that the holder still works. To be called every ten seconds or so.
-    pub fn touch(&self) -> Result<()> {
-        disk::touch(&self.path)
-    }
-}
-
-impl Drop for DotLock {
-    fn drop(&mut self) {
-        // Left behind, it is broken by the next one who finds our pid gone.
-        if self.real
-            && let Err(error) = disk::remove(&self.path)
-        {
-            tracing::warn!("{error}: lock cannot be removed");
-        }
-    }
-}
-
-fn is_stale(file: &Path, lock: &Path, holder: &str, stale: Duration) -> bool {
-    let gone = holder.split_once(':').is_some_and(|(pid, host)| host == host_name() && !process_exists(pid));
-    let age = |meta: std::io::Result<fs::Metadata>| {
-        let changed = meta.and_then(|meta| meta.modified()).ok()?;
-        Some(SystemTime::now().duration_since(changed).unwrap_or_default())
-    };
-    let old = age(fs::symlink_metadata(lock)).is_some_and(|age| age > stale)
-        && age(fs::metadata(file)).is_none_or(|age| age > stale);
-    gone || old
-}
-
-/// Says whether a process of this number runs on this host.
+/// Says whether a process of this number runs on this host. One that was killed and whose parent has not asked how it ended does not.
 pub fn process_exists(pid: &str) -> bool {
-    pid.parse::<u32>().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) else { return false };
+    // What we may not signal is there.
+    if rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
+        return false;
+    }
+    let has_ended = |stat: &str| {
+        let state = stat.rsplit_once(')').and_then(|(_, behind)| behind.trim_start().chars().next());
+        matches!(state, Some('Z' | 'X'))
+    };
+    // The first thread may end before the others.
+    let threads =
+        fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).into_iter().flatten().flatten();
+    let mut threads =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok()).peekable();
+    threads.peek().is_none() || !threads.all(|stat| has_ended(&stat))
 }
 
 /// The name of this host, as it stands in locks and file names: without `/` and `:`.

@@ -1,6 +1,7 @@
-//! One open mbox: lists, bodies, saves and commits.
+//! One open mbox: lists, bodies, saves and commits; what a commit does is settled in `planning`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod planning;
+
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -9,19 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{
-    AttributeLog, AttributeRecords, Changes, Digest, FlagSet, MailboxStatus, MessageAction, MessageGuid,
-    NewMessage, Since, Timestamp, Uid, UidSet, UidValidity, changes_since,
+    AttributeLog, AttributeRecords, Changes, Digest, MailboxStatus, MessageAction, MessageGuid, NewMessage,
+    Since, Timestamp, Uid, UidSet, UidValidity, changes_since,
 };
 
-use super::arrival::Arrival;
+use self::planning::Plan;
 use super::indexed::{self, Content, Shared, Stamp, next_of, place_of};
 use super::locks::{Access, MboxLock};
 use super::message::VirtualMessage;
-use super::rewrite::{self, Change, Edits};
+use super::rewrite;
 use super::scan::{Entry, MboxFile};
 use crate::by_header::NO_GUID;
 use crate::index::Import;
-use crate::index::edit::{flag_set, keywords, uid_next};
 use crate::index::follow::Told;
 use crate::layout::Places;
 use crate::{Body, Committed, Goal, Mailbox, Result, StorageError, disk};
@@ -45,23 +45,6 @@ struct Coming {
     pending: Pending,
     file: File,
     buffer: Vec<u8>,
-}
-
-/// What is to be done with the file, and what the index is to know of it.
-struct Plan {
-    edits: Edits,
-    saved: BTreeMap<u32, NewMessage>,
-    /// What is done of what was asked for.
-    settled: Vec<MessageAction>,
-}
-
-/// Where a message is while a commit is being planned.
-#[derive(Clone, Copy)]
-enum Slot {
-    /// Place in the file.
-    Old(usize),
-    /// Place among the arrivals.
-    New(usize),
 }
 
 /// One open mbox.
@@ -168,105 +151,6 @@ impl MboxMailbox {
         copied?;
         file.rewind().map_err(StorageError::io(&path))?;
         Ok(Box::new(file))
-    }
-
-    /// Settles, with the file locked, what becomes of what was asked for.
-    fn plan(
-        &mut self,
-        actions: Vec<MessageAction>,
-        validity: UidValidity,
-        committed: &mut Committed,
-    ) -> Result<Plan> {
-        let MboxMailbox { content, burned, pending, places, .. } = self;
-        let (file, state) = (&content.file, content.index.state());
-        let names = keywords(state);
-        let mut edits = Edits { uid_next: uid_next(state), ..Edits::none(file, validity) };
-        let mut saved = BTreeMap::new();
-        let mut settled = Vec::with_capacity(actions.len());
-        let mut changed: BTreeMap<usize, (Option<Uid>, Option<FlagSet>)> = BTreeMap::new();
-        let uids = file.messages.iter().filter_map(|entry| entry.uid).map(Uid::get);
-        let mut slots: BTreeMap<u32, Slot> =
-            uids.zip(0..).map(|(uid, place)| (uid, Slot::Old(place))).collect();
-        let mut used: BTreeSet<u32> = slots.keys().copied().collect();
-        pending.sort_by_key(|pending| pending.message.uid);
-        let wished = pending.iter().map(|pending| pending.message.uid.get());
-        let mut last = wished.chain([content.uid_next().get() - 1]).max().unwrap_or(0);
-        for Pending { message, path, size } in pending.iter() {
-            let mut uid = message.uid;
-            if used.contains(&uid.get()) || burned.contains(uid.get()) {
-                last = last.saturating_add(1);
-                uid = Uid::new(last).ok_or_else(|| indexed::exhausted(places))?;
-                committed.not_kept.insert(message.uid, Some(uid));
-            }
-            if uid.next().is_none() {
-                return Err(indexed::exhausted(places));
-            }
-            used.insert(uid.get());
-            slots.insert(uid.get(), Slot::New(edits.arrivals.len()));
-            edits.arrivals.push(Arrival {
-                uid,
-                flags: message.flags.clone(),
-                received: message.received.unwrap_or_else(now),
-                sender: String::new(),
-                path: path.clone(),
-            });
-            saved.insert(uid.get(), message.clone());
-            committed.saved += 1;
-            committed.bytes += size;
-        }
-        for action in actions {
-            let Some(action) = action.redirected(&committed.not_kept) else { continue };
-            match &action {
-                MessageAction::Renumber { from, to } => {
-                    let free = to.next().is_some() && !used.contains(&to.get()) && !burned.contains(to.get());
-                    let Some(slot) = slots.get(&from.get()).copied().filter(|_| free) else {
-                        committed.not_kept.insert(*to, Some(*from));
-                        continue;
-                    };
-                    slots.remove(&from.get());
-                    slots.insert(to.get(), slot);
-                    used.insert(to.get());
-                    match slot {
-                        Slot::Old(place) => changed.entry(place).or_default().0 = Some(*to),
-                        Slot::New(place) => {
-                            edits.arrivals[place].uid = *to;
-                            let message = saved.remove(&from.get());
-                            saved.extend(message.map(|message| (to.get(), message)));
-                        }
-                    }
-                }
-                MessageAction::Flags { uid, add, remove, .. } => match slots.get(&uid.get()) {
-                    Some(Slot::Old(place)) => {
-                        let entry = &file.messages[*place];
-                        let row = entry.uid.and_then(|uid| state.row(uid.get()));
-                        let (_, flags) = changed.entry(*place).or_default();
-                        let known = flags.take().unwrap_or_else(|| {
-                            row.map_or_else(|| entry.flags.clone(), |row| flag_set(state, row, &names))
-                        });
-                        *flags = Some(known.minus(remove).union(add));
-                    }
-                    Some(Slot::New(place)) => {
-                        let flags = &mut edits.arrivals[*place].flags;
-                        *flags = flags.minus(remove).union(add);
-                    }
-                    None => {}
-                },
-                MessageAction::Expunge { uid, guid } => {
-                    let Some(Slot::Old(place)) = slots.get(&uid.get()).copied() else { continue };
-                    if guid.as_ref().is_none_or(|guid| indexed::is(&file.messages[place], guid)) {
-                        slots.remove(&uid.get());
-                        edits.changes.insert(place, Change::Expunge);
-                    }
-                }
-            }
-            settled.push(action);
-        }
-        for (place, (uid, flags)) in changed {
-            edits.changes.entry(place).or_insert(Change::Set { uid, flags });
-        }
-        let highest = used.last().copied().unwrap_or(0);
-        edits.last_uid = edits.last_uid.max(highest).max(content.uid_next().get() - 1);
-        Ok(Plan { edits, saved, settled })
     }
 
     fn carry_out(&mut self, goal: Goal) -> Result<Committed> {
