@@ -333,12 +333,15 @@ impl Exchange {
                 match list {
                     List::Changes => self.decide(progress)?,
                     List::Mails => self.all_came()?,
-                    // A Dovecot asks in no order, and commits after each hundred of what comes in that of the UIDs. One that calls gets it so: what
-                    // it has it keeps if it is cut off. One that is called takes twice as long over that, and gets it in its own order.
-                    List::Requests if self.terms.end == End::Responder => {
-                        self.asked.make_contiguous().sort_by_key(|request| request.uid);
+                    // A Dovecot asks in no order, and keeps what it has when it is cut off. What it lacks below that counts as expunged there in the
+                    // next run, at both ends: so whatever it is to have comes by the UIDs that it gets.
+                    List::Requests => {
+                        let moved = &self.moved;
+                        let goal = |uid: Uid| moved.get(&uid).copied().unwrap_or(uid);
+                        let asked = self.asked.make_contiguous();
+                        asked.sort_by_key(|request| request.uid.and_then(Uid::new).map(goal));
                     }
-                    List::Attributes | List::Requests | List::State => {}
+                    List::Attributes | List::State => {}
                 }
             }
             (Some(list), item) => {
