@@ -41,6 +41,11 @@ impl Settled {
         self.current(status).unwrap_or(NEVER)
     }
 
+    /// Whether the peer may have the same, if it is told this one.
+    pub fn may_be_equal(first_recent: u32) -> bool {
+        first_recent != NEVER
+    }
+
     /// The one to tell as slave, when the master has told its own.
     pub fn answer(&self, status: &MailboxStatus, told: u32) -> u32 {
         match self.current(status) {

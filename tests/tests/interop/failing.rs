@@ -1,5 +1,9 @@
 //! What fails in one mailbox of our end, and what is cut off: nothing is lost at either end, and the next run brings the rest.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use dsync_tests::dovecot::installed;
 use dsync_tests::interop::World;
 use dsync_tests::peers::Ends;
@@ -27,5 +31,256 @@ fn a_dovecot_that_is_cut_off_gets_the_rest_in_the_next_run() {
         world.session(ends, &["sync"], &a, &b, &[0]);
         assert_eq!(world.messages(&a), all, "{ends:?}");
         assert_eq!(world.messages(&b), all, "{ends:?}");
+    }
+}
+
+/// How one mailbox of our end is broken for a while.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Break {
+    /// The file of its newest message may not be read.
+    Message,
+    /// Its directory may not be entered.
+    Closed,
+    /// Nothing may be written there.
+    ReadOnly,
+}
+
+/// A pair of accounts, one of which is ours.
+struct Pairing {
+    world: World,
+    ends: Ends,
+    a: String,
+    b: String,
+    format: &'static str,
+}
+
+const MAILBOXES: [&str; 3] = ["INBOX", "Work", "Zoo"];
+
+impl Pairing {
+    /// Both ends have the same three mailboxes.
+    fn new(format: &'static str, ends: Ends) -> Pairing {
+        let world = World::new();
+        let (a, b) = (world.location(format, "a"), world.location(format, "b"));
+        let pairing = Pairing { world, ends, a, b, format };
+        for mailbox in &MAILBOXES[1..] {
+            pairing.world.doveadm(pairing.ours(), &format!("mailbox|create|{mailbox}"));
+        }
+        for mailbox in MAILBOXES {
+            pairing.save(pairing.ours(), mailbox, &["one", "two"]);
+        }
+        pairing.world.session(ends, &["sync"], &pairing.a, &pairing.b, &[0]);
+        pairing
+    }
+
+    fn ours(&self) -> &str {
+        if self.ends == Ends::WeCall { &self.a } else { &self.b }
+    }
+
+    fn theirs(&self) -> &str {
+        if self.ends == Ends::WeCall { &self.b } else { &self.a }
+    }
+
+    fn save(&self, location: &str, mailbox: &str, subjects: &[&str]) {
+        for subject in subjects {
+            self.world.dovecot.save(location, mailbox, &format!("Subject: {subject}\n\n{subject}\n"));
+        }
+    }
+
+    /// Subjects in the order of the UIDs.
+    fn subjects(&self, location: &str, mailbox: &str) -> String {
+        let fetched =
+            self.world.doveadm(location, &format!("-f|tab|fetch|hdr.subject|mailbox|{mailbox}|all"));
+        fetched.lines().skip(1).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What must be broken.
+    fn paths(&self, mailbox: &str, how: Break) -> Vec<PathBuf> {
+        let root = PathBuf::from(self.ours().split_once(':').expect("a location").1);
+        let mail = match (self.format, mailbox) {
+            ("maildir", "INBOX") => root,
+            ("maildir", _) => root.join(format!(".{mailbox}")),
+            _ => root.join("mailboxes").join(mailbox).join("dbox-Mails"),
+        };
+        let inside: &[&str] = if self.format == "maildir" { &["cur", "new", "tmp"] } else { &[] };
+        match how {
+            Break::Closed if self.format == "maildir" => vec![mail.join("cur")],
+            Break::Closed => vec![mail],
+            Break::ReadOnly => inside.iter().map(|name| mail.join(name)).chain([mail.clone()]).collect(),
+            Break::Message => {
+                let places: &[&str] = if self.format == "maildir" { &["cur", "new"] } else { &["."] };
+                let entries = places.iter().flat_map(|place| fs::read_dir(mail.join(place)).expect("listed"));
+                let files = entries.map(|entry| entry.expect("an entry").path()).filter(|path| {
+                    let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+                    self.format == "maildir" || name.starts_with("u.")
+                });
+                let newest =
+                    |path: &PathBuf| path.metadata().and_then(|data| data.modified()).expect("a file");
+                vec![files.max_by_key(newest).expect("a message")]
+            }
+        }
+    }
+
+    fn breaks(&self, paths: &[PathBuf], how: Break) {
+        let mode = if how == Break::ReadOnly { 0o500 } else { 0 };
+        paths.iter().for_each(|path| fs::set_permissions(path, Permissions::from_mode(mode)).expect("set"));
+    }
+
+    fn mend(&self, paths: &[PathBuf]) {
+        for path in paths {
+            // A message may have moved from `new` to `cur` meanwhile.
+            let found =
+                [path.clone(), PathBuf::from(path.display().to_string().replace("/new/", "/cur/") + ":2,")];
+            let found = found.iter().find(|path| path.exists()).expect("still there");
+            let mode = if found.is_dir() { 0o700 } else { 0o600 };
+            fs::set_permissions(found, Permissions::from_mode(mode)).expect("set");
+        }
+    }
+
+    /// A run in which our `mailbox` fails: our end says so in one line, and the Dovecot has nothing to complain of but that.
+    fn fails(&self, mode: &[&str], mailbox: &str, status: i32) {
+        let what = format!("{} {:?} {mode:?} {mailbox}", self.format, self.ends);
+        let (code, text) = self.world.talk(self.ends, mode, &self.a, &self.b);
+        let said = |line: &&str| line.contains(&format!("{mailbox}: ")) && line.contains("Permission denied");
+        assert_eq!(text.lines().filter(said).count(), 1, "{what}: {text}");
+        let mut others = text.lines().filter(|line| line.contains("doveadm("));
+        if self.ends == Ends::WeCall {
+            assert_eq!(code, status, "{what}: {text}");
+        } else {
+            assert!([2, 75].contains(&code), "{what}: {code} {text}");
+        }
+        let harmless = |line: &str| {
+            line.contains("Remote command returned error") || line.contains("Mailbox changes caused a desync")
+        };
+        assert!(others.all(harmless), "{what}: {text}");
+    }
+}
+
+/// Of each format, each role and each way to break it: the mailbox waits, all others are synchronised, and nothing of it is gone at either end.
+fn waits(format: &'static str, how: Break, mailbox: &str) {
+    if !installed() {
+        return;
+    }
+    for ends in [Ends::WeCall, Ends::DovecotCalls] {
+        let pairing = Pairing::new(format, ends);
+        let what = format!("{format} {ends:?} {how:?} {mailbox}");
+        let (ours, theirs) = (pairing.ours(), pairing.theirs());
+        for name in MAILBOXES {
+            if how != Break::ReadOnly || name != mailbox {
+                pairing.save(ours, name, &["three"]);
+            }
+        }
+        let paths = pairing.paths(mailbox, how);
+        if how == Break::Message {
+            pairing.save(ours, mailbox, &["four"]);
+        }
+        if how == Break::ReadOnly {
+            pairing.save(theirs, mailbox, &["three"]);
+        }
+        for name in MAILBOXES {
+            pairing.save(theirs, name, &["there"]);
+        }
+        let before = pairing.subjects(theirs, mailbox);
+        pairing.breaks(&paths, how);
+        pairing.fails(&["sync"], mailbox, 77);
+        for name in MAILBOXES.iter().filter(|name| **name != mailbox) {
+            assert_eq!(pairing.subjects(theirs, name).split(' ').count(), 4, "{what}: {name}");
+        }
+        let after = pairing.subjects(theirs, mailbox);
+        assert!(before.split(' ').all(|subject| after.contains(subject)), "{what}: {before}, {after}");
+        pairing.fails(&["sync", "-f"], mailbox, 77);
+        pairing.mend(&paths);
+        pairing.world.session(ends, &["sync"], &pairing.a, &pairing.b, &[0]);
+        for name in MAILBOXES {
+            let all = pairing.subjects(ours, name);
+            assert_eq!(all, pairing.subjects(theirs, name), "{what}: {name}");
+            let mut all: Vec<&str> = all.split(' ').collect();
+            all.sort_unstable();
+            let mut expected = vec!["one", "there", "three", "two"];
+            if how == Break::Message && name == mailbox {
+                expected.insert(0, "four");
+            }
+            assert_eq!(all, expected, "{what}: {name}");
+        }
+        pairing.world.session(ends, &["sync", "-f"], &pairing.a, &pairing.b, &[0]);
+        assert_eq!(pairing.world.view(&pairing.a), pairing.world.view(&pairing.b), "{what}");
+    }
+}
+
+#[test]
+fn a_message_of_a_maildir_that_cannot_be_read_is_not_taken_for_expunged() {
+    waits("maildir", Break::Message, "INBOX");
+}
+
+#[test]
+fn a_mailbox_that_cannot_be_listed_waits() {
+    waits("sdbox", Break::Message, "Work");
+    waits("sdbox", Break::Message, "INBOX");
+    waits("maildir", Break::Closed, "Work");
+}
+
+#[test]
+fn a_mailbox_that_cannot_be_written_waits() {
+    waits("maildir", Break::ReadOnly, "Work");
+    waits("sdbox", Break::ReadOnly, "Work");
+}
+
+/// In a backup whatever the source does not tell of is deleted: not so what it cannot tell of, whatever it is called there.
+#[test]
+fn a_backup_deletes_no_copy_of_what_cannot_be_listed() {
+    if !installed() {
+        return;
+    }
+    for ends in [Ends::WeCall, Ends::DovecotCalls] {
+        for renamed in [false, true] {
+            let pairing = Pairing::new("sdbox", ends);
+            let what = format!("{ends:?} {renamed}");
+            let (ours, theirs) = (pairing.ours(), pairing.theirs());
+            let mode: &[&str] = if ends == Ends::WeCall { &["backup"] } else { &["backup", "-R"] };
+            let copy = if renamed { "Elsewhere" } else { "Work" };
+            if renamed {
+                pairing.world.doveadm(theirs, "mailbox|rename|Work|Elsewhere");
+            }
+            pairing.world.doveadm(ours, "mailbox|create|Fresh");
+            for name in ["INBOX", "Work", "Fresh"] {
+                pairing.save(ours, name, &["three"]);
+            }
+            pairing.world.doveadm(ours, "mailbox|delete|Zoo");
+            let paths = pairing.paths("Work", Break::Message);
+            pairing.breaks(&paths, Break::Message);
+            pairing.fails(mode, "Work", 77);
+            let there = ["INBOX", copy, "Fresh"].map(|name| pairing.subjects(theirs, name));
+            assert_eq!(there, ["one two three", "one two", "three"], "{what}");
+            let listed = pairing.world.doveadm(theirs, "mailbox|list");
+            // What nobody knows may be what has another name there: then nothing is deleted.
+            assert_eq!(listed.contains("Zoo"), renamed, "{what}: {listed}");
+            pairing.mend(&paths);
+            pairing.world.session(ends, mode, &pairing.a, &pairing.b, &[0]);
+            assert_eq!(pairing.world.view(&pairing.a), pairing.world.view(&pairing.b), "{what}");
+        }
+    }
+}
+
+/// The other way round: what cannot be listed at the destination is left as it is.
+#[test]
+fn a_backup_leaves_alone_what_cannot_be_listed_at_the_destination() {
+    if !installed() {
+        return;
+    }
+    for ends in [Ends::WeCall, Ends::DovecotCalls] {
+        let pairing = Pairing::new("sdbox", ends);
+        let (ours, theirs) = (pairing.ours(), pairing.theirs());
+        let mode: &[&str] = if ends == Ends::WeCall { &["backup", "-R"] } else { &["backup"] };
+        for name in MAILBOXES {
+            pairing.save(theirs, name, &["three"]);
+        }
+        pairing.save(ours, "Work", &["here"]);
+        let paths = pairing.paths("Work", Break::Message);
+        pairing.breaks(&paths, Break::Message);
+        pairing.fails(mode, "Work", 77);
+        pairing.mend(&paths);
+        let here = MAILBOXES.map(|name| pairing.subjects(ours, name));
+        assert_eq!(here, ["one two three", "one two here", "one two three"], "{ends:?}");
+        pairing.world.session(ends, mode, &pairing.a, &pairing.b, &[0]);
+        assert_eq!(pairing.world.content(&pairing.a), pairing.world.content(&pairing.b), "{ends:?}");
     }
 }

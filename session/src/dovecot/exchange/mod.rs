@@ -1,25 +1,27 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `sending` what goes out, `receiving` the bodies and the end.
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `sending` what goes out, `receiving` the bodies and the end, `sparing` what is done about an error of our mailbox.
 
 mod deciding;
 mod gone;
 mod hashing;
 mod receiving;
 mod sending;
+mod sparing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dsync_merge::dovecot::Save;
 use dsync_merge::{Direction, End};
 use dsync_model::{
-    AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter, LastCommon, MailboxGuid,
-    MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
+    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter,
+    LastCommon, MailboxGuid, MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet,
+    UidValidity,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::{HeaderHash, Mailbox};
+use dsync_storage::{HeaderHash, Mailbox, Storage};
 
 use self::hashing::Hashing;
 use super::attributes::Attributes;
@@ -122,6 +124,22 @@ pub(super) struct Outcome {
     pub bytes: u64,
 }
 
+/// A mailbox of ours with all that it is to tell: what fails here fails before anything was said of it.
+pub(super) struct Opened {
+    mailbox: Box<dyn Mailbox>,
+    changes: Changes,
+    attribute_log: Vec<AttributeChange>,
+}
+
+impl Opened {
+    pub fn new(storage: &mut dyn Storage, guid: MailboxGuid) -> dsync_storage::Result<Opened> {
+        let mut mailbox = storage.open(guid)?;
+        let changes = mailbox.changes(Since::All)?;
+        let attribute_log = mailbox.attribute_log()?.first;
+        Ok(Opened { mailbox, changes, attribute_log })
+    }
+}
+
 /// One mailbox under way.
 pub(super) struct Exchange {
     name: String,
@@ -160,6 +178,10 @@ pub(super) struct Exchange {
     /// UIDs that messages of our list get.
     moved: BTreeMap<Uid, Uid>,
     asked: VecDeque<items::Request>,
+    /// A message of ours that could just now not be read, and the line that was to come before its body.
+    unread: Option<(Uid, items::Mail)>,
+    /// Something failed in our mailbox: what the peer is still owed is said, and nothing is done here.
+    gave_up: bool,
     listed: BTreeSet<MessageGuid>,
     not_kept: Vec<Uid>,
     disturbed: bool,
@@ -177,7 +199,7 @@ impl Exchange {
     /// Begins, both ends having told their counters.
     pub fn begin(
         name: String,
-        mut mailbox: Box<dyn Mailbox>,
+        opened: Opened,
         ours: items::Mailbox,
         theirs: items::Mailbox,
         terms: Terms,
@@ -185,7 +207,7 @@ impl Exchange {
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
         let hashing = Hashing::between(&name, &ours, &theirs, (part, terms.direction), &terms.header_hash)?;
-        let Changes { status, mut list } = mailbox.changes(Since::All).map_err(at(name.clone()))?;
+        let Opened { mailbox, changes: Changes { status, mut list }, attribute_log } = opened;
         // What came since we told our counters is not mentioned: the peer reckons with the counters.
         list.retain(|change| change.uid().get() < ours.uid_next);
         let listed = list.iter().filter_map(|change| match change {
@@ -197,7 +219,7 @@ impl Exchange {
         let attributes = match attributes {
             None => Attributes::default(),
             Some(all) => {
-                let log = mailbox.attribute_log().map_err(at(name.clone()))?.first;
+                let log = attribute_log;
                 let last_common = terms.known.map(|known| known.modseq);
                 Attributes::new(ours.mailbox_guid, all, log, last_common)
             }
@@ -232,6 +254,8 @@ impl Exchange {
             waiting: Vec::new(),
             moved: BTreeMap::new(),
             asked: VecDeque::new(),
+            unread: None,
+            gave_up: false,
             not_kept: Vec::new(),
             disturbed: false,
             left: None,
@@ -250,7 +274,7 @@ impl Exchange {
     /// What is to be changed here, once the peer has told all its attributes; told once.
     pub fn attribute_changes(&mut self) -> AttributeChanges {
         let told = !self.reading.contains(&List::Attributes);
-        if told { self.attributes.changes() } else { AttributeChanges::new() }
+        if told && !self.gave_up { self.attributes.changes() } else { AttributeChanges::new() }
     }
 
     /// Notes in the mailbox's log that its attributes were changed.
@@ -331,6 +355,7 @@ impl Exchange {
                 let list = *list;
                 self.reading.pop_front();
                 match list {
+                    List::Changes if self.gave_up => {}
                     List::Changes => self.decide(progress)?,
                     List::Mails => self.all_came()?,
                     // A Dovecot asks in no order, and keeps what it has when it is cut off. What it lacks below that counts as expunged there in the
