@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
-use dsync_tests::installation::{dsync_server, mail_options, program, words};
+use dsync_tests::installation::{dsync_server, is_24, mail_options, program, words};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::Place;
 
@@ -94,6 +94,10 @@ const FS: &str = "maildir:%:LAYOUT=fs";
 
 #[test]
 fn real_mail_goes_through_every_pair_of_formats() {
+    if is_24() {
+        eprintln!("skipped: to tell some of this mail as JSON, doveadm 2.4.4 ends in an assertion");
+        return;
+    }
     let Some(files) = corpus().filter(|_| installed()) else { return };
     let (place, dovecot) = Dovecot::beside(&["dsync"]);
     let dsync = place.path().join("dsync");
