@@ -34,8 +34,16 @@ impl Brain {
         });
         let opened = match opened {
             Some(opened) => opened,
-            // Counters that were to be equal are not: the other end awaits our lists, and there is nothing else that could be said.
-            None => Opened::new(&mut *self.storage, pair.guid).map_err(at(pair.name.to_string()))?,
+            // Counters that were to be equal are not: the other end awaits our lists, and there is nothing else that could be said. The next run
+            // opens the mailbox first, and can leave it out.
+            None => match Opened::new(&mut *self.storage, pair.guid) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    self.settled.forget(pair.guid);
+                    self.settled.write(&mut *self.storage);
+                    return Err(at(pair.name.to_string())(error));
+                }
+            },
         };
         let terms = exchange::Terms {
             end: self.end,

@@ -79,6 +79,11 @@ impl Settled {
         self.is_changed |= self.known.insert((self.host, status.guid), entry) != Some(entry);
     }
 
+    /// Forgets how a mailbox was left: its counters will not be equal, so it is opened before they are told.
+    pub fn forget(&mut self, guid: MailboxGuid) {
+        self.is_changed |= self.known.remove(&(self.host, guid)).is_some();
+    }
+
     /// Writes the note, if it would say something new.
     pub fn write(&self, storage: &mut dyn Storage) {
         if !self.is_changed {

@@ -284,3 +284,33 @@ fn a_backup_leaves_alone_what_cannot_be_listed_at_the_destination() {
         assert_eq!(pairing.world.content(&pairing.a), pairing.world.content(&pairing.b), "{ends:?}");
     }
 }
+
+/// Nothing changed here since both ends were equal, so the counters are told before the mailbox is opened. If that fails then the session ends, and the next
+/// run leaves the mailbox out.
+#[test]
+fn a_mailbox_that_fails_when_lists_are_awaited_is_left_out_by_the_next_run() {
+    if !installed() {
+        return;
+    }
+    let pairing = Pairing::new("sdbox", Ends::WeCall);
+    pairing.world.session(Ends::WeCall, &["sync"], &pairing.a, &pairing.b, &[0]);
+    for mailbox in ["Work", "Zoo"] {
+        pairing.world.doveadm(&pairing.b, &format!("flags|add|\\Flagged|mailbox|{mailbox}|uid|1"));
+    }
+    let log = pairing.world.path("a/mailboxes/Work/dbox-Mails/dovecot.index.log");
+    pairing.breaks(std::slice::from_ref(&log), Break::Message);
+    let (code, text) = pairing.world.talk(Ends::WeCall, &["sync"], &pairing.a, &pairing.b);
+    assert!(code == 77 && text.contains("Work: "), "{code} {text}");
+    pairing.fails(&["sync"], "Work", 77);
+    let flagged = |location: &str| {
+        let found = pairing.world.doveadm(location, "-f|tab|fetch|mailbox|flagged");
+        let mut found: Vec<&str> = found.lines().skip(1).collect();
+        found.sort_unstable();
+        found.join(" ")
+    };
+    pairing.mend(&[log]);
+    assert_eq!(flagged(&pairing.a), "Zoo");
+    pairing.world.session(Ends::WeCall, &["sync"], &pairing.a, &pairing.b, &[0]);
+    assert_eq!(flagged(&pairing.a), "Work Zoo");
+    assert_eq!(pairing.world.view(&pairing.a), pairing.world.view(&pairing.b));
+}

@@ -5,10 +5,11 @@
 
 use std::collections::VecDeque;
 
-use dsync_model::{MessageAction, Uid};
+use dsync_model::{MessageAction, MessageChange, Uid};
 use dsync_storage::{Goal, StorageError};
 
 use super::super::{Output, chain};
+use super::hashing::guid_of;
 use super::{Exchange, Incoming, List, Part, Plan, at};
 use crate::SessionError;
 
@@ -26,7 +27,9 @@ impl Exchange {
         let problem = (format!("{context}: {}", chain(&error)), error.status());
         if let Some((uid, mail)) = self.unread.take() {
             if self.part == Part::Both {
-                self.set_apart(uid)?;
+                for uid in self.asked_as(uid) {
+                    self.set_apart(uid)?;
+                }
             }
             self.problems.push(problem);
             // Without a body it counts as expunged meanwhile.
@@ -59,6 +62,19 @@ impl Exchange {
         self.waiting.clear();
         self.copies.clear();
         self.to_come.clear();
+    }
+
+    /// The new messages of which the peer asked for this one: it asks once for all that have one GUID.
+    fn asked_as(&self, uid: Uid) -> Vec<Uid> {
+        let (guid, common) = (guid_of(&self.own, uid), self.plan.as_ref().map_or(0, |plan| plan.common));
+        let same = |change: &MessageChange| match change {
+            MessageChange::Save { uid: other, guid: of, .. } => {
+                let is_new = other.get() > common && guid.as_ref() == Some(of);
+                (*other == uid || is_new).then_some(*other)
+            }
+            MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
+        };
+        self.own.iter().filter_map(same).collect()
     }
 
     /// Gives a message that cannot be sent a UID above all others, before the peer is told that it does not come. What a Dovecot has not got, below what both
