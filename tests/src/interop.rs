@@ -16,6 +16,13 @@ pub struct World {
     separator: char,
 }
 
+/// Which end of a session is cut off.
+#[derive(Clone, Copy, Debug)]
+pub enum Deaf {
+    Calling,
+    Called,
+}
+
 /// Every way to hold a session with a Dovecot.
 pub const ALL: [Ends; 3] = [Ends::Dovecots, Ends::WeCall, Ends::DovecotCalls];
 
@@ -73,8 +80,15 @@ impl World {
         run(command)
     }
 
-    /// The same, in which the Dovecot hears no more than so many bytes.
-    pub fn cut_off(&self, ends: Ends, mode: &[&str], a: &str, b: &str, bytes: u64) -> (i32, String) {
+    /// The same, in which one end hears no more than so many bytes.
+    pub fn cut_off(
+        &self,
+        ends: Ends,
+        mode: &[&str],
+        (a, b): (&str, &str),
+        deaf: Deaf,
+        bytes: u64,
+    ) -> (i32, String) {
         let (mut command, other) = self.ends_of(ends, mode, a, b);
         let script = self.path("cut-off");
         let other: Vec<String> =
@@ -82,10 +96,10 @@ impl World {
         let other = other.join(" ");
         // `dd` passes each byte on at once.
         let cut = format!("dd bs=1 count={bytes} status=none");
-        let line = match ends {
-            Ends::Dovecots | Ends::WeCall => format!("{cut} | {other}"),
-            // The shell goes, too, so that the Dovecot sees the end.
-            Ends::Ours | Ends::DovecotCalls => format!("{other} | {{ {cut}; kill $$; }}"),
+        let line = match deaf {
+            Deaf::Called => format!("{cut} | {other}"),
+            // The shell goes, too, so that it sees the end.
+            Deaf::Calling => format!("{other} | {{ {cut}; kill $$; }}"),
         };
         fs::write(&script, format!("{line}\n")).expect("written");
         command.arg("/bin/sh").arg(script);

@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use dsync_tests::dovecot::installed;
-use dsync_tests::interop::World;
+use dsync_tests::interop::{Deaf, World};
+use dsync_tests::maildirs::Account;
 use dsync_tests::peers::Ends;
 
 /// A Dovecot that is cut off keeps what has come. What it has not got, below that, would count as expunged in the next run.
@@ -23,7 +24,8 @@ fn a_dovecot_that_is_cut_off_gets_the_rest_in_the_next_run() {
         }
         let all = world.messages(ours);
         // About a third of all bodies arrives.
-        let (code, text) = world.cut_off(ends, &["sync"], &a, &b, 16_000);
+        let deaf = if ends == Ends::WeCall { Deaf::Called } else { Deaf::Calling };
+        let (code, text) = world.cut_off(ends, &["sync"], (&a, &b), deaf, 16_000);
         assert_ne!(code, 0, "{ends:?}: {text}");
         let theirs = if ends == Ends::WeCall { &b } else { &a };
         let arrived = world.messages(theirs).lines().count();
@@ -31,6 +33,40 @@ fn a_dovecot_that_is_cut_off_gets_the_rest_in_the_next_run() {
         world.session(ends, &["sync"], &a, &b, &[0]);
         assert_eq!(world.messages(&a), all, "{ends:?}");
         assert_eq!(world.messages(&b), all, "{ends:?}");
+    }
+}
+
+/// Of two messages that want one UID ours to come may get the highest of all, and comes first: nothing is kept of what came before the others are there.
+#[test]
+fn what_comes_before_lower_uids_is_not_kept_when_we_are_cut_off() {
+    if !installed() {
+        return;
+    }
+    let world = World::new();
+    let (a, b) = (world.location("maildir", "a"), world.location("maildir", "b"));
+    world.dovecot.save(&a, "INBOX", "Subject: first\n\nx\n");
+    world.session(Ends::WeCall, &["sync"], &a, &b, &[0]);
+    world.dovecot.save(&a, "INBOX", "Subject: soon gone\n\nx\n");
+    world.doveadm(&a, "expunge|mailbox|INBOX|subject|gone");
+    let there = Account::new(world.path("b"));
+    for number in 0..2_300 {
+        // So many that some are made durable before all are there; the last ones large, so that the cut is among them.
+        let body = if number < 2_100 { String::new() } else { "x".repeat(10_000) };
+        let text = format!("Subject: {number}\n\n{body}\n");
+        there.deliver("", &format!("17{number:08}.M1P1.test"), text.as_bytes());
+    }
+    world.dovecot.own(&there.root);
+    let all = world.doveadm(&b, "-f|tab|fetch|uid|all").lines().count();
+    let (code, text) = world.cut_off(Ends::WeCall, &["sync"], (&a, &b), Deaf::Calling, 1_400_000);
+    let kept = world.doveadm(&a, "-f|tab|fetch|uid|all").lines().count();
+    assert!(code != 0 && kept < all, "{code} {kept} of {all}: {text}");
+    world.session(Ends::WeCall, &["sync"], &a, &b, &[0]);
+    for location in [&a, &b] {
+        assert_eq!(
+            world.doveadm(location, "-f|tab|fetch|uid|all").lines().count(),
+            all,
+            "{location}: {kept}"
+        );
     }
 }
 

@@ -171,6 +171,8 @@ pub(super) struct Exchange {
     /// Saves of a message that is here, or will be.
     copies: Vec<(MessageGuid, Save, Uid)>,
     unsaved: (u64, u64),
+    /// The highest UID of what came and is not durable yet.
+    unsaved_max: Option<Uid>,
     /// UIDs that are still to come, bodies and copies.
     to_come: BTreeSet<Uid>,
     /// Actions that wait for saves below the UIDs that they give.
@@ -250,6 +252,7 @@ impl Exchange {
             incoming: None,
             copies: Vec::new(),
             unsaved: (0, 0),
+            unsaved_max: None,
             to_come: BTreeSet::new(),
             waiting: Vec::new(),
             moved: BTreeMap::new(),

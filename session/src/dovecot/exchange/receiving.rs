@@ -36,11 +36,18 @@ impl Exchange {
         Ok(())
     }
 
+    /// Whether nothing is to come below what came. What is not there, below what both ends have, would count as expunged here in the next run, if
+    /// that is the next thing after a commit.
+    pub(super) fn is_ascending(&self) -> bool {
+        self.to_come.first().copied().is_none_or(|next| self.unsaved_max < Some(next))
+    }
+
     pub(super) fn commit_to(&mut self, goal: Goal) -> Result<NotKept, SessionError> {
         let committed = self.mailbox.commit(goal).map_err(at(self.name.clone()))?;
         self.report.saved += committed.saved;
         self.bytes += committed.bytes;
         self.unsaved = (0, 0);
+        self.unsaved_max = None;
         Ok(committed.not_kept)
     }
 
@@ -105,10 +112,11 @@ impl Exchange {
         let mut group = group.into_iter();
         if let Some(first) = group.next() {
             self.to_come.remove(&first.uid);
+            self.unsaved_max = self.unsaved_max.max(Some(first.uid));
             // The peer sends one body, however many messages have it.
             self.copies.extend(group.map(|save| (save.guid.clone(), save, first.uid)));
         }
-        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) {
+        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) && self.is_ascending() {
             self.commit()?;
         }
         Ok(())
@@ -212,7 +220,7 @@ impl Exchange {
     /// Keeps what has come whole.
     pub fn make_safe(&mut self) -> Result<(), SessionError> {
         self.mailbox.abandon_save();
-        if self.unsaved.0 > 0 && !self.gave_up { self.commit() } else { Ok(()) }
+        if self.unsaved.0 > 0 && !self.gave_up && self.is_ascending() { self.commit() } else { Ok(()) }
     }
 }
 

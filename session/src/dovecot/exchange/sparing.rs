@@ -82,7 +82,7 @@ impl Exchange {
     fn set_apart(&mut self, uid: Uid) -> Result<(), SessionError> {
         let taken = || StorageError::Impossible("a message that cannot be read gets no other UID".into());
         let context = format!("{}: UID {uid}", self.name);
-        if self.gave_up {
+        if self.gave_up || !self.is_ascending() {
             return Err(at(context)(taken()));
         }
         let is_its_own =
