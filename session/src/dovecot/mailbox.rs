@@ -1,7 +1,7 @@
 //! One mailbox of a session, both ends having told their counters: whether its lists are exchanged, and what came of it.
 
 use dsync_merge::Pair;
-use dsync_model::LastCommon;
+use dsync_model::{LastCommon, MailboxStatus};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_storage::{HeaderHash, StorageError};
@@ -60,6 +60,22 @@ impl Brain {
         self.exchange = Some(Box::new(exchange));
         self.stage = Stage::Exchange;
         Ok(())
+    }
+
+    /// Opens a mailbox before anything is said of it. `theirs`: UIDVALIDITY and UIDNEXT of the peer's.
+    ///
+    /// Whoever only sends tells of no message that it cannot send: a Dovecot makes its mailbox anew for one that it lacks in a backup, and else never asks again.
+    pub(super) fn open(
+        &mut self,
+        status: &MailboxStatus,
+        theirs: Option<(u32, u32)>,
+    ) -> dsync_storage::Result<Opened> {
+        let mut opened = Opened::new(&mut *self.storage, status.guid)?;
+        if self.direction.source() == Some(self.end) {
+            let known = theirs.filter(|(uid_validity, _)| *uid_validity == status.uid_validity.get());
+            opened.check(known.map_or(1, |(_, uid_next)| uid_next))?;
+        }
+        Ok(opened)
     }
 
     /// Whether the lists of a mailbox with these counters are exchanged.

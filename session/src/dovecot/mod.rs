@@ -93,6 +93,8 @@ pub struct Brain {
     tree: MailboxTree,
     /// Mailboxes of ours that cannot be listed: nobody knows what they are.
     unlisted: BTreeSet<MailboxName>,
+    /// The peer's mailboxes of those names.
+    passed_over: BTreeSet<MailboxGuid>,
     peer_tree: MailboxTree,
     peer_tree_done: bool,
     tree_told: bool,
@@ -166,6 +168,7 @@ impl Brain {
             filter: Box::default(),
             tree: MailboxTree::new(),
             unlisted: BTreeSet::new(),
+            passed_over: BTreeSet::new(),
             peer_tree: MailboxTree::new(),
             peer_tree_done: false,
             tree_told: false,
@@ -333,7 +336,8 @@ impl Brain {
         let opened = if told && Settled::may_be_equal(first_recent) && !self.exchanges_all() {
             None
         } else {
-            match Opened::new(&mut *self.storage, pair.guid) {
+            let theirs = theirs.map(|theirs| (theirs.uid_validity.get(), theirs.uid_next.get()));
+            match self.open(&status, theirs) {
                 Ok(opened) => Some(opened),
                 Err(error) => {
                     self.leave_out(&pair.name.to_string(), error)?;
@@ -385,13 +389,15 @@ impl Brain {
             },
             None => None,
         };
+        let is_here = pair.is_some() || self.passed_over.contains(&guid);
         if let (Some(pair), Some((ours, opened))) = (pair, offered) {
             self.say(ours.clone());
             self.begin(pair, ours, *theirs, opened)?;
             return Ok(true);
         }
         self.full_resync |= known.is_some_and(|known| known.uid > 0);
-        let ignore = matches!(self.direction, Direction::OneWay { into: End::Initiator });
+        // What the receiver alone has it keeps; of what is here, and cannot be told, it is to know.
+        let ignore = !is_here && matches!(self.direction, Direction::OneWay { into: End::Initiator });
         self.say(items::Mailbox {
             mailbox_guid: guid,
             mailbox_ignore: ignore,
@@ -418,7 +424,7 @@ impl Brain {
         let first_recent = if renewed { status.uid_next.get() } else { told };
         let ours = self.counters(&status, first_recent);
         let opened = match self.is_exchanged(&ours, theirs) {
-            true => Some(Opened::new(&mut *self.storage, pair.guid)?),
+            true => Some(self.open(&status, Some((theirs.uid_validity, theirs.uid_next)))?),
             false => None,
         };
         Ok(Some((ours, opened)))

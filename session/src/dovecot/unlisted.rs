@@ -65,7 +65,8 @@ impl Brain {
         let unlisted = std::mem::take(&mut self.unlisted);
         for (name, node) in &mut self.peer_tree {
             let is_one = unlisted.iter().any(|unlisted| name == unlisted || name.is_below(unlisted));
-            node.mailbox.take_if(|status| is_one && !own.contains(&status.guid));
+            let passed = node.mailbox.take_if(|status| is_one && !own.contains(&status.guid));
+            self.passed_over.extend(passed.map(|status| status.guid));
         }
         self.unlisted = unlisted;
     }

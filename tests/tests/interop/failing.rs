@@ -260,6 +260,38 @@ fn a_mailbox_that_cannot_be_written_waits() {
     waits("sdbox", Break::ReadOnly, "Work");
 }
 
+/// One way out of ours nothing can be said of a message that cannot be sent: its mailbox waits, and the Dovecot's copy stays as it is.
+#[test]
+fn a_source_with_a_message_that_cannot_be_read_waits() {
+    if !installed() {
+        return;
+    }
+    for (ends, mode) in [
+        (Ends::WeCall, &["backup"][..]),
+        (Ends::WeCall, &["sync", "-1"]),
+        (Ends::DovecotCalls, &["backup", "-R"]),
+        (Ends::DovecotCalls, &["sync", "-1", "-R"]),
+    ] {
+        let pairing = Pairing::new("maildir", ends);
+        let (ours, theirs) = (pairing.ours(), pairing.theirs());
+        for name in MAILBOXES {
+            pairing.save(ours, name, &["three"]);
+        }
+        let paths = pairing.paths("INBOX", Break::Message);
+        pairing.save(ours, "INBOX", &["four"]);
+        pairing.breaks(&paths, Break::Message);
+        for _ in 0..2 {
+            let (code, text) = pairing.world.talk(ends, mode, &pairing.a, &pairing.b);
+            assert!(code != 0 && text.contains("INBOX: "), "{ends:?} {mode:?}: {code} {text}");
+            let there = MAILBOXES.map(|name| pairing.subjects(theirs, name));
+            assert_eq!(there, ["one two", "one two three", "one two three"], "{ends:?} {mode:?}: {text}");
+        }
+        pairing.mend(&paths);
+        pairing.world.session(ends, mode, &pairing.a, &pairing.b, &[0]);
+        assert_eq!(pairing.subjects(theirs, "INBOX"), "one two three four", "{ends:?} {mode:?}");
+    }
+}
+
 /// In a backup whatever the source does not tell of is deleted: not so what it cannot tell of, whatever it is called there.
 #[test]
 fn a_backup_deletes_no_copy_of_what_cannot_be_listed() {

@@ -138,6 +138,18 @@ impl Opened {
         let attribute_log = mailbox.attribute_log()?.first;
         Ok(Opened { mailbox, changes, attribute_log })
     }
+
+    /// Fails with the first message from this UID on that cannot be opened.
+    pub fn check(&mut self, from: u32) -> dsync_storage::Result<()> {
+        for change in &self.changes.list {
+            if let MessageChange::Save { uid, guid, .. } = change
+                && uid.get() >= from
+            {
+                self.mailbox.body(*uid, Some(guid))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One mailbox under way.

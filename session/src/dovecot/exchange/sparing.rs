@@ -26,10 +26,12 @@ impl Exchange {
     ) -> Result<(), SessionError> {
         let problem = (format!("{context}: {}", chain(&error)), error.status());
         if let Some((uid, mail)) = self.unread.take() {
-            if self.part == Part::Both {
-                for uid in self.asked_as(uid) {
-                    self.set_apart(uid)?;
-                }
+            if self.part != Part::Both {
+                // The source is not written. What comes before it the peer keeps; the next run leaves the mailbox out.
+                return Err(at(context)(error));
+            }
+            for uid in self.asked_as(uid) {
+                self.set_apart(uid)?;
             }
             self.problems.push(problem);
             // Without a body it counts as expunged meanwhile.
