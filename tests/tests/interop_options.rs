@@ -285,7 +285,10 @@ fn a_record_is_as_dovecots_own_but_for_mail() {
     command.args(mail_options(&b)).args(dsync_server()).arg("-r").arg(&theirs);
     let output = command.output().expect("runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
+    // A 2.4 may make an INBOX of its own in an empty Maildir, and has no other in the first run.
+    let lost =
+        is_24() && output.status.code() == Some(2) && said.contains("INBOX: the other end could not find");
+    assert!(output.status.success() || lost, "{said}");
     // Nothing is claimed that was not shown.
     assert!(
         said.contains("compared message by message and merged") && said.contains("none shown equal"),
