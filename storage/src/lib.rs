@@ -59,6 +59,11 @@ pub trait Storage: Send {
         false
     }
 
+    /// Says whether no other mailbox can be worked on after this error.
+    fn concerns_all(&self, error: &StorageError) -> bool {
+        error.is_everywhere() || error.path().is_some_and(|path| self.is_shared(path))
+    }
+
     /// Which names can be held here.
     fn rules(&self) -> NameRules {
         NameRules::default()
@@ -84,7 +89,7 @@ pub trait Storage: Send {
         Ok(None)
     }
 
-    /// Lists all names with the status of each mailbox, INBOX always among them (made if it is missing).
+    /// Lists all names with the status of each mailbox, INBOX always among them (made if it is missing) or among the problems.
     ///
     /// New messages get their UIDs here. Problems that concern one mailbox (it cannot be read, say) are
     /// reported in the second part, and its name is left out of the first.

@@ -104,18 +104,27 @@ pub fn attribute_options(file: &str) -> Vec<String> {
     }
 }
 
+/// The certificate of a server, in this directory.
+pub fn certificate(dir: &Path) -> String {
+    let dir = dir.display();
+    if is_24() {
+        format!("ssl_server_cert_file = {dir}/server.pem\nssl_server_key_file = {dir}/server.key\n")
+    } else {
+        format!("ssl_cert = <{dir}/server.pem\nssl_key = <{dir}/server.key\n")
+    }
+}
+
 /// The databases of users in a passwd-file there, and the certificate beside it.
 pub fn databases(dir: &Path) -> String {
+    let certificate = certificate(dir);
     let dir = dir.display();
     if is_24() {
         format!(
-            "passdb passwd-file {{\n  passwd_file_path = {dir}/passwd\n}}\nuserdb passwd-file {{\n  passwd_file_path = {dir}/passwd\n}}\n\
-             ssl_server_cert_file = {dir}/server.pem\nssl_server_key_file = {dir}/server.key\n"
+            "passdb passwd-file {{\n  passwd_file_path = {dir}/passwd\n}}\nuserdb passwd-file {{\n  passwd_file_path = {dir}/passwd\n}}\n{certificate}"
         )
     } else {
         format!(
-            "passdb {{\n  driver = passwd-file\n  args = {dir}/passwd\n}}\nuserdb {{\n  driver = passwd-file\n  args = {dir}/passwd\n}}\n\
-             ssl_cert = <{dir}/server.pem\nssl_key = <{dir}/server.key\n"
+            "passdb {{\n  driver = passwd-file\n  args = {dir}/passwd\n}}\nuserdb {{\n  driver = passwd-file\n  args = {dir}/passwd\n}}\n{certificate}"
         )
     }
 }

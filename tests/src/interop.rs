@@ -1,5 +1,6 @@
 //! Pairs of accounts of which one or both are a Dovecot's: sessions between them with the same words whoever calls.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -13,6 +14,13 @@ pub struct World {
     pub dir: tempfile::TempDir,
     pub dovecot: Dovecot,
     separator: char,
+}
+
+/// Which end of a session is cut off.
+#[derive(Clone, Copy, Debug)]
+pub enum Deaf {
+    Calling,
+    Called,
 }
 
 /// Every way to hold a session with a Dovecot.
@@ -67,11 +75,44 @@ impl World {
 
     /// A session: its exit status, and what was logged at either end.
     pub fn talk(&self, ends: Ends, mode: &[&str], a: &str, b: &str) -> (i32, String) {
+        let (mut command, other) = self.ends_of(ends, mode, a, b);
+        command.args(other);
+        run(command)
+    }
+
+    /// The same, in which one end hears no more than so many bytes.
+    pub fn cut_off(
+        &self,
+        ends: Ends,
+        mode: &[&str],
+        (a, b): (&str, &str),
+        deaf: Deaf,
+        bytes: u64,
+    ) -> (i32, String) {
+        let (mut command, other) = self.ends_of(ends, mode, a, b);
+        let script = self.path("cut-off");
+        let other: Vec<String> =
+            other.iter().map(|word| format!("'{}'", word.to_str().expect("UTF-8"))).collect();
+        let other = other.join(" ");
+        // `dd` passes each byte on at once.
+        let cut = format!("dd bs=1 count={bytes} status=none");
+        let line = match deaf {
+            Deaf::Called => format!("{cut} | {other}"),
+            // The shell goes, too, so that it sees the end.
+            Deaf::Calling => format!("{other} | {{ {cut}; kill $$; }}"),
+        };
+        fs::write(&script, format!("{line}\n")).expect("written");
+        command.arg("/bin/sh").arg(script);
+        run(command)
+    }
+
+    /// The program that has A and begins, without the words that call the other one, and these.
+    fn ends_of(&self, ends: Ends, mode: &[&str], a: &str, b: &str) -> (Command, Vec<OsString>) {
         let doveadm = &program("doveadm");
         let conf = self.path("dovecot.conf");
         // The log of the account spells names with this separator.
         let namespace = format!("namespace inbox {{\n  inbox = yes\n  separator = {}\n}}\n", self.separator);
-        let mut command = match ends {
+        let command = match ends {
             Ends::Ours | Ends::WeCall => {
                 let mut command = self.dovecot.as_user(&self.path("dsync"));
                 let client = self.path("client.conf");
@@ -86,6 +127,7 @@ impl World {
                 command
             }
         };
+        let mut other: Vec<OsString> = Vec::new();
         match ends {
             Ends::Ours | Ends::DovecotCalls => {
                 let server = self.path("server.conf");
@@ -97,20 +139,16 @@ impl World {
                     ),
                 )
                 .expect("written");
-                command.arg(self.path("dsync-server")).arg("-c").arg(server).args(["--stdio", "-u", "alice"]);
+                other.extend([self.path("dsync-server").into(), "-c".into(), server.into()]);
+                other.extend(["--stdio", "-u", "alice"].map(OsString::from));
             }
             Ends::Dovecots | Ends::WeCall => {
-                command
-                    .arg(doveadm)
-                    .arg("-c")
-                    .arg(&conf)
-                    .args(mail_options(b))
-                    .args(attributes(b))
-                    .args(dsync_server());
+                other.extend([doveadm.into(), "-c".into(), conf.into()]);
+                let options = [mail_options(b), attributes(b), dsync_server()];
+                other.extend(options.into_iter().flatten().map(OsString::from));
             }
         }
-        let Output { status, stderr, .. } = command.output().expect("runs");
-        (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
+        (command, other)
     }
 
     /// The account as Dovecot sees it.
@@ -191,6 +229,11 @@ pub fn pairs(world: &World, format: &str) -> Vec<(Ends, String, String)> {
         (*ends, place(&a), place(&b))
     });
     named.collect()
+}
+
+fn run(mut command: Command) -> (i32, String) {
+    let Output { status, stderr, .. } = command.output().expect("runs");
+    (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
 }
 
 /// The option that tells a Dovecot where the attributes of an account are: where we look for them, too.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::dovecot::{Dovecot, Service};
+use crate::installation::{certificate, dsync_server, home, mail_options, program, words};
 use crate::programs::{PASSWORD, Server, certificates, free_port};
 
 /// Who has A, which begins, and who has B, which answers.
@@ -96,12 +97,20 @@ impl Meeting {
         arguments: &[String],
         state: Option<&str>,
     ) -> Command {
-        let doveadm = Path::new("/usr/bin/doveadm");
+        let doveadm = &program("doveadm");
         let we_call = matches!(self.setup.ends, Ends::Ours | Ends::WeCall);
         let mut command =
             if we_call { dovecot.as_user(&self.programs.join("dsync")) } else { dovecot.as_user(doveadm) };
-        command.arg("-c").arg(&self.client).arg(mode).args(arguments);
-        command.args(state.into_iter().flat_map(|state| ["-s", state]));
+        let arguments = arguments.iter().map(String::as_str);
+        let said =
+            [mode].into_iter().chain(arguments).chain(state.into_iter().flat_map(|state| ["-s", state]));
+        let said: Vec<&str> = said.collect();
+        command.arg("-c").arg(&self.client);
+        if we_call {
+            command.args(said);
+        } else {
+            command.args(words(&said));
+        }
         if we_call {
             command.arg("--source").arg(&self.locations[0]);
         }
@@ -117,8 +126,8 @@ impl Meeting {
             (Peer::None, Ends::Ours) => drop(command.arg(&self.locations[1])),
             (Peer::None, Ends::DovecotCalls) => self.our_server(&mut command),
             (Peer::None, Ends::Dovecots | Ends::WeCall) => {
-                let location = format!("mail_location={}", self.locations[1]);
-                command.arg(doveadm).arg("-c").arg(&self.confs[1]).args(["-o", &location, "dsync-server"]);
+                let options = mail_options(&self.locations[1]);
+                command.arg(doveadm).arg("-c").arg(&self.confs[1]).args(options).args(dsync_server());
             }
         }
         command
@@ -147,9 +156,9 @@ fn serve(dovecot: &Dovecot, dir: &Path, programs: &Path, conf: &Path) -> Peer {
     }
     let mut text = fs::read_to_string(conf).expect("read").replace("ssl = no", "ssl = yes");
     text.push_str(&format!(
-        "listen = 127.0.0.1\ndoveadm_port = {port}\ndoveadm_password = {PASSWORD}\nssl_cert = <{0}/server.pem\nssl_key = <{0}/server.key\n\
-         userdb {{\n  driver = static\n  args = home={0}/home\n}}\n",
-        dir.display()
+        "listen = 127.0.0.1\ndoveadm_port = {port}\ndoveadm_password = {PASSWORD}\n{}{}",
+        certificate(dir),
+        home(&dir.join("home"))
     ));
     let conf = dir.join("served.conf");
     fs::write(&conf, text).expect("written");

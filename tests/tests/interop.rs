@@ -4,6 +4,8 @@
 mod account;
 #[path = "interop/directories.rs"]
 mod directories;
+#[path = "interop/failing.rs"]
+mod failing;
 #[path = "interop/kills.rs"]
 mod kills;
 #[path = "interop/mbox.rs"]

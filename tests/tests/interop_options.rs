@@ -14,6 +14,7 @@ use dsync_session::proto::{Direction, Options};
 use dsync_session::{Job, SessionError};
 use dsync_storage::memory::MemoryStorage;
 use dsync_tests::dovecot::{assert_equal, installed};
+use dsync_tests::installation::{dsync_server, head, is_24, mail_options, program, words};
 use dsync_tests::interop::{ALL, World};
 use dsync_tests::maildirs::Account;
 use dsync_tests::peers::Ends;
@@ -177,6 +178,11 @@ fn filled(world: &World, location: &str) {
     let day = std::time::UNIX_EPOCH + Duration::from_secs(1_577_836_800);
     let file = fs::File::options().append(true).open(plain.expect("the message")).expect("opened");
     file.set_modified(day).expect("set");
+    // A 2.4 remembers when a message came from when it was saved.
+    let cache = Path::new(path).join("dovecot.index.cache");
+    if cache.exists() {
+        fs::remove_file(cache).expect("removed");
+    }
 }
 
 #[test]
@@ -196,7 +202,7 @@ fn filters_keep_back_what_dovecot_would() {
     ] {
         for ends in ALL {
             // 2.3 sends the value of -t for that of -e, and cannot understand itself.
-            let lost = option[0] == "-e" && ends != Ends::WeCall;
+            let lost = option[0] == "-e" && ends != Ends::WeCall && !is_24();
             for (mode, reverse) in [("backup", false), ("sync", true)] {
                 let b = world.location("maildir", &format!("b{}-{ends:?}-{mode}-{reverse}", option.concat()));
                 let mut words = vec![mode];
@@ -275,11 +281,14 @@ fn a_record_is_as_dovecots_own_but_for_mail() {
     let (ours, theirs) = (home.join("ours"), home.join("theirs"));
     let mut command = world.dovecot.as_user(&world.path("dsync"));
     command.args(["-c", "/dev/null", "-v", "sync", "--protocol", "dovecot", "--source", &a, "-r"]).arg(&ours);
-    command.args(["/usr/bin/doveadm", "-c"]).arg(world.path("dovecot.conf"));
-    command.args(["-o", &format!("mail_location={b}"), "dsync-server", "-r"]).arg(&theirs);
+    command.arg(program("doveadm")).arg("-c").arg(world.path("dovecot.conf"));
+    command.args(mail_options(&b)).args(dsync_server()).arg("-r").arg(&theirs);
     let output = command.output().expect("runs");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
+    // A 2.4 may make an INBOX of its own in an empty Maildir, and has no other in the first run.
+    let lost =
+        is_24() && output.status.code() == Some(2) && said.contains("INBOX: the other end could not find");
+    assert!(output.status.success() || lost, "{said}");
     // Nothing is claimed that was not shown.
     assert!(
         said.contains("compared message by message and merged") && said.contains("none shown equal"),
@@ -402,9 +411,9 @@ fn a_doveadm_that_locks_its_user_and_we_keep_each_other_out() {
         command
     };
     let theirs = || {
-        let mut command = world.dovecot.as_user(Path::new("/usr/bin/doveadm"));
-        command.arg("-c").arg(world.path("dovecot.conf")).arg("-o").arg(format!("mail_location={a}"));
-        command.args(["sync", "-l"]);
+        let mut command = world.dovecot.as_user(&program("doveadm"));
+        command.arg("-c").arg(world.path("dovecot.conf")).args(mail_options(&a));
+        command.args(words(&["sync", "-l"]));
         command
     };
     let said = |command: &mut Command| {
@@ -462,10 +471,10 @@ fn a_doveadm_has_our_server_run_its_command() {
     let mail = Account::new(place.path("server/alice"));
     mail.deliver("", "1700000001.M1P1.test", b"Subject: x\n\nx\n");
     let conf = place.path("dovecot.conf");
-    fs::write(&conf, format!("doveadm_password = {PASSWORD}\nssl = no\nlog_path = /dev/stderr\n"))
+    fs::write(&conf, format!("{}doveadm_password = {PASSWORD}\nssl = no\nlog_path = /dev/stderr\n", head()))
         .expect("written");
     let run = |mode: &str, words: &[&str]| {
-        let mut command = Command::new("/usr/bin/doveadm");
+        let mut command = Command::new(program("doveadm"));
         // What stands ahead of the command is doveadm's own.
         let (ahead, words) =
             words.split_at(words.iter().take_while(|word| matches!(**word, "-v" | "-D")).count());
@@ -492,6 +501,8 @@ fn a_doveadm_has_our_server_run_its_command() {
         (&["-u", "alice", "ssh", "mx1", "doveadm", "dsync-server"], 77, "not run for clients by network"),
     ] {
         let (status, _, said) = run("backup", words);
+        // A 2.4 knows the word for a status or nothing, and there is none for 78.
+        let expected = if is_24() && expected == 78 { 255 } else { expected };
         assert_eq!(status, expected, "{words:?}: {said}");
         assert!(said.contains("Error: remote(") && said.contains(why), "{words:?}: {said}");
     }

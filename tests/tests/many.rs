@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::Stdio;
 
+use dsync_tests::installation::{is_24, program};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::Place;
 
@@ -254,4 +255,42 @@ fn what_is_wrong_with_a_configuration_is_told_when_it_is_printed() {
     assert!(said.lines().count() == 2 && said.lines().all(|line| line.starts_with("dsync: ")), "{said}");
     fs::write(&conf, "mail_location = maildir:~/Maildir\n").expect("written");
     assert_eq!((run(&["conf", "-n"]).0, run(&["conf", "-n"]).2), (Some(0), String::new()));
+}
+
+/// What Dovecot 2.4.4 installs as its sample, without the comments: it is printed as it is, line for line as 2.4's own `doveconf -n` where one is there.
+#[test]
+fn the_sample_configuration_of_2_4_is_read_and_printed_as_it_is() {
+    let sample = "dovecot_config_version = 2.4.4\ndovecot_storage_version = 2.4.4\n!include_try conf.d/*.conf\nprotocols {\n  imap = yes\n  lmtp = yes\n}\n\
+        mail_home = /srv/mail/%{user}\nmail_driver = sdbox\nmail_path = ~/mail\nmail_uid = vmail\nmail_gid = vmail\nnamespace inbox {\n  inbox = yes\n  separator = /\n}\n\
+        passdb pam {\n}\nssl_server {\n  cert_file = /etc/dovecot/ssl-cert.pem\n  key_file = /etc/dovecot/ssl-key.pem\n}\n";
+    let dir = tempfile::tempdir().expect("made");
+    let conf = dir.path().join("dovecot.conf");
+    fs::write(&conf, sample).expect("written");
+    let lines = |text: &[u8]| {
+        let mut lines: Vec<String> = String::from_utf8_lossy(text)
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect();
+        // Sections come in another order.
+        lines.sort();
+        lines
+    };
+    let run = |program: &std::path::Path, words: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        let output = command.arg("-c").arg(&conf).args(words).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.is_empty(), "{words:?}: {said}");
+        output.stdout
+    };
+    let dsync = dsync_tests::programs::programs().join("dsync");
+    let expected: Vec<String> =
+        lines(sample.as_bytes()).into_iter().filter(|line| !line.starts_with('!')).collect();
+    assert_eq!(lines(&run(&dsync, &["conf", "-n"])), expected);
+    if is_24() {
+        assert_eq!(lines(&run(&program("doveconf"), &["-n"])), expected);
+    }
+    for (name, value) in [("mail_path", "~/mail"), ("mail_driver", "sdbox"), ("mail_uid", "vmail")] {
+        assert_eq!(lines(&run(&dsync, &["conf", "-h", name])), [value]);
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
+use dsync_tests::installation::{dsync_server, is_24, mail_options, program, words};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::Place;
 
@@ -93,6 +94,10 @@ const FS: &str = "maildir:%:LAYOUT=fs";
 
 #[test]
 fn real_mail_goes_through_every_pair_of_formats() {
+    if is_24() {
+        eprintln!("skipped: to tell some of this mail as JSON, doveadm 2.4.4 ends in an assertion");
+        return;
+    }
     let Some(files) = corpus().filter(|_| installed()) else { return };
     let (place, dovecot) = Dovecot::beside(&["dsync"]);
     let dsync = place.path().join("dsync");
@@ -176,8 +181,8 @@ fn real_mail_goes_from_dovecot_through_us_to_another_dovecot() {
     let we_call = |mode: &[&str], peer: &str| {
         let mut command = dovecot.as_user(&place.path().join("dsync"));
         command.args(["-c", "/dev/null", "backup"]).args(mode).args(["--source", &ours]);
-        command.args(["/usr/bin/doveadm", "-c"]).arg(&conf).arg("-o").arg(format!("mail_location={peer}"));
-        run(command.arg("dsync-server"));
+        command.arg(program("doveadm")).arg("-c").arg(&conf).args(mail_options(peer));
+        run(command.args(dsync_server()));
     };
     we_call(&["-R"], &first);
     assert_equal(&view(&ours), &expected, "from Dovecot");
@@ -190,8 +195,8 @@ fn real_mail_goes_from_dovecot_through_us_to_another_dovecot() {
         home.display()
     );
     std::fs::write(&server, text).expect("written");
-    let mut command = dovecot.as_user(Path::new("/usr/bin/doveadm"));
-    command.arg("-c").arg(&conf).arg("-o").arg(format!("mail_location={pulled}")).args(["backup", "-R"]);
+    let mut command = dovecot.as_user(&program("doveadm"));
+    command.arg("-c").arg(&conf).args(mail_options(&pulled)).args(words(&["backup", "-R"]));
     command.arg(place.path().join("dsync-server")).arg("-c").arg(&server);
     run(command.args(["--stdio", "-u", "alice"]));
     assert_equal(&view(&pulled), &expected, "pulled by another Dovecot");

@@ -45,7 +45,7 @@ impl Brain {
 
     /// Says whether no other mailbox can be worked on either.
     pub(super) fn concerns_all(&self, error: &StorageError) -> bool {
-        error.is_everywhere() || error.path().is_some_and(|path| self.storage.is_shared(path))
+        self.storage.concerns_all(error)
     }
 
     /// Leaves out a mailbox for good, and says why at both ends.

@@ -111,6 +111,11 @@ impl Brain {
         }
     }
 
+    /// Whether a mailbox of which nothing but the name is known may take part.
+    pub(super) fn may_have(&self, name: &MailboxName) -> bool {
+        self.scope()(name, self.handshake.sync_box_guid)
+    }
+
     /// Leaves out of our tree what the user did not choose, as far as it can be told while the peer's is not known.
     pub(super) fn narrow_own(&mut self) {
         let Some(options) = self.job.as_ref().map(|job| &job.options) else { return };

@@ -6,11 +6,11 @@ use dsync_merge::Pair;
 use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::HeaderHash;
+use dsync_storage::{HeaderHash, StorageError};
 
-use super::exchange::{self, Exchange};
+use super::exchange::{self, Exchange, Opened};
 use super::start::HASHED_HEADERS;
-use super::{Brain, Stage, at, gave_up, lines};
+use super::{Brain, Stage, at, chain, gave_up, lines};
 use crate::SessionError;
 
 impl Brain {
@@ -20,10 +20,10 @@ impl Brain {
         pair: Pair,
         ours: items::Mailbox,
         theirs: items::Mailbox,
+        opened: Option<Opened>,
     ) -> Result<(), SessionError> {
-        let always = self.handshake.sync_type.as_deref().is_some_and(|kind| kind != b"c");
         self.progress.settled += 1;
-        if !always && !lines::differ(&ours, &theirs) {
+        if !self.is_exchanged(&ours, &theirs) {
             let blank = LastCommon { uid_validity: ours.uid_validity, ..LastCommon::default() };
             self.next_state.0.insert(pair.guid, blank);
             self.compared.equal += 1;
@@ -35,7 +35,19 @@ impl Brain {
                 && known.uid > 0
         });
         let uid_validity = UidValidity::new(ours.uid_validity);
-        let mailbox = self.storage.open(pair.guid).map_err(at(pair.name.to_string()))?;
+        let opened = match opened {
+            Some(opened) => opened,
+            // Counters that were to be equal are not: the other end awaits our lists, and there is nothing else that could be said. The next run
+            // opens the mailbox first, and can leave it out.
+            None => match Opened::new(&mut *self.storage, pair.guid) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    self.settled.forget(pair.guid);
+                    self.settled.write(&mut *self.storage);
+                    return Err(at(pair.name.to_string())(error));
+                }
+            },
+        };
         let terms = exchange::Terms {
             end: self.end,
             direction: self.direction,
@@ -52,10 +64,57 @@ impl Brain {
                 .map(|(guids, uid_validity)| guids.of(pair.guid, uid_validity)),
         };
         let (name, attributes) = (pair.name.to_string(), self.attributes.as_ref());
-        let exchange = Exchange::begin(name, mailbox, ours, theirs, terms, attributes)?;
+        let exchange = Exchange::begin(name, opened, ours, theirs, terms, attributes)?;
         self.exchange = Some(Box::new(exchange));
         self.stage = Stage::Exchange;
         Ok(())
+    }
+
+    /// Opens a mailbox before anything is said of it. `theirs`: UIDVALIDITY and UIDNEXT of the peer's.
+    ///
+    /// Whoever only sends tells of no message that it cannot send: a Dovecot makes its mailbox anew for one that it lacks in a backup, and else never asks again.
+    pub(super) fn open(
+        &mut self,
+        status: &MailboxStatus,
+        theirs: Option<(u32, u32)>,
+    ) -> dsync_storage::Result<Opened> {
+        let mut opened = Opened::new(&mut *self.storage, status.guid)?;
+        if self.direction.source() == Some(self.end) {
+            let known = theirs.filter(|(uid_validity, _)| *uid_validity == status.uid_validity.get());
+            opened.check(known.map_or(1, |(_, uid_next)| uid_next))?;
+        }
+        Ok(opened)
+    }
+
+    /// Whether the lists of a mailbox with these counters are exchanged.
+    pub(super) fn is_exchanged(&self, ours: &items::Mailbox, theirs: &items::Mailbox) -> bool {
+        self.exchanges_all() || lines::differ(ours, theirs)
+    }
+
+    /// Whether lists are exchanged whatever the counters are.
+    pub(super) fn exchanges_all(&self) -> bool {
+        self.handshake.sync_type.as_deref().is_some_and(|kind| kind != b"c")
+    }
+
+    /// Leaves a mailbox out in which something failed; an error of more than that mailbox ends the session.
+    pub(super) fn leave_out(&mut self, name: &str, error: StorageError) -> Result<(), SessionError> {
+        if self.storage.concerns_all(&error) {
+            return Err(at(name.to_string())(error));
+        }
+        self.problem(format!("{name}: {}", chain(&error)), error.status());
+        Ok(())
+    }
+
+    /// Goes on after an error of the mailbox under way, if that can be.
+    fn spare<T: Default>(&mut self, done: Result<T, SessionError>) -> Result<T, SessionError> {
+        match (done, &mut self.exchange) {
+            (Err(SessionError::Storage { context, source }), Some(exchange))
+                if !self.storage.concerns_all(&source) =>
+            {
+                exchange.spare(context, source, &mut self.out).map(|()| T::default())
+            }
+            (done, _) => done,
+        }
     }
 
     /// By what messages without GUIDs are compared: as the master says.
@@ -70,8 +129,7 @@ impl Brain {
     }
 
     pub(super) fn hear(&mut self) -> Result<(), SessionError> {
-        let Some(exchange) = &mut self.exchange else { return Ok(()) };
-        while !exchange.has_read_all()
+        while let Some(exchange) = self.exchange.as_mut().filter(|exchange| !exchange.has_read_all())
             && let Some(event) = self.inbox.pop_front()
         {
             match event {
@@ -81,7 +139,10 @@ impl Brain {
                     return Err(SessionError::Link { status: 75, text: text.into() });
                 }
                 Event::Item(Item::Close) => return Err(gave_up()),
-                event => exchange.take(event, &mut self.progress)?,
+                event => {
+                    let taken = exchange.take(event, &mut self.progress);
+                    self.spare(taken)?;
+                }
             }
         }
         self.change_attributes();
@@ -91,8 +152,12 @@ impl Brain {
     pub(super) fn work(&mut self) -> Result<bool, SessionError> {
         self.hear()?;
         let Some(exchange) = &mut self.exchange else { return Ok(false) };
-        let worked = exchange.write(&mut self.out, &mut self.progress)?;
-        if exchange.is_done() {
+        let (written, failed) = match exchange.write(&mut self.out, &mut self.progress) {
+            Err(error) => (Err(error), true),
+            written => (written, false),
+        };
+        let worked = self.spare(written)? || failed;
+        if self.exchange.as_ref().is_some_and(|exchange| exchange.is_done()) {
             if let Some(exchange) = self.exchange.take() {
                 self.settle(*exchange);
             }

@@ -4,7 +4,7 @@
 //! after the other, and commits each before it knows of the next. So the stages are others. What is decided is decided elsewhere: by
 //! [`dsync_merge::dovecot`] where both ends must compute the same, by our own merge where only the receiver decides.
 //!
-//! Here are the brain and how its mailboxes follow each other; `start` has handshake, locks and the state; `trees` what both ends have and deleted; `mailbox` one
+//! Here are the brain and how its mailboxes follow each other; `start` has handshake, locks and the state; `trees` what both ends have and deleted, `unlisted` what of ours cannot be listed; `mailbox` one
 //! mailbox between its counters and its outcome, `exchange` its lists and bodies; `finishing` the end; `lines` the conversions.
 
 mod attributes;
@@ -22,13 +22,15 @@ mod mailbox;
 mod settled;
 mod start;
 mod trees;
+mod unlisted;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{Direction, End, Pair, TreePlan};
 use dsync_model::{
-    AttributeList, Filter, LastCommon, MailboxGuid, MailboxStatus, MailboxTree, SyncState, TreeChange,
+    AttributeList, Filter, LastCommon, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, SyncState,
+    TreeChange,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -38,7 +40,7 @@ use dsync_storage::{Body, Storage, StorageError, StoreLock, UserLock};
 use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
 pub use choice::Names;
-use exchange::Exchange;
+use exchange::{Exchange, Opened};
 use guids::Guids;
 pub use settled::Settled;
 
@@ -91,6 +93,10 @@ pub struct Brain {
     names: Names,
     filter: Box<Filter>,
     tree: MailboxTree,
+    /// Mailboxes of ours that cannot be listed: nobody knows what they are.
+    unlisted: BTreeSet<MailboxName>,
+    /// The peer's mailboxes of those names.
+    passed_over: BTreeSet<MailboxGuid>,
     peer_tree: MailboxTree,
     peer_tree_done: bool,
     tree_told: bool,
@@ -102,7 +108,7 @@ pub struct Brain {
     /// Mailboxes that are still to be looked into; the slave is told which.
     pairs: VecDeque<Pair>,
     /// A mailbox of which the master awaits the peer's counters.
-    asked: Option<(Pair, items::Mailbox)>,
+    asked: Option<(Pair, items::Mailbox, Option<Opened>)>,
     exchange: Option<Box<Exchange>>,
     settled: Settled,
     /// Where our storage keeps no GUIDs of what it saves (mbox): what the peer calls its messages.
@@ -165,6 +171,8 @@ impl Brain {
             names: Names::default(),
             filter: Box::default(),
             tree: MailboxTree::new(),
+            unlisted: BTreeSet::new(),
+            passed_over: BTreeSet::new(),
             peer_tree: MailboxTree::new(),
             peer_tree_done: false,
             tree_told: false,
@@ -276,9 +284,9 @@ impl Brain {
     }
 
     fn ask(&mut self) -> Result<bool, SessionError> {
-        if let Some((pair, ours)) = self.asked.take() {
+        if let Some((pair, ours, opened)) = self.asked.take() {
             let Some(item) = self.next_item()? else {
-                self.asked = Some((pair, ours));
+                self.asked = Some((pair, ours, opened));
                 return Ok(false);
             };
             let Item::Mailbox(theirs) = item else { return Err(unexpected(&item, "counters of a mailbox")) };
@@ -304,7 +312,7 @@ impl Brain {
                     .push(format!("{}: the other end could not find or continue it: run again", pair.name));
                 return Ok(true);
             }
-            self.begin(pair, ours, *theirs)?;
+            self.begin(pair, ours, *theirs, opened)?;
             return Ok(true);
         }
         let Some(pair) = self.pairs.pop_front() else {
@@ -315,7 +323,7 @@ impl Brain {
         let status = match self.storage.status(pair.guid) {
             Ok(status) => status,
             Err(error) => {
-                self.problem(format!("{}: {}", pair.name, chain(&error)), error.status());
+                self.leave_out(&pair.name.to_string(), error)?;
                 return Ok(true);
             }
         };
@@ -328,8 +336,22 @@ impl Brain {
         // A Dovecot that takes our UIDVALIDITY begins its index anew, and complains if its first recent UID is not raised again.
         let first_recent = if renewed { status.uid_next.get() } else { self.settled.ask(&status) };
         let line = self.counters(&status, first_recent);
+        // Once it has heard our counters the peer awaits our lists, unless they are equal to its own.
+        let told = theirs.is_some_and(|theirs| theirs.uid_next == status.uid_next) && !renewed;
+        let opened = if told && Settled::may_be_equal(first_recent) && !self.exchanges_all() {
+            None
+        } else {
+            let theirs = theirs.map(|theirs| (theirs.uid_validity.get(), theirs.uid_next.get()));
+            match self.open(&status, theirs) {
+                Ok(opened) => Some(opened),
+                Err(error) => {
+                    self.leave_out(&pair.name.to_string(), error)?;
+                    return Ok(true);
+                }
+            }
+        };
         self.say(line.clone());
-        self.asked = Some((pair, line));
+        self.asked = Some((pair, line, opened));
         Ok(true)
     }
 
@@ -361,43 +383,56 @@ impl Brain {
             self.plan.pairs[index].guid = guid;
         }
         let pair = self.plan.pairs.iter().find(|pair| pair.guid == guid).cloned();
-        let status = match &pair {
-            Some(pair) => {
-                let failed =
-                    |error: StorageError| (format!("{}: {}", pair.name, chain(&error)), error.status());
-                self.storage.status(guid).map_err(failed)
-            }
-            None => Err((String::new(), 0)),
-        };
         let known = self.state.0.get(&guid).copied();
-        let usable = |status| known.is_none_or(|known| known.uid == 0 || !known.is_ahead_of(status));
-        match (pair, status) {
-            (Some(pair), Ok(status)) if usable(&status) => {
-                let renewed = theirs.uid_validity != status.uid_validity.get();
-                let told = self.settled.answer(&status, theirs.first_recent_uid);
-                let first_recent = if renewed { status.uid_next.get() } else { told };
-                let ours = self.counters(&status, first_recent);
-                self.say(ours.clone());
-                self.begin(pair, ours, *theirs)?;
-            }
-            (_, status) => {
-                if let Err((text, code)) = status
-                    && !text.is_empty()
-                {
-                    self.problem(text, code);
+        let offered = match &pair {
+            Some(pair) => match self.offer(pair, known, &theirs) {
+                Ok(offered) => offered,
+                Err(error) => {
+                    self.leave_out(&pair.name.to_string(), error)?;
+                    None
                 }
-                self.full_resync |= known.is_some_and(|known| known.uid > 0);
-                let ignore = matches!(self.direction, Direction::OneWay { into: End::Initiator });
-                self.say(items::Mailbox {
-                    mailbox_guid: guid,
-                    mailbox_ignore: ignore,
-                    mailbox_lost: !ignore,
-                    cache_fields: (!ignore).then(Vec::new),
-                    ..items::Mailbox::default()
-                });
-            }
+            },
+            None => None,
+        };
+        let is_here = pair.is_some() || self.passed_over.contains(&guid);
+        if let (Some(pair), Some((ours, opened))) = (pair, offered) {
+            self.say(ours.clone());
+            self.begin(pair, ours, *theirs, opened)?;
+            return Ok(true);
         }
+        self.full_resync |= known.is_some_and(|known| known.uid > 0);
+        // What the receiver alone has it keeps; of what is here, and cannot be told, it is to know.
+        let ignore = !is_here && matches!(self.direction, Direction::OneWay { into: End::Initiator });
+        self.say(items::Mailbox {
+            mailbox_guid: guid,
+            mailbox_ignore: ignore,
+            mailbox_lost: !ignore,
+            cache_fields: (!ignore).then(Vec::new),
+            ..items::Mailbox::default()
+        });
         Ok(true)
+    }
+
+    /// As slave, the counters to be told, and the lists where they will be exchanged. `None`: the mailbox cannot go on from what the state says.
+    fn offer(
+        &mut self,
+        pair: &Pair,
+        known: Option<LastCommon>,
+        theirs: &items::Mailbox,
+    ) -> Result<Option<(items::Mailbox, Option<Opened>)>, StorageError> {
+        let status = self.storage.status(pair.guid)?;
+        if known.is_some_and(|known| known.uid != 0 && known.is_ahead_of(&status)) {
+            return Ok(None);
+        }
+        let renewed = theirs.uid_validity != status.uid_validity.get();
+        let told = self.settled.answer(&status, theirs.first_recent_uid);
+        let first_recent = if renewed { status.uid_next.get() } else { told };
+        let ours = self.counters(&status, first_recent);
+        let opened = match self.is_exchanged(&ours, theirs) {
+            true => Some(self.open(&status, Some((theirs.uid_validity, theirs.uid_next)))?),
+            false => None,
+        };
+        Ok(Some((ours, opened)))
     }
 
     /// The peer's GUID of a mailbox that had two of them. Which one it has now cannot be known: Dovecot's Maildir takes ours, others the higher.

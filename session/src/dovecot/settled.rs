@@ -46,6 +46,11 @@ impl Settled {
         self.current(status).unwrap_or(NEVER)
     }
 
+    /// Whether the peer may have the same, if it is told this one.
+    pub fn may_be_equal(first_recent: u32) -> bool {
+        first_recent != NEVER
+    }
+
     /// The one to tell as slave, when the master has told its own.
     pub fn answer(&self, status: &MailboxStatus, told: u32) -> u32 {
         match self.current(status) {
@@ -77,6 +82,11 @@ impl Settled {
     pub fn put(&mut self, status: &MailboxStatus, first_recent: u32) {
         let entry = (image(status), first_recent);
         self.is_changed |= self.known.insert((self.host, status.guid), entry) != Some(entry);
+    }
+
+    /// Forgets how a mailbox was left: its counters will not be equal, so it is opened before they are told.
+    pub fn forget(&mut self, guid: MailboxGuid) {
+        self.is_changed |= self.known.remove(&(self.host, guid)).is_some();
     }
 
     /// Writes the note, if it would say something new.

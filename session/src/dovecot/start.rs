@@ -106,21 +106,17 @@ impl Brain {
             let whole = problems.is_empty().then_some(&tree);
             self.guids = Some(Guids::read(&mut *self.storage, self.settled.host(), whole));
         }
-        let mirrored = self.direction == Direction::Mirror { into: self.end.other() };
-        if let Some(problem) = problems.first().filter(|_| mirrored) {
-            // Left out, it would be deleted there.
-            let text = format!(
-                "{}: {}; a Dovecot would delete its copy of it: nothing was done, leave it out with -x",
-                problem.mailbox,
-                chain(&problem.error)
-            );
-            return Err(SessionError::Refused { status: problem.error.status(), text });
-        }
         if !self.handshake.no_mail_sync {
             self.read_attributes();
         }
         for problem in problems {
+            let name = MailboxName::parse(&problem.mailbox, '/');
+            if name.as_ref().is_ok_and(|name| !self.may_have(name)) {
+                continue;
+            }
             self.problem(format!("{}: {}", problem.mailbox, chain(&problem.error)), problem.error.status());
+            // A name that none can be the peer has not got either.
+            self.unlisted.extend(name);
         }
         let mut tree = tree;
         self.pristine =
@@ -146,7 +142,7 @@ impl Brain {
         } else if self.handshake.sync_type.as_deref() == Some(b"s") {
             self.stage = Stage::State;
         } else {
-            self.tell_tree();
+            self.tell_slave_tree();
         }
         Ok(true)
     }
@@ -207,7 +203,7 @@ impl Brain {
         while let Some(item) = self.next_item()? {
             match item {
                 Item::End => {
-                    self.tell_tree();
+                    self.tell_slave_tree();
                     return Ok(true);
                 }
                 Item::State(state) if self.state.0.len() < NODES_MAX => {

@@ -8,10 +8,9 @@ use dsync_model::{
     Timestamp, TreeChange, TreeLog,
 };
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::StorageError;
 
 use super::start::NODES_MAX;
-use super::{Brain, Stage, at, chain, lines, unexpected};
+use super::{Brain, Stage, at, lines, unexpected};
 use crate::SessionError;
 
 /// The separator that we say we have where nobody else says so first.
@@ -20,10 +19,11 @@ const ESCAPE: &[u8] = b"%";
 
 impl Brain {
     pub(super) fn tell_tree(&mut self) {
-        for node in lines::nodes(&self.tree) {
+        for node in lines::nodes(&self.with_unlisted()) {
             self.say(node);
         }
         self.say(Item::End);
+        self.tree_told = true;
         self.stage = Stage::Trees;
     }
 
@@ -38,7 +38,6 @@ impl Brain {
         let directories = if known.is_some() { self.removed_directories() } else { Vec::new() };
         let (separator, escape) = known.unwrap_or((SEPARATOR, Some(ESCAPE.to_vec())));
         self.tell_deletes(separator, escape, &directories, &[]);
-        self.tree_told = true;
     }
 
     /// Whether we as master wait for the peer to tell first what it has, and what it deleted, as a Dovecot does.
@@ -48,7 +47,9 @@ impl Brain {
 
     /// The peer waits, too: tells our tree first. Whoever knows a clock calls it.
     pub fn go_first(&mut self) {
-        if self.waits_for_tree() {
+        // To a mirror nobody tells a tree that lacks mailboxes.
+        let may = self.unlisted.is_empty() || self.direction != Direction::Mirror { into: self.end.other() };
+        if self.waits_for_tree() && may {
             if !self.peer_tree_done {
                 self.narrow_own();
             }
@@ -72,6 +73,7 @@ impl Brain {
             let theirs: BTreeSet<MailboxGuid> = theirs.map(|status| status.guid).collect();
             deletions.retain(|guid, _| theirs.contains(guid));
         }
+        self.spare_unlisted(&mut deletions);
         self.say(lines::deletes(separator, escape, &deletions, directories, names));
     }
 
@@ -82,7 +84,9 @@ impl Brain {
         }
         let (log, scope) = (self.storage.tree_log(), self.scope());
         let empty = self.peer_tree.iter().filter(|(_, node)| node.directory && node.mailbox.is_none());
-        let gone = empty.filter(|(name, _)| scope(name, None) && !self.tree.get(*name).is_some_and(exists));
+        let gone = empty.filter(|(name, _)| {
+            scope(name, None) && !self.is_unlisted(name) && !self.tree.get(*name).is_some_and(exists)
+        });
         gone.filter_map(|(name, _)| removed(&log, name).map(|at| (name.clone(), at))).collect()
     }
 
@@ -106,6 +110,9 @@ impl Brain {
                 }
                 Item::End if !self.peer_tree_done => {
                     self.peer_tree_done = true;
+                    if !self.tree_told && self.end == End::Responder {
+                        self.tell_tree();
+                    }
                     if self.end == End::Initiator {
                         if !self.tree_told {
                             self.show_inbox();
@@ -144,6 +151,7 @@ impl Brain {
         let (me, direction) = (self.end, self.direction);
         let names = self.storage.rules();
         self.peer_tree.retain(|name, _| !names.is_apart(name));
+        self.pass_over_unlisted();
         check_unique(&self.peer_tree)?;
         self.guard()?;
         if direction.source() != Some(me) && !matches!(direction, Direction::Mirror { .. }) {
@@ -205,7 +213,13 @@ impl Brain {
                 match change {
                     // Settled when it turns out which of the two GUIDs the other end takes.
                     TreeChange::Identify { .. } if rules == Direction::TwoWay => {}
-                    change => drop(self.change_tree(&change)?),
+                    change => {
+                        if let (false, TreeChange::Create { guid, .. }) =
+                            (self.change_tree(&change)?, &change)
+                        {
+                            self.plan.pairs.retain(|pair| pair.guid != *guid);
+                        }
+                    }
                 }
             }
         }
@@ -347,12 +361,11 @@ impl Brain {
                 }
                 Ok(done)
             }
-            Err(error @ (StorageError::Impossible(_) | StorageError::NoMailbox(_))) => {
-                self.problem(format!("{place}: {}", chain(&error)), error.status());
+            Err(error) => {
+                self.leave_out(&place, error)?;
                 self.counters.disturbed += 1;
                 Ok(false)
             }
-            Err(error) => Err(at(place)(error)),
         }
     }
 

@@ -229,8 +229,11 @@ impl Storage for Dbox {
         *shared.statuses() = StatusCache::read(account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
-            let node = self.list_one(&inbox)?;
-            tree.insert(inbox, node);
+            match self.list_one(&inbox) {
+                Ok(node) => drop(tree.insert(inbox, node)),
+                Err(error) if self.concerns_all(&error) => return Err(error),
+                Err(error) => problems.push(MailboxProblem { mailbox: inbox.to_string(), error }),
+            }
         }
         for found in found {
             if !found.mailbox {

@@ -162,8 +162,11 @@ impl Storage for Maildir {
         let mut cache = StatusCache::read(&self.shared.account);
         let mut tree = MailboxTree::new();
         if let Some(inbox) = inbox {
-            let node = self.list_one(&inbox, &mut cache)?;
-            tree.insert(inbox, node);
+            match self.list_one(&inbox, &mut cache) {
+                Ok(node) => drop(tree.insert(inbox, node)),
+                Err(error) if self.concerns_all(&error) => return Err(error),
+                Err(error) => problems.push(MailboxProblem { mailbox: inbox.to_string(), error }),
+            }
         }
         for found in found {
             if !found.mailbox {

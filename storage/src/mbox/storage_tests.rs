@@ -44,7 +44,9 @@ impl Account {
     fn try_inbox(&self) -> Result<Box<dyn Mailbox>> {
         let mut storage = self.open();
         let (tree, problems) = storage.tree()?;
-        assert!(problems.is_empty(), "{problems:?}");
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem.error);
+        }
         storage.open(tree[&MailboxName::inbox()].mailbox.as_ref().unwrap().guid)
     }
 

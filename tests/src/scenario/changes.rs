@@ -8,6 +8,7 @@ use dsync_model::mutf7;
 
 use super::{Op, World, number};
 use crate::imap::quoted;
+use crate::installation::words;
 
 /// The first message's date, and the first delivered file's name.
 const FIRST_DATE: u64 = 1_704_067_200;
@@ -16,9 +17,9 @@ const FIRST_NAME: u64 = 1_700_000_000;
 impl World {
     fn update(&mut self, side: usize, mailbox: &str, settings: &[String]) {
         self.sessions[side] = None;
-        let output =
-            self.doveadm(side, "yes").args(["mailbox", "update"]).args(settings).arg(mailbox).output();
-        let output = output.expect("doveadm runs");
+        let settings = settings.iter().map(String::as_str);
+        let update: Vec<&str> = ["mailbox", "update"].into_iter().chain(settings).chain([mailbox]).collect();
+        let output = self.doveadm(side, "yes").args(words(&update)).output().expect("doveadm runs");
         assert!(output.status.success(), "{mailbox}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -168,8 +169,8 @@ impl World {
         if let Some(root) = imported {
             self.dovecot.own(&root);
             let source = format!("maildir:{}", root.display());
-            let output =
-                self.doveadm(side, "yes").args(["import", &source, "", "all"]).output().expect("runs");
+            let import = words(&["import", &source, "", "all"]);
+            let output = self.doveadm(side, "yes").args(import).output().expect("runs");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             fs::remove_dir_all(root).expect("removed");
         }
@@ -215,7 +216,8 @@ impl World {
         {
             return self.maildir(&root, side, mailbox);
         }
-        let output = self.doveadm(side, "yes").args(["mailbox", "path", mailbox]).output().expect("runs");
+        let output =
+            self.doveadm(side, "yes").args(words(&["mailbox", "path", mailbox])).output().expect("runs");
         PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
     }
 

@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use crate::dovecot::Dovecot;
 use crate::imap::Imap;
+use crate::installation::{self, program};
 use crate::peers::{Ends, Meeting, Setup, Transport};
 use looking::Names;
 
@@ -187,10 +188,12 @@ impl World {
             for list_index in ["yes", "no"] {
                 let separators = [&world.scenario.separator_a, &world.scenario.separator_b];
                 let text = format!(
-                    "base_dir = {dir}/run\nstate_dir = {dir}/run\nlog_path = /dev/stderr\nprotocols =\nssl = no\nfirst_valid_uid = 1\n\
-                     first_valid_gid = 1\nmail_location = {}\nmailbox_list_index = {list_index}\nnamespace inbox {{\n  inbox = yes\n  \
+                    "{}base_dir = {dir}/run\nstate_dir = {dir}/run\nlog_path = /dev/stderr\nprotocols =\nssl = no\nfirst_valid_uid = 1\n\
+                     first_valid_gid = 1\n{}{}mailbox_list_index = {list_index}\nnamespace inbox {{\n  inbox = yes\n  \
                      separator = {}\n  prefix =\n{}\n}}\n",
-                    world.location(side),
+                    installation::head(),
+                    installation::mail_home(&world.dir.path().join("home")),
+                    installation::mail_lines(&world.location(side)),
                     separators[side].as_deref().unwrap_or("/"),
                     world.scenario.namespace_conf.join("\n"),
                     dir = world.dir.path().display(),
@@ -364,7 +367,7 @@ impl World {
     }
 
     fn doveadm(&self, side: usize, list_index: &str) -> Command {
-        let mut command = self.dovecot.as_user(Path::new("/usr/bin/doveadm"));
+        let mut command = self.dovecot.as_user(&program("doveadm"));
         command.env("TZ", "UTC").arg("-c").arg(self.conf(side, list_index));
         command
     }

@@ -108,3 +108,31 @@ fn names_that_change_behind_a_listing_are_noticed() {
         assert!(!storage.is_steady().expect("looked"), "{format}: it was renamed");
     }
 }
+
+/// An INBOX that may not be read waits, as any mailbox does: nothing of it is deleted by a backup, and the rest is synchronised.
+#[test]
+fn an_inbox_that_may_not_be_read_leaves_the_others_alone() {
+    let place = Place::new("");
+    let account = mail(&place, 1);
+    account.deliver("Work", "1700000001.M1P1.work", b"Subject: work\n\n");
+    let copy = Account::new(place.path("copy"));
+    let (here, there) = (source(&account), copy.location());
+    for command in ["sync", "backup"] {
+        let arguments = [command, "--source", &here, &there];
+        assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+        let before = copy.view();
+        for folder in ["", "Work"] {
+            account.deliver(folder, &format!("1720000001.M1P1.{command}"), b"Subject: later\n\n");
+        }
+        let cur = account.root.join("cur");
+        fs::set_permissions(&cur, fs::Permissions::from_mode(0o000)).expect("set");
+        let (status, text) = run_as_nobody(&place, &arguments);
+        fs::set_permissions(&cur, fs::Permissions::from_mode(0o700)).expect("set");
+        assert!(status == 77 && text.lines().count() == 1 && text.contains("INBOX: "), "{status} {text}");
+        let now = copy.view();
+        assert_eq!(now["INBOX"], before["INBOX"], "{command}");
+        assert_eq!(now["Work"].len(), before["Work"].len() + 1, "{command}");
+        assert_eq!(run_as_nobody(&place, &arguments), (0, String::new()));
+        assert_eq!(account.view(), copy.view());
+    }
+}

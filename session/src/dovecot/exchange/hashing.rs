@@ -59,6 +59,11 @@ impl Hashing {
             told: BTreeMap::new(),
         }))
     }
+
+    /// Whether a list of this length is hashed to its end.
+    pub fn is_done(&self, length: usize) -> bool {
+        self.hashed >= length
+    }
 }
 
 impl Hashing {

@@ -1,7 +1,8 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end.
+//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end,
+//! `sparing` what is done about an error of our mailbox.
 
 mod deciding;
 mod gone;
@@ -9,18 +10,20 @@ mod hashing;
 mod named;
 mod receiving;
 mod sending;
+mod sparing;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dsync_merge::dovecot::Save;
 use dsync_merge::{Direction, End};
 use dsync_model::{
-    AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter, LastCommon, MailboxGuid,
-    MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
+    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter,
+    LastCommon, MailboxGuid, MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet,
+    UidValidity,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::{HeaderHash, Mailbox};
+use dsync_storage::{HeaderHash, Mailbox, Storage};
 
 use self::hashing::Hashing;
 use self::named::Named;
@@ -129,6 +132,34 @@ pub(super) struct Outcome {
     pub bytes: u64,
 }
 
+/// A mailbox of ours with all that it is to tell: what fails here fails before anything was said of it.
+pub(super) struct Opened {
+    mailbox: Box<dyn Mailbox>,
+    changes: Changes,
+    attribute_log: Vec<AttributeChange>,
+}
+
+impl Opened {
+    pub fn new(storage: &mut dyn Storage, guid: MailboxGuid) -> dsync_storage::Result<Opened> {
+        let mut mailbox = storage.open(guid)?;
+        let changes = mailbox.changes(Since::All)?;
+        let attribute_log = mailbox.attribute_log()?.first;
+        Ok(Opened { mailbox, changes, attribute_log })
+    }
+
+    /// Fails with the first message from this UID on that cannot be opened.
+    pub fn check(&mut self, from: u32) -> dsync_storage::Result<()> {
+        for change in &self.changes.list {
+            if let MessageChange::Save { uid, guid, .. } = change
+                && uid.get() >= from
+            {
+                self.mailbox.body(*uid, Some(guid))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One mailbox under way.
 pub(super) struct Exchange {
     name: String,
@@ -160,6 +191,8 @@ pub(super) struct Exchange {
     /// Saves of a message that is here, or will be.
     copies: Vec<(MessageGuid, Save, Uid)>,
     unsaved: (u64, u64),
+    /// The highest UID of what came and is not durable yet.
+    unsaved_max: Option<Uid>,
     /// UIDs that are still to come, bodies and copies.
     to_come: BTreeSet<Uid>,
     /// Actions that wait for saves below the UIDs that they give.
@@ -167,6 +200,10 @@ pub(super) struct Exchange {
     /// UIDs that messages of our list get.
     moved: BTreeMap<Uid, Uid>,
     asked: VecDeque<items::Request>,
+    /// A message of ours that could just now not be read, and the line that was to come before its body.
+    unread: Option<(Uid, items::Mail)>,
+    /// Something failed in our mailbox: what the peer is still owed is said, and nothing is done here.
+    gave_up: bool,
     listed: BTreeSet<MessageGuid>,
     not_kept: Vec<Uid>,
     disturbed: bool,
@@ -184,7 +221,7 @@ impl Exchange {
     /// Begins, both ends having told their counters.
     pub fn begin(
         name: String,
-        mut mailbox: Box<dyn Mailbox>,
+        opened: Opened,
         ours: items::Mailbox,
         theirs: items::Mailbox,
         terms: Terms,
@@ -192,10 +229,11 @@ impl Exchange {
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
         let hashing = Hashing::between(&name, &ours, &theirs, (part, terms.direction), &terms.header_hash)?;
+        let Opened { mut mailbox, changes: Changes { status, mut list }, attribute_log } = opened;
         if let Some(known) = terms.guids.as_ref().filter(|_| hashing.is_none()) {
             mailbox = Box::new(Named::new(mailbox, ours.mailbox_guid, known.clone()));
+            list = mailbox.changes(Since::All).map_err(at(name.clone()))?.list;
         }
-        let Changes { status, mut list } = mailbox.changes(Since::All).map_err(at(name.clone()))?;
         // What came since we told our counters is not mentioned: the peer reckons with the counters.
         list.retain(|change| change.uid().get() < ours.uid_next);
         let listed = list.iter().filter_map(|change| match change {
@@ -207,7 +245,7 @@ impl Exchange {
         let attributes = match attributes {
             None => Attributes::default(),
             Some(all) => {
-                let log = mailbox.attribute_log().map_err(at(name.clone()))?.first;
+                let log = attribute_log;
                 let last_common = terms.known.map(|known| known.modseq);
                 Attributes::new(ours.mailbox_guid, all, log, last_common)
             }
@@ -238,10 +276,13 @@ impl Exchange {
             incoming: None,
             copies: Vec::new(),
             unsaved: (0, 0),
+            unsaved_max: None,
             to_come: BTreeSet::new(),
             waiting: Vec::new(),
             moved: BTreeMap::new(),
             asked: VecDeque::new(),
+            unread: None,
+            gave_up: false,
             not_kept: Vec::new(),
             disturbed: false,
             left: None,
@@ -260,7 +301,7 @@ impl Exchange {
     /// What is to be changed here, once the peer has told all its attributes; told once.
     pub fn attribute_changes(&mut self) -> AttributeChanges {
         let told = !self.reading.contains(&List::Attributes);
-        if told { self.attributes.changes() } else { AttributeChanges::new() }
+        if told && !self.gave_up { self.attributes.changes() } else { AttributeChanges::new() }
     }
 
     /// Notes in the mailbox's log that its attributes were changed.
@@ -341,14 +382,18 @@ impl Exchange {
                 let list = *list;
                 self.reading.pop_front();
                 match list {
+                    List::Changes if self.gave_up => {}
                     List::Changes => self.decide(progress)?,
                     List::Mails => self.all_came()?,
-                    // A Dovecot asks in no order, and commits after each hundred of what comes in that of the UIDs. One that calls gets it so: what
-                    // it has it keeps if it is cut off. One that is called takes twice as long over that, and gets it in its own order.
-                    List::Requests if self.terms.end == End::Responder => {
-                        self.asked.make_contiguous().sort_by_key(|request| request.uid);
+                    // A Dovecot asks in no order, and keeps what it has when it is cut off. What it lacks below that counts as expunged there in the
+                    // next run, at both ends: so whatever it is to have comes by the UIDs that it gets.
+                    List::Requests => {
+                        let moved = &self.moved;
+                        let goal = |uid: Uid| moved.get(&uid).copied().unwrap_or(uid);
+                        let asked = self.asked.make_contiguous();
+                        asked.sort_by_key(|request| request.uid.and_then(Uid::new).map(goal));
                     }
-                    List::Attributes | List::Requests | List::State => {}
+                    List::Attributes | List::State => {}
                 }
             }
             (Some(list), item) => {

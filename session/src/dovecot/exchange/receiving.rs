@@ -1,7 +1,7 @@
 //! Bodies that come in, what is copied of them, and how a mailbox is closed: saves first, expunges last.
 
 use dsync_merge::dovecot::Save;
-use dsync_model::{MessageAction, ModSeq, NewMessage, Timestamp, Uid};
+use dsync_model::{MessageAction, ModSeq, NewMessage, NotKept, Timestamp, Uid};
 use dsync_proto::dovecot::items;
 use dsync_storage::Goal;
 
@@ -9,7 +9,7 @@ use super::{Exchange, Incoming, at};
 use crate::{Progress, SessionError, commits};
 
 impl Exchange {
-    fn goal(&self) -> Goal {
+    pub(super) fn goal(&self) -> Goal {
         let unfinished = !self.to_come.is_empty();
         // The counters move past what is still to come only when it has come.
         let plan = self.plan.as_ref().filter(|_| !unfinished);
@@ -31,12 +31,24 @@ impl Exchange {
         self.waiting = later;
         self.mailbox.apply(&Vec::from_iter(now)).map_err(at(self.name.clone()))?;
         let goal = self.goal();
+        let not_kept = self.commit_to(goal)?;
+        self.not_kept.extend(not_kept.into_keys());
+        Ok(())
+    }
+
+    /// Whether nothing is to come below what came. What is not there, below what both ends have, would count as expunged here in the next run, if
+    /// that is the next thing after a commit.
+    pub(super) fn is_ascending(&self) -> bool {
+        self.to_come.first().copied().is_none_or(|next| self.unsaved_max < Some(next))
+    }
+
+    pub(super) fn commit_to(&mut self, goal: Goal) -> Result<NotKept, SessionError> {
         let committed = self.mailbox.commit(goal).map_err(at(self.name.clone()))?;
         self.report.saved += committed.saved;
         self.bytes += committed.bytes;
-        self.not_kept.extend(committed.not_kept.into_keys());
         self.unsaved = (0, 0);
-        Ok(())
+        self.unsaved_max = None;
+        Ok(committed.not_kept)
     }
 
     pub(super) fn begin_body(&mut self, mail: items::Mail) -> Result<(), SessionError> {
@@ -44,7 +56,7 @@ impl Exchange {
             return Err(SessionError::Peer("begins a message in the middle of another".into()));
         }
         let asked = self.wanted.remove(&key(mail.guid.as_deref(), mail.uid));
-        let Some(group) = asked.filter(|group| !group.is_empty()) else {
+        let Some(group) = asked.filter(|group| !group.is_empty() && !self.gave_up) else {
             self.incoming = mail.stream.then_some(Incoming::Other);
             return Ok(());
         };
@@ -66,11 +78,11 @@ impl Exchange {
             pop3_order: mail.pop3_order.filter(|order| *order > 0),
             ..new_message(save)
         };
-        if let Some(first) = group.first() {
-            let message = message(first);
-            self.mailbox.begin_save(message).map_err(at(format!("{}: UID {}", self.name, first.uid)))?;
-        }
+        let first = group.first().map(|save| (save.uid, message(save)));
         self.incoming = Some(Incoming::Wanted(group));
+        if let Some((uid, message)) = first {
+            self.mailbox.begin_save(message).map_err(at(format!("{}: UID {uid}", self.name)))?;
+        }
         Ok(())
     }
 
@@ -100,10 +112,11 @@ impl Exchange {
         let mut group = group.into_iter();
         if let Some(first) = group.next() {
             self.to_come.remove(&first.uid);
+            self.unsaved_max = self.unsaved_max.max(Some(first.uid));
             // The peer sends one body, however many messages have it.
             self.copies.extend(group.map(|save| (save.guid.clone(), save, first.uid)));
         }
-        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) {
+        if commits::is_due(self.unsaved, self.own.len() as u64 + self.report.saved) && self.is_ascending() {
             self.commit()?;
         }
         Ok(())
@@ -111,7 +124,7 @@ impl Exchange {
 
     pub(super) fn all_came(&mut self) -> Result<(), SessionError> {
         let missing = self.wanted.values().flatten().next();
-        match missing.filter(|_| self.terms.requests) {
+        match missing.filter(|_| self.terms.requests && !self.gave_up) {
             Some(save) => Err(SessionError::Peer(format!(
                 "never sent UID {} of {}, which we asked for",
                 save.uid, self.name
@@ -130,6 +143,16 @@ impl Exchange {
             last_messages_count: Some(self.ours.messages_count),
             ..items::State::default()
         };
+        if self.gave_up {
+            // As a Dovecot says it that cannot go on from what it knows: nothing is agreed.
+            return Ok(items::State {
+                last_uidvalidity: 0,
+                last_common_uid: 0,
+                last_common_modseq: 0,
+                changes_during_sync: true,
+                ..state
+            });
+        }
         let Some(plan) = &mut self.plan else {
             self.left = Some(self.status.clone());
             return Ok(state);
@@ -197,7 +220,7 @@ impl Exchange {
     /// Keeps what has come whole.
     pub fn make_safe(&mut self) -> Result<(), SessionError> {
         self.mailbox.abandon_save();
-        if self.unsaved.0 > 0 { self.commit() } else { Ok(()) }
+        if self.unsaved.0 > 0 && !self.gave_up && self.is_ascending() { self.commit() } else { Ok(()) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use dsync_model::{MessageChange, MessageGuid, Timestamp, Uid};
 use dsync_proto::dovecot::items::{self, Item};
 
-use super::super::{Output, chain, filtering, lines};
+use super::super::{Output, filtering, lines};
 use super::hashing::guid_of;
 use super::{Exchange, List, Part, at};
 use crate::{Progress, SessionError};
@@ -153,9 +153,8 @@ impl Exchange {
             // Without a body it counts as expunged meanwhile.
             Ok(None) => out.push_back(Output::Item(mail.into())),
             Err(error) => {
-                let text = format!("{}: UID {uid}: {}", self.name, chain(&error));
-                self.problems.push((text, error.status()));
-                out.push_back(Output::Item(mail.into()));
+                self.unread = Some((uid, mail));
+                return Err(at(format!("{}: UID {uid}", self.name))(error));
             }
         }
         Ok(())
