@@ -1,10 +1,12 @@
 //! Lists an account beside users who rename mailboxes at the same time.
 
-use dsync_model::MailboxTree;
-use dsync_storage::{MailboxProblem, Storage};
+use dsync_model::{MailboxGuid, MailboxTree, TreeChange};
+use dsync_storage::{MailboxProblem, Storage, StorageError};
 
 use crate::SessionError;
 
+/// The status of what a user changed meanwhile: nothing is wrong with it, and the next run finds it again.
+pub(crate) const DISTURBED: u8 = 2;
 /// How often names may change while they are read.
 const LISTINGS_MAX: usize = 10;
 
@@ -31,4 +33,20 @@ pub(crate) fn list(
         storage.location()
     );
     Err(SessionError::Refused { status: 75, text })
+}
+
+/// Says whether a change is not to be made any more, as somebody else made, renamed or deleted that mailbox since it was listed.
+pub(crate) fn is_overtaken(change: &TreeChange, error: &StorageError) -> bool {
+    match change {
+        TreeChange::Create { .. } | TreeChange::Rename { .. } => {
+            matches!(error, StorageError::MailboxExists(_)) || error.is_gone()
+        }
+        TreeChange::Identify { .. } | TreeChange::Delete { .. } => error.is_gone(),
+        _ => false,
+    }
+}
+
+/// Says whether an error came of a mailbox that a user renamed or deleted since it was listed.
+pub(crate) fn has_gone(storage: &mut dyn Storage, mailbox: MailboxGuid, error: &StorageError) -> bool {
+    error.is_gone() && storage.open(mailbox).is_err_and(|error| error.is_gone())
 }

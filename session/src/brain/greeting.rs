@@ -11,7 +11,7 @@ use dsync_proto::{BATCH_MAX, BaseRef, Handshake, List, Message, Purpose, Undone,
 use dsync_storage::dry_run::DryRun;
 use dsync_storage::{Storage as _, StorageError, Support};
 
-use super::leaving::{DISTURBED, MOVED};
+use super::leaving::MOVED;
 use super::mailbox::Open;
 use super::scope::Scope;
 use super::{Brain, Job, Stage, at, clipped};
@@ -286,11 +286,11 @@ impl Brain {
                 Ok(done)
             }
             // A user was faster; the next run sees what he did.
-            Err(error) if is_overtaken(change, &error) => {
+            Err(error) if listing::is_overtaken(change, &error) => {
                 self.undone(change);
                 self.counters.disturbed += 1;
                 if let TreeChange::Create { guid, .. } | TreeChange::Identify { guid, .. } = change {
-                    self.unmade.insert(*guid, (MOVED.into(), DISTURBED));
+                    self.unmade.insert(*guid, (MOVED.into(), listing::DISTURBED));
                 }
                 Ok(false)
             }
@@ -369,17 +369,6 @@ impl Brain {
             && next_agrees
             && a.digest == b.digest
             && (known || self.state_says_settled(pair.guid, a))
-    }
-}
-
-/// Says whether a change is not to be made any more, as somebody else made, renamed or deleted that mailbox since it was listed.
-fn is_overtaken(change: &TreeChange, error: &StorageError) -> bool {
-    match change {
-        TreeChange::Create { .. } | TreeChange::Rename { .. } => {
-            matches!(error, StorageError::MailboxExists(_)) || error.is_gone()
-        }
-        TreeChange::Identify { .. } | TreeChange::Delete { .. } => error.is_gone(),
-        _ => false,
     }
 }
 

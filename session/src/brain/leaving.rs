@@ -14,6 +14,7 @@ use dsync_storage::{Mailbox, Storage as _, StorageError};
 
 use super::{Brain, Stage, at, chain, clipped};
 use crate::SessionError;
+use crate::listing::{self, DISTURBED};
 
 impl Brain {
     /// Leaves out the mailbox in which something failed; an error of more than that mailbox ends the session.
@@ -35,7 +36,7 @@ impl Brain {
     /// Says whether an error came of a mailbox that a user renamed or deleted since it was listed.
     pub(super) fn has_gone(&mut self, index: usize, error: &StorageError) -> bool {
         let guid = self.open[index].pair.guid;
-        error.is_gone() && self.storage.open(guid).is_err_and(|error| error.is_gone())
+        listing::has_gone(&mut self.storage, guid, error)
     }
 
     /// Gives an error back after which other mailboxes can be worked on; any other ends the session.
@@ -193,8 +194,7 @@ impl Brain {
     }
 }
 
-/// The status by which a mailbox is left out that a user renamed or deleted meanwhile: nothing is wrong with it, and the next run finds it again.
-pub(super) const DISTURBED: u8 = 2;
+/// Why a mailbox is left out with [`DISTURBED`].
 pub(super) const MOVED: &str = "was renamed, made or deleted meanwhile";
 
 const STAY: &str = "moved to a mailbox that is left out; they stay here until that one can be synchronised";

@@ -12,6 +12,7 @@ use super::exchange::{self, Exchange, Opened};
 use super::start::HASHED_HEADERS;
 use super::{Brain, Stage, at, chain, gave_up, lines};
 use crate::SessionError;
+use crate::listing::{self, DISTURBED};
 
 impl Brain {
     /// Both ends have told their counters: there is an exchange, or there is none.
@@ -97,7 +98,16 @@ impl Brain {
     }
 
     /// Leaves a mailbox out in which something failed; an error of more than that mailbox ends the session.
-    pub(super) fn leave_out(&mut self, name: &str, error: StorageError) -> Result<(), SessionError> {
+    pub(super) fn leave_out(&mut self, pair: &Pair, error: StorageError) -> Result<(), SessionError> {
+        if listing::has_gone(&mut *self.storage, pair.guid, &error) {
+            self.counters.disturbed += 1;
+            return Ok(());
+        }
+        self.fail(&pair.name.to_string(), error)
+    }
+
+    /// Says what cannot be done to one mailbox; an error of more than that mailbox ends the session.
+    pub(super) fn fail(&mut self, name: &str, error: StorageError) -> Result<(), SessionError> {
         if self.storage.concerns_all(&error) {
             return Err(at(name.to_string())(error));
         }
@@ -111,7 +121,8 @@ impl Brain {
             (Err(SessionError::Storage { context, source }), Some(exchange))
                 if !self.storage.concerns_all(&source) =>
             {
-                exchange.spare(context, source, &mut self.out).map(|()| T::default())
+                let has_gone = listing::has_gone(&mut *self.storage, exchange.mailbox_guid(), &source);
+                exchange.spare(context, source, has_gone, &mut self.out).map(|()| T::default())
             }
             (done, _) => done,
         }
@@ -193,6 +204,10 @@ impl Brain {
             self.counters.disturbed += 1;
         }
         for (text, status) in outcome.problems {
+            if status == DISTURBED {
+                self.counters.disturbed += 1;
+                continue;
+            }
             self.problem(text, status);
         }
         let report = outcome.report;

@@ -323,7 +323,7 @@ impl Brain {
         let status = match self.storage.status(pair.guid) {
             Ok(status) => status,
             Err(error) => {
-                self.leave_out(&pair.name.to_string(), error)?;
+                self.leave_out(&pair, error)?;
                 return Ok(true);
             }
         };
@@ -345,7 +345,7 @@ impl Brain {
             match self.open(&status, theirs) {
                 Ok(opened) => Some(opened),
                 Err(error) => {
-                    self.leave_out(&pair.name.to_string(), error)?;
+                    self.leave_out(&pair, error)?;
                     return Ok(true);
                 }
             }
@@ -388,7 +388,7 @@ impl Brain {
             Some(pair) => match self.offer(pair, known, &theirs) {
                 Ok(offered) => offered,
                 Err(error) => {
-                    self.leave_out(&pair.name.to_string(), error)?;
+                    self.leave_out(pair, error)?;
                     None
                 }
             },

@@ -11,7 +11,7 @@ use dsync_proto::dovecot::items::{self, Item};
 
 use super::start::NODES_MAX;
 use super::{Brain, Stage, at, lines, unexpected};
-use crate::SessionError;
+use crate::{SessionError, listing};
 
 /// The separator that we say we have where nobody else says so first.
 const SEPARATOR: u8 = b'/';
@@ -362,7 +362,9 @@ impl Brain {
                 Ok(done)
             }
             Err(error) => {
-                self.leave_out(&place, error)?;
+                if !listing::is_overtaken(change, &error) {
+                    self.fail(&place, error)?;
+                }
                 self.counters.disturbed += 1;
                 Ok(false)
             }

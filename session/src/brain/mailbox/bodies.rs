@@ -6,8 +6,9 @@ use dsync_storage::{Body, StorageError};
 
 use super::planning::goal_of;
 use super::{Open, chain, gone};
-use crate::brain::leaving::{DISTURBED, MOVED};
+use crate::brain::leaving::MOVED;
 use crate::brain::{Brain, Output, clipped};
+use crate::listing::DISTURBED;
 use crate::{SessionError, commits};
 
 impl Brain {

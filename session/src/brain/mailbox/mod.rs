@@ -17,8 +17,9 @@ use dsync_proto::{Channel, List, MailRequest, Message, Settled};
 use dsync_storage::{Mailbox, StorageError};
 
 use super::donors::Donor;
-use super::leaving::{DISTURBED, new_guid};
+use super::leaving::new_guid;
 use super::{Brain, Stage};
+use crate::listing::DISTURBED;
 use crate::{MailboxReport, SessionError};
 
 pub(super) use planning::goal;

@@ -317,6 +317,10 @@ impl Exchange {
         self.attributes.were_told()
     }
 
+    pub fn mailbox_guid(&self) -> MailboxGuid {
+        self.ours.mailbox_guid
+    }
+
     pub fn has_read_all(&self) -> bool {
         self.reading.is_empty()
     }

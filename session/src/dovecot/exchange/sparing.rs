@@ -12,19 +12,22 @@ use super::super::{Output, chain};
 use super::hashing::guid_of;
 use super::{Exchange, Incoming, List, Part, Plan, at};
 use crate::SessionError;
+use crate::listing::DISTURBED;
 
 /// How often a UID is looked for that nobody else takes.
 const TRIES: usize = 5;
 
 impl Exchange {
-    /// Goes on after an error that concerns this mailbox only, or ends the session with it.
+    /// Goes on after an error that concerns this mailbox only, or ends the session with it. `has_gone`: a user has renamed or deleted the mailbox.
     pub fn spare(
         &mut self,
         context: String,
         error: StorageError,
+        has_gone: bool,
         out: &mut VecDeque<Output>,
     ) -> Result<(), SessionError> {
-        let problem = (format!("{context}: {}", chain(&error)), error.status());
+        let status = if has_gone { DISTURBED } else { error.status() };
+        let problem = (format!("{context}: {}", chain(&error)), status);
         if let Some((uid, mail)) = self.unread.take() {
             if self.part != Part::Both {
                 // The source is not written. What comes before it the peer keeps; the next run leaves the mailbox out.
