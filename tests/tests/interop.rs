@@ -6,6 +6,8 @@ mod account;
 mod directories;
 #[path = "interop/failing.rs"]
 mod failing;
+#[path = "interop/gone.rs"]
+mod gone;
 #[path = "interop/kills.rs"]
 mod kills;
 #[path = "interop/mbox.rs"]

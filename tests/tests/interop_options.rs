@@ -386,11 +386,11 @@ fn a_slave_that_waits_for_our_tree_gets_it() {
     brain.handle(Event::Version(5)).unwrap();
     brain.handle(Event::Item(Item::from(Handshake::default()))).unwrap();
     assert_eq!(said(&mut brain).unwrap(), "", "a Dovecot tells its tree first");
-    assert!(brain.waits_for_tree());
+    assert!(brain.waits_for_peer());
     brain.go_first();
     let tree = said(&mut brain).unwrap();
     assert!(tree.ends_with(".D"), "{tree}");
-    assert!(!brain.waits_for_tree());
+    assert!(!brain.waits_for_peer());
     brain.handle(Event::Item(Item::End)).unwrap();
     assert_eq!(said(&mut brain).unwrap(), "", "the tree is told once");
 }

@@ -155,7 +155,7 @@ impl Link {
                         stop = tokio::sync::watch::channel(false).1;
                     }
                 }
-                () = sleep_until(heard + TREE_WAIT), if brain.waits_for_tree() => {
+                () = sleep_until(heard + TREE_WAIT), if brain.waits_for_peer() => {
                     brain.go_first();
                     heard = Instant::now();
                 }

@@ -58,6 +58,7 @@ impl Brain {
             filter: (*self.filter).clone(),
             header_hash: self.header_hash(),
             left: self.settled.left(pair.guid),
+            left_messages: self.settled.left_messages(pair.guid),
             guids: self
                 .guids
                 .as_ref()

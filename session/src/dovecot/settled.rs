@@ -67,6 +67,12 @@ impl Settled {
         Some((UidValidity::new(number(0)?)?, Uid::new(number(4)?)?))
     }
 
+    /// How many messages were in the mailbox when it was last settled.
+    pub fn left_messages(&self, guid: MailboxGuid) -> Option<u32> {
+        let (left, _) = self.known.get(&(self.host, guid))?;
+        Some(u32::from_le_bytes(left[8..12].try_into().ok()?))
+    }
+
     /// Whether there were messages in the mailbox when it was last settled, under this UIDVALIDITY.
     pub fn had_others(&self, status: &MailboxStatus) -> bool {
         let left = self.known.get(&(self.host, status.guid));

@@ -41,12 +41,20 @@ impl Brain {
     }
 
     /// Whether we as master wait for the peer to tell first what it has, and what it deleted, as a Dovecot does.
-    pub fn waits_for_tree(&self) -> bool {
+    fn waits_for_tree(&self) -> bool {
         self.end == End::Initiator && self.stage == Stage::Trees && !self.tree_told
     }
 
-    /// The peer waits, too: tells our tree first. Whoever knows a clock calls it.
+    /// Whether we wait for the peer to tell first what it has, which may wait for us.
+    pub fn waits_for_peer(&self) -> bool {
+        self.waits_for_tree() || self.exchange.as_ref().is_some_and(|exchange| exchange.may_go_first())
+    }
+
+    /// The peer waits, too: tells our tree or our list first. Whoever knows a clock calls it.
     pub fn go_first(&mut self) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.go_first();
+        }
         // To a mirror nobody tells a tree that lacks mailboxes.
         let may = self.unlisted.is_empty() || self.direction != Direction::Mirror { into: self.end.other() };
         if self.waits_for_tree() && may {

@@ -1,14 +1,21 @@
-//! Expunges at the end of the common UIDs, where messages are told by their headers, as something new is in our mbox: that both ends once were equal is what proves them.
+//! Expunges at the end of the common UIDs that no log proves: that both ends once were equal is what does.
 //!
-//! Dovecot is sure of an expunge by GUID only, and gives a message at the end of the list a new UID instead. A message that both ends had when they were last
+//! A Dovecot that expunges from an sdbox logs no GUID, unless it has it in its cache. So what both ends had when they were last found equal, and one of them has no more, was expunged there; it is told
+//! with the GUID that the other end has of it. That holds as long as no UID of those means two messages, as after a store was put back to what it was. Where both wait for the other's list, as two of
+//! ours that speak Dovecot's protocol, one tells its own after a while.
+//!
+//! Where messages are told by their headers, as something new is in our mbox, Dovecot is sure of an expunge by GUID only, and gives a message at the end of the list a new UID instead. A message that both ends had when they were last
 //! found equal, and that the log of one of them tells to be gone, was expunged. Both ends number from the same two lists, so what is known here only is told such
 //! that the Dovecot comes to the same end: of what it expunged, that we have not got it either; of what we expunged, that we still have it, until a later message
 //! is common to both: then Dovecot believes the expunge.
 
-use dsync_merge::Direction;
-use dsync_model::{MessageAction, MessageChange, Uid};
+use std::collections::BTreeMap;
 
-use super::Exchange;
+use dsync_merge::Direction;
+use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid};
+use dsync_proto::dovecot::items;
+
+use super::{Exchange, List, Part};
 
 impl Exchange {
     /// Below this UID both ends had the same messages when they were last found equal. `None`: never, or the UIDs do not mean the same any more.
@@ -21,12 +28,82 @@ impl Exchange {
             .all(|line| line.uid_validity == uid_validity.get() && line.uid_next >= uid_next.get());
         let merges = !matches!(self.terms.direction, Direction::Mirror { .. });
         let complete = self.terms.known.is_none() && self.terms.filter.is_empty();
-        (merges && same && complete && self.hashing.is_some()).then_some(uid_next)
+        (merges && same && complete).then_some(uid_next)
+    }
+
+    /// Whether our list waits for the peer's, as one of them may lack what both once had.
+    pub fn waits_for_list(&self) -> bool {
+        let waits = self.writing.front() == Some(&List::Changes) && self.told == 0 && self.plan.is_none();
+        waits && self.part == Part::Both && (self.hashing.is_some() || (self.may_lack() && !self.goes_first))
+    }
+
+    /// Whether our list may be told before the peer's, if the peer waits, too.
+    pub fn may_go_first(&self) -> bool {
+        self.hashing.is_none() && self.waits_for_list()
+    }
+
+    /// The peer waits, too: our list is told first. Whoever knows a clock calls it.
+    pub fn go_first(&mut self) {
+        self.goes_first = true;
+    }
+
+    /// Whether an end has fewer messages than there can be, if nothing was expunged since both were equal.
+    fn may_lack(&self) -> bool {
+        let (Some(below), Some(before)) = (self.equal_below(), self.terms.left_messages) else {
+            return false;
+        };
+        let lacks = |line: &items::Mailbox| {
+            let since = line.uid_next.saturating_sub(below.get());
+            line.messages_count < before.saturating_add(since)
+        };
+        lacks(&self.ours) || lacks(&self.theirs)
+    }
+
+    /// Whether a UID that both ends had then means two messages now.
+    fn contradicts(&self, below: Uid) -> bool {
+        let early = self.own.iter().take_while(|change| change.uid() < below);
+        let mut both = early.filter_map(|own| {
+            let at = self.peer.binary_search_by_key(&own.uid(), MessageChange::uid).ok()?;
+            Some((guid_of_any(own)?, guid_of_any(&self.peer[at])?))
+        });
+        both.any(|(own, theirs)| own.bits() != theirs.bits())
+    }
+
+    /// Adds to our list what was expunged here, as the peer has it, and takes out what was expunged there, which is to be expunged.
+    fn prove_gone(&mut self) -> Vec<MessageAction> {
+        let Some(below) = self.equal_below().filter(|below| self.may_lack() && !self.contradicts(*below))
+        else {
+            return Vec::new();
+        };
+        let early = |list: &[MessageChange]| -> BTreeMap<Uid, Option<MessageGuid>> {
+            let early = list.iter().take_while(|change| change.uid() < below);
+            early.map(|change| (change.uid(), guid_of_any(change).cloned())).collect()
+        };
+        let (here, there) = (early(&self.own), early(&self.peer));
+        let mut actions = Vec::new();
+        for change in self.own.iter_mut().take_while(|change| change.uid() < below) {
+            let MessageChange::Save { uid, guid, .. } = &*change else { continue };
+            if there.get(uid).is_none_or(Option::is_none) && !self.kept_back.contains(uid.get()) {
+                let uid = *uid;
+                actions.push(MessageAction::Expunge { uid, guid: Some(guid.clone()) });
+                *change = MessageChange::Expunge { uid, guid: None };
+            }
+        }
+        let peer = self.peer.iter().take_while(|change| change.uid() < below);
+        let lost = peer.filter_map(|change| match change {
+            MessageChange::Save { uid, guid, .. } => Some((*uid, guid.clone())),
+            MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
+        });
+        let lost: Vec<_> = lost.filter(|(uid, _)| here.get(uid).is_none_or(Option::is_none)).collect();
+        self.own.retain(|own| lost.binary_search_by_key(&own.uid(), |(uid, _)| *uid).is_err());
+        self.own.extend(lost.into_iter().map(|(uid, guid)| MessageChange::Expunge { uid, guid: Some(guid) }));
+        self.own.sort_by_key(MessageChange::uid);
+        actions
     }
 
     /// UIDs at which one end has a message and the other one's log says that it is gone. `ours`: we have it.
     fn half_gone(&self, ours: bool) -> Vec<(usize, MessageChange)> {
-        let Some(below) = self.equal_below() else { return Vec::new() };
+        let Some(below) = self.equal_below().filter(|_| self.hashing.is_some()) else { return Vec::new() };
         let own = self.own.iter().enumerate().take_while(|(_, change)| change.uid() < below);
         let halves = own.filter_map(|(index, own)| {
             let theirs = self.peer.binary_search_by_key(&own.uid(), MessageChange::uid).ok()?;
@@ -41,6 +118,11 @@ impl Exchange {
 
     /// Takes out of our list what the peer expunged, and gives what is to be expunged here.
     pub(super) fn follow_gone(&mut self) -> Vec<MessageAction> {
+        if self.hashing.is_none() {
+            // What was told cannot be taken back.
+            let is_untold = self.told == 0 && self.writing.contains(&List::Changes);
+            return if is_untold && self.part == Part::Both { self.prove_gone() } else { Vec::new() };
+        }
         let gone = self.half_gone(true);
         let expunge = |(index, change): (usize, MessageChange)| {
             let uid = change.uid();
@@ -74,5 +156,13 @@ impl Exchange {
             ));
         }
         kept > 0
+    }
+}
+
+/// The GUID of a message that is there, or of which it is known that it is not.
+fn guid_of_any(change: &MessageChange) -> Option<&MessageGuid> {
+    match change {
+        MessageChange::Save { guid, .. } | MessageChange::Flags { guid, .. } => Some(guid),
+        MessageChange::Expunge { guid, .. } => guid.as_ref(),
     }
 }

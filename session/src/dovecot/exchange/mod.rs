@@ -52,6 +52,8 @@ pub(super) struct Terms {
     pub header_hash: HeaderHash,
     /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
     pub left: Option<(UidValidity, Uid)>,
+    /// How many messages it had then.
+    pub left_messages: Option<u32>,
     /// Where our end keeps no GUIDs: what the peer calls its messages.
     pub guids: Option<Known>,
 }
@@ -202,6 +204,8 @@ pub(super) struct Exchange {
     asked: VecDeque<items::Request>,
     /// A message of ours that could just now not be read, and the line that was to come before its body.
     unread: Option<(Uid, items::Mail)>,
+    /// The peer waits for our list, as we do for its own.
+    goes_first: bool,
     /// Something failed in our mailbox: what the peer is still owed is said, and nothing is done here.
     gave_up: bool,
     listed: BTreeSet<MessageGuid>,
@@ -282,6 +286,7 @@ impl Exchange {
             moved: BTreeMap::new(),
             asked: VecDeque::new(),
             unread: None,
+            goes_first: false,
             gave_up: false,
             not_kept: Vec::new(),
             disturbed: false,

@@ -7,7 +7,7 @@ use dsync_proto::dovecot::items::{self, Item};
 
 use super::super::{Output, filtering, lines};
 use super::hashing::guid_of;
-use super::{Exchange, List, Part, at};
+use super::{Exchange, List, at};
 use crate::{Progress, SessionError};
 
 /// Lines of a list that are sent at once.
@@ -32,7 +32,7 @@ impl Exchange {
             }
             List::Changes => {
                 let known = self.terms.known.map(|known| (known.uid, known.modseq));
-                if self.hashing.is_some() && self.part == Part::Both && self.plan.is_none() {
+                if self.waits_for_list() {
                     return Ok(false);
                 }
                 let until = self.own.len().min(self.told + BATCH);
