@@ -203,6 +203,7 @@ impl Storage for DryRun {
     }
 
     fn is_steady(&mut self) -> Result<bool> {
+        let _pretend = Pretend::begin();
         if self.absent { Ok(true) } else { self.inner.is_steady() }
     }
 
