@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
@@ -13,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use dsync_tests::dovecot::{Dovecot, assert_equal, comparable, installed};
 use dsync_tests::imap_session::Client;
-use dsync_tests::programs::programs;
 use dsync_tests::world::Dice;
 
 #[path = "together/conversion.rs"]
@@ -101,13 +99,10 @@ fn together(one: &str, two: &str) {
         return;
     }
     let time = std::env::var("DSYNC_TOGETHER_SECS").map_or(SECS, |secs| secs.parse().expect("seconds"));
-    let dir = Kept(tempfile::tempdir().expect("made"));
+    let (dir, dovecot) = Dovecot::beside(&["dsync"]);
+    let dir = Kept(dir);
     let dir = dir.0.path();
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("set");
     let dsync = dir.join("dsync");
-    fs::copy(programs().join("dsync"), &dsync).expect("copied");
-    let dovecot = Dovecot::new(dir);
-    dovecot.own(&dir.join("home"));
     let [a, b] = [(one, "a"), (two, "b")].map(|(format, name)| format!("{format}:{}/{name}", dir.display()));
     dovecot.doveadm(&a, &["mailbox", "create", "-s", "Archive"]);
     // Each mailbox is in use before sessions open it.

@@ -5,8 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use dsync_model::{MailboxGuid, MailboxName, NewMessage, Uid, UidValidity};
 use rand::RngExt;
@@ -46,8 +45,7 @@ pub(super) struct Shared {
 
 /// How often names may change while they are read.
 const LISTINGS_MAX: usize = 10;
-/// How long Dovecot may take from the directory of a mailbox to its index, and for how long a directory counts as made just now.
-const MAKING: Duration = Duration::from_millis(200);
+/// For how long a directory counts as made just now.
 const YOUNG: Duration = Duration::from_secs(2);
 
 /// What the mailboxes of an mdbox refer to.
@@ -223,9 +221,8 @@ impl Shared {
     pub fn index(&self, places: &Places) -> Result<(MailboxGuid, Index)> {
         let paths = Shared::paths(places);
         let mut found = Index::open(paths.clone())?;
-        let begun = Instant::now();
-        while found.is_none() && begun.elapsed() < MAKING && is_young(&places.mail) && !disk::pretends() {
-            thread::sleep(MAKING / 20);
+        if found.is_none() && !disk::pretends() {
+            Index::wait_for(&paths, || is_young(&places.mail));
             found = Index::open(paths.clone())?;
         }
         let mut index = match found {

@@ -21,6 +21,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 pub use state::{Extension, State};
 pub use transaction::{Transaction, ranges};
@@ -36,6 +38,9 @@ use format::{LogHeader, Records};
 const FILE_BYTES_MAX: u64 = 2 << 30;
 /// Times that the files are read again because somebody replaced one in between.
 const TRIES: u32 = 5;
+
+/// How long Dovecot may take from one half of making or renaming a mailbox to the other.
+const MAKING: Duration = Duration::from_millis(200);
 
 /// Where the files of one index lie.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -134,6 +139,14 @@ impl Index {
     /// Position in the log: its sequence number, and the end of what was applied.
     pub fn position(&self) -> (u32, u64) {
         (self.header.sequence, self.offset)
+    }
+
+    /// Waits a moment for an index that is missing, as long as whoever makes the mailbox is likely to be at it.
+    pub fn wait_for(paths: &Paths, is_likely: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while Index::stamp(paths).is_none() && begun.elapsed() < MAKING && is_likely() {
+            thread::sleep(MAKING / 20);
+        }
     }
 
     /// Identity and size of the log as the disk has it.

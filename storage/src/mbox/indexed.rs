@@ -8,8 +8,7 @@ use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
 use jiff::tz::TimeZone;
@@ -26,8 +25,7 @@ use crate::layout::Places;
 use crate::lock::patience;
 use crate::{Goal, Result, StorageError, disk};
 
-/// How long Dovecot may take from one half of a rename to the other, and for how many seconds a file counts as renamed just now.
-const RENAMING: Duration = Duration::from_millis(200);
+/// For how many seconds a file counts as renamed just now.
 const RENAMED_SECS: i64 = 2;
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
@@ -139,7 +137,8 @@ impl Shared {
 
     /// Reads a mailbox, with file and index in step. `before` knows messages that may be gone by now.
     pub fn read(&self, places: &Places, before: Option<&MboxFile>) -> Result<Content> {
-        wait_for_index(places);
+        // Dovecot renames first the file, then the directory of the index. Without it the mailbox would be taken for a new one.
+        Index::wait_for(&paths(places), || is_renamed(&places.mail));
         let mut lock = self.lock(places, Access::Read)?;
         if let Some(content) = self.settle(&mut lock, places, before)? {
             return Ok(content);
@@ -339,14 +338,6 @@ fn remove_index(paths: &Paths, why: &str) -> Result<()> {
     tracing::warn!("{}: index is made anew: {why}", paths.log().display());
     let cache = paths.directory.join("dovecot.index.cache");
     [paths.log(), paths.log2(), paths.snapshot(), cache].iter().try_for_each(|path| disk::remove(path))
-}
-
-/// Dovecot renames first the file, then the directory of the index. Without it the mailbox would be taken for a new one.
-fn wait_for_index(places: &Places) {
-    let begun = Instant::now();
-    while Index::stamp(&paths(places)).is_none() && begun.elapsed() < RENAMING && is_renamed(&places.mail) {
-        thread::sleep(RENAMING / 20);
-    }
 }
 
 /// Says whether a file was renamed within the last seconds, and not written.

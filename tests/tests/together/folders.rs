@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -11,7 +10,6 @@ use std::time::{Duration, Instant};
 use dsync_tests::dovecot::{Dovecot, assert_equal, installed};
 use dsync_tests::imap::{Imap, quoted};
 use dsync_tests::installation::{mail_options, program};
-use dsync_tests::programs::programs;
 use dsync_tests::world::Dice;
 
 use crate::{DISTURBED_MAX, Kept, LAST_RUNS_MAX, RUNS_UNTIL_KNOWN, SECS, sync};
@@ -64,13 +62,10 @@ fn folders(one: &str, two: &str) {
         return;
     }
     let time = std::env::var("DSYNC_TOGETHER_SECS").map_or(SECS, |secs| secs.parse().expect("seconds"));
-    let dir = Kept(tempfile::tempdir().expect("made"));
+    let (dir, dovecot) = Dovecot::beside(&["dsync"]);
+    let dir = Kept(dir);
     let dir = dir.0.path();
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("set");
     let dsync = dir.join("dsync");
-    fs::copy(programs().join("dsync"), &dsync).expect("copied");
-    let dovecot = Dovecot::new(dir);
-    dovecot.own(&dir.join("home"));
     let [a, b] = [(one, "a"), (two, "b")].map(|(format, name)| format!("{format}:{}/{name}", dir.display()));
     // An mbox is a file: nothing can be below it.
     let nests = one != "mbox";

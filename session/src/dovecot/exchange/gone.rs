@@ -9,8 +9,6 @@
 //! that the Dovecot comes to the same end: of what it expunged, that we have not got it either; of what we expunged, that we still have it, until a later message
 //! is common to both: then Dovecot believes the expunge.
 
-use std::collections::BTreeMap;
-
 use dsync_merge::Direction;
 use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid};
 use dsync_proto::dovecot::items;
@@ -62,10 +60,7 @@ impl Exchange {
     /// Whether a UID that both ends had then means two messages now.
     fn contradicts(&self, below: Uid) -> bool {
         let early = self.own.iter().take_while(|change| change.uid() < below);
-        let mut both = early.filter_map(|own| {
-            let at = self.peer.binary_search_by_key(&own.uid(), MessageChange::uid).ok()?;
-            Some((guid_of_any(own)?, guid_of_any(&self.peer[at])?))
-        });
+        let mut both = early.filter_map(|own| Some((guid_of_any(own)?, known_at(&self.peer, own.uid())?)));
         both.any(|(own, theirs)| own.bits() != theirs.bits())
     }
 
@@ -75,26 +70,21 @@ impl Exchange {
         else {
             return Vec::new();
         };
-        let early = |list: &[MessageChange]| -> BTreeMap<Uid, Option<MessageGuid>> {
-            let early = list.iter().take_while(|change| change.uid() < below);
-            early.map(|change| (change.uid(), guid_of_any(change).cloned())).collect()
-        };
-        let (here, there) = (early(&self.own), early(&self.peer));
-        let mut actions = Vec::new();
-        for change in self.own.iter_mut().take_while(|change| change.uid() < below) {
-            let MessageChange::Save { uid, guid, .. } = &*change else { continue };
-            if there.get(uid).is_none_or(Option::is_none) && !self.kept_back.contains(uid.get()) {
-                let uid = *uid;
-                actions.push(MessageAction::Expunge { uid, guid: Some(guid.clone()) });
-                *change = MessageChange::Expunge { uid, guid: None };
-            }
-        }
         let peer = self.peer.iter().take_while(|change| change.uid() < below);
         let lost = peer.filter_map(|change| match change {
             MessageChange::Save { uid, guid, .. } => Some((*uid, guid.clone())),
             MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
         });
-        let lost: Vec<_> = lost.filter(|(uid, _)| here.get(uid).is_none_or(Option::is_none)).collect();
+        let lost: Vec<_> = lost.filter(|(uid, _)| known_at(&self.own, *uid).is_none()).collect();
+        let mut actions = Vec::new();
+        for change in self.own.iter_mut().take_while(|change| change.uid() < below) {
+            let MessageChange::Save { uid, guid, .. } = &*change else { continue };
+            if known_at(&self.peer, *uid).is_none() && !self.kept_back.contains(uid.get()) {
+                let uid = *uid;
+                actions.push(MessageAction::Expunge { uid, guid: Some(guid.clone()) });
+                *change = MessageChange::Expunge { uid, guid: None };
+            }
+        }
         self.own.retain(|own| lost.binary_search_by_key(&own.uid(), |(uid, _)| *uid).is_err());
         self.own.extend(lost.into_iter().map(|(uid, guid)| MessageChange::Expunge { uid, guid: Some(guid) }));
         self.own.sort_by_key(MessageChange::uid);
@@ -165,4 +155,10 @@ fn guid_of_any(change: &MessageChange) -> Option<&MessageGuid> {
         MessageChange::Save { guid, .. } | MessageChange::Flags { guid, .. } => Some(guid),
         MessageChange::Expunge { guid, .. } => guid.as_ref(),
     }
+}
+
+/// The GUID that a list has at this UID, whether that message is there or not.
+fn known_at(list: &[MessageChange], uid: Uid) -> Option<&MessageGuid> {
+    let at = list.binary_search_by_key(&uid, MessageChange::uid).ok()?;
+    guid_of_any(&list[at])
 }
