@@ -2,6 +2,8 @@
 
 #[path = "interop/account.rs"]
 mod account;
+#[path = "interop/ahead.rs"]
+mod ahead;
 #[path = "interop/directories.rs"]
 mod directories;
 #[path = "interop/failing.rs"]

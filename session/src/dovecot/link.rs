@@ -163,6 +163,7 @@ impl Link {
                     let text = format!("the other end said nothing for {} s", options.silence.as_secs());
                     return Err(SessionError::Link { status: 75, text });
                 }
+                () = tokio::task::yield_now(), if !busy && brain.can_look_ahead() => brain.look_ahead(),
             }
         }
     }

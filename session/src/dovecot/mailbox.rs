@@ -80,10 +80,14 @@ impl Brain {
         status: &MailboxStatus,
         theirs: Option<(u32, u32)>,
     ) -> dsync_storage::Result<Opened> {
-        let mut opened = Opened::new(&mut *self.storage, status.guid)?;
+        let mut opened = match self.opened_ahead(status)? {
+            Some(opened) => opened,
+            None => Opened::new(&mut *self.storage, status.guid)?,
+        };
         if self.direction.source() == Some(self.end) {
             let known = theirs.filter(|(uid_validity, _)| *uid_validity == status.uid_validity.get());
-            opened.check(known.map_or(1, |(_, uid_next)| uid_next))?;
+            opened.skip_to(known.map_or(1, |(_, uid_next)| uid_next));
+            opened.check(usize::MAX)?;
         }
         Ok(opened)
     }

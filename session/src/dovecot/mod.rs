@@ -4,9 +4,10 @@
 //! after the other, and commits each before it knows of the next. So the stages are others. What is decided is decided elsewhere: by
 //! [`dsync_merge::dovecot`] where both ends must compute the same, by our own merge where only the receiver decides.
 //!
-//! Here are the brain and how its mailboxes follow each other; `start` has handshake, locks and the state; `trees` what both ends have and deleted, `unlisted` what of ours cannot be listed; `mailbox` one
-//! mailbox between its counters and its outcome, `exchange` its lists and bodies; `finishing` the end; `lines` the conversions.
+//! Here is the brain; `start` has handshake, locks and the state; `trees` what both ends have and deleted, `unlisted` what of ours cannot be listed; `pairs` how mailboxes follow each other, `mailbox` one
+//! mailbox between its counters and its outcome, `ahead` what is done before its turn, `exchange` its lists and bodies; `finishing` the end; `lines` the conversions.
 
+mod ahead;
 mod attributes;
 mod choice;
 mod exchange;
@@ -19,6 +20,7 @@ mod lines;
 #[cfg(feature = "net")]
 pub mod link;
 mod mailbox;
+mod pairs;
 mod settled;
 mod start;
 mod trees;
@@ -28,10 +30,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use dsync_merge::{Direction, End, Pair, TreePlan};
-use dsync_model::{
-    AttributeList, Filter, LastCommon, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, SyncState,
-    TreeChange,
-};
+use dsync_model::{AttributeList, Filter, MailboxGuid, MailboxName, MailboxStatus, MailboxTree, SyncState};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
 use dsync_proto::{Counters, Terminus};
@@ -39,6 +38,7 @@ use dsync_storage::{Body, Storage, StorageError, StoreLock, UserLock};
 
 use crate::brain::{LOCK_WAIT, lock_wait};
 use crate::{Compared, Job, Progress, Report, SessionError};
+use ahead::Ahead;
 pub use choice::Names;
 use exchange::{Exchange, Opened};
 use guids::Guids;
@@ -110,6 +110,9 @@ pub struct Brain {
     /// A mailbox of which the master awaits the peer's counters.
     asked: Option<(Pair, items::Mailbox, Option<Opened>)>,
     exchange: Option<Box<Exchange>>,
+    ahead: Option<Ahead>,
+    /// How many of the plan's pairs lie before the one that the master comes to next, if it goes by their names as we do.
+    answered: usize,
     settled: Settled,
     /// Where our storage keeps no GUIDs of what it saves (mbox): what the peer calls its messages.
     guids: Option<Guids>,
@@ -182,6 +185,8 @@ impl Brain {
             pairs: VecDeque::new(),
             asked: None,
             exchange: None,
+            ahead: None,
+            answered: 0,
             settled: Settled::default(),
             guids: None,
             state: SyncState::default(),
@@ -273,184 +278,6 @@ impl Brain {
 
     fn say(&mut self, item: impl Into<Item>) {
         self.out.push_back(Output::Item(item.into()));
-    }
-
-    /// Between two mailboxes: the master tells the next one, the slave hears it.
-    fn next_mailbox(&mut self) -> Result<bool, SessionError> {
-        match self.end {
-            End::Initiator => self.ask(),
-            End::Responder => self.answer(),
-        }
-    }
-
-    fn ask(&mut self) -> Result<bool, SessionError> {
-        if let Some((pair, ours, opened)) = self.asked.take() {
-            let Some(item) = self.next_item()? else {
-                self.asked = Some((pair, ours, opened));
-                return Ok(false);
-            };
-            let Item::Mailbox(theirs) = item else { return Err(unexpected(&item, "counters of a mailbox")) };
-            if theirs.mailbox_guid != pair.guid {
-                return Err(SessionError::Peer("answers with the counters of another mailbox".into()));
-            }
-            if theirs.mailbox_ignore {
-                return Ok(true);
-            }
-            if theirs.mailbox_lost
-                && let Some(guid) = self.disputed(&pair)
-            {
-                // It kept its own: so we take that one.
-                self.identify(&pair, guid)?;
-                self.pairs.push_front(Pair { guid, ..pair });
-                return Ok(true);
-            }
-            if theirs.mailbox_lost {
-                self.counters.disturbed += 1;
-                self.full_resync = true;
-                self.report
-                    .notes
-                    .push(format!("{}: the other end could not find or continue it: run again", pair.name));
-                return Ok(true);
-            }
-            self.begin(pair, ours, *theirs, opened)?;
-            return Ok(true);
-        }
-        let Some(pair) = self.pairs.pop_front() else {
-            self.say(Item::End);
-            self.stage = Stage::Finishing;
-            return Ok(true);
-        };
-        let status = match self.storage.status(pair.guid) {
-            Ok(status) => status,
-            Err(error) => {
-                self.leave_out(&pair, error)?;
-                return Ok(true);
-            }
-        };
-        if self.wants_state && self.state.0.get(&pair.guid).is_some_and(|known| known.is_current(&status)) {
-            self.next_state.0.insert(pair.guid, LastCommon::of(&status));
-            return Ok(true);
-        }
-        let theirs = pair.statuses[self.end.other()].as_ref();
-        let renewed = theirs.is_some_and(|theirs| theirs.uid_validity != status.uid_validity);
-        // A Dovecot that takes our UIDVALIDITY begins its index anew, and complains if its first recent UID is not raised again.
-        let first_recent = if renewed { status.uid_next.get() } else { self.settled.ask(&status) };
-        let line = self.counters(&status, first_recent);
-        // Once it has heard our counters the peer awaits our lists, unless they are equal to its own.
-        let told = theirs.is_some_and(|theirs| theirs.uid_next == status.uid_next) && !renewed;
-        let opened = if told && Settled::may_be_equal(first_recent) && !self.exchanges_all() {
-            None
-        } else {
-            let theirs = theirs.map(|theirs| (theirs.uid_validity.get(), theirs.uid_next.get()));
-            match self.open(&status, theirs) {
-                Ok(opened) => Some(opened),
-                Err(error) => {
-                    self.leave_out(&pair, error)?;
-                    return Ok(true);
-                }
-            }
-        };
-        self.say(line.clone());
-        self.asked = Some((pair, line, opened));
-        Ok(true)
-    }
-
-    fn counters(&self, status: &MailboxStatus, first_recent: u32) -> items::Mailbox {
-        let mut line = lines::counters(status, first_recent, self.knows_guids(status));
-        // To whom has no messages a Dovecot tells no hashes; but of what we expunged since both were equal we must know them.
-        let receives = self.direction.source() != Some(self.end);
-        if status.messages == 0 && receives && !self.knows_guids(status) && self.settled.had_others(status) {
-            line.messages_count = 1;
-        }
-        line
-    }
-
-    fn answer(&mut self) -> Result<bool, SessionError> {
-        let Some(item) = self.next_item()? else { return Ok(false) };
-        let theirs = match item {
-            Item::End => {
-                self.stage = Stage::Finishing;
-                return Ok(true);
-            }
-            Item::Mailbox(theirs) => theirs,
-            other => return Err(unexpected(&other, "counters of a mailbox")),
-        };
-        let guid = theirs.mailbox_guid;
-        let disputed =
-            self.plan.pairs.iter().position(|pair| pair.guid != guid && self.disputed(pair) == Some(guid));
-        if let Some(index) = disputed {
-            self.identify(&self.plan.pairs[index].clone(), guid)?;
-            self.plan.pairs[index].guid = guid;
-        }
-        let pair = self.plan.pairs.iter().find(|pair| pair.guid == guid).cloned();
-        let known = self.state.0.get(&guid).copied();
-        let offered = match &pair {
-            Some(pair) => match self.offer(pair, known, &theirs) {
-                Ok(offered) => offered,
-                Err(error) => {
-                    self.leave_out(pair, error)?;
-                    None
-                }
-            },
-            None => None,
-        };
-        let is_here = pair.is_some() || self.passed_over.contains(&guid);
-        if let (Some(pair), Some((ours, opened))) = (pair, offered) {
-            self.say(ours.clone());
-            self.begin(pair, ours, *theirs, opened)?;
-            return Ok(true);
-        }
-        self.full_resync |= known.is_some_and(|known| known.uid > 0);
-        // What the receiver alone has it keeps; of what is here, and cannot be told, it is to know.
-        let ignore = !is_here && matches!(self.direction, Direction::OneWay { into: End::Initiator });
-        self.say(items::Mailbox {
-            mailbox_guid: guid,
-            mailbox_ignore: ignore,
-            mailbox_lost: !ignore,
-            cache_fields: (!ignore).then(Vec::new),
-            ..items::Mailbox::default()
-        });
-        Ok(true)
-    }
-
-    /// As slave, the counters to be told, and the lists where they will be exchanged. `None`: the mailbox cannot go on from what the state says.
-    fn offer(
-        &mut self,
-        pair: &Pair,
-        known: Option<LastCommon>,
-        theirs: &items::Mailbox,
-    ) -> Result<Option<(items::Mailbox, Option<Opened>)>, StorageError> {
-        let status = self.storage.status(pair.guid)?;
-        if known.is_some_and(|known| known.uid != 0 && known.is_ahead_of(&status)) {
-            return Ok(None);
-        }
-        let renewed = theirs.uid_validity != status.uid_validity.get();
-        let told = self.settled.answer(&status, theirs.first_recent_uid);
-        let first_recent = if renewed { status.uid_next.get() } else { told };
-        let ours = self.counters(&status, first_recent);
-        let opened = match self.is_exchanged(&ours, theirs) {
-            true => Some(self.open(&status, Some((theirs.uid_validity, theirs.uid_next)))?),
-            false => None,
-        };
-        Ok(Some((ours, opened)))
-    }
-
-    /// The peer's GUID of a mailbox that had two of them. Which one it has now cannot be known: Dovecot's Maildir takes ours, others the higher.
-    fn disputed(&self, pair: &Pair) -> Option<MailboxGuid> {
-        let theirs = pair.statuses[self.end.other()].as_ref()?.guid;
-        let open = pair.statuses[self.end].is_some() && self.direction.source() != Some(self.end);
-        (open && theirs != pair.guid).then_some(theirs)
-    }
-
-    fn identify(&mut self, pair: &Pair, guid: MailboxGuid) -> Result<(), SessionError> {
-        let Some(ours) = &pair.statuses[self.end] else { return Ok(()) };
-        let change = TreeChange::Identify { name: pair.name.clone(), guid, uid_validity: ours.uid_validity };
-        self.change_tree(&change).map(drop)
-    }
-
-    /// Whether messages of ours have GUIDs that the peer knows, too. In an mbox only while there is nothing new.
-    fn knows_guids(&self, status: &MailboxStatus) -> bool {
-        self.guids.as_ref().is_none_or(|guids| guids.covers(status))
     }
 
     fn problem(&mut self, text: String, status: u8) {

@@ -238,6 +238,8 @@ impl Brain {
                 pair.guid = own.guid;
             }
         }
+        // As a Dovecot goes through them.
+        self.plan.pairs.sort_by(|one, other| one.name.cmp(&other.name));
         self.counters.mailboxes = self.plan.pairs.len() as u64;
         self.progress.mailboxes = self.counters.mailboxes;
         if me == End::Initiator && !self.handshake.no_mail_sync {

@@ -50,10 +50,10 @@ const DIFFERENT: &[(&str, &str, &str, &str)] = &[
     ("44", "master", "names", OUT_OF_SCOPE),
     ("44", "slave", "error 65, agreed, counters, end, after", "-e with the value of -t"),
     ("51", "slave", "counters, requests, after", REPAIRED),
-    ("52", "master", "error 75, agreed, changes, counters", FAILED),
+    ("52", "master", "error 75", FAILED),
     ("52", "slave", "error 75, requests, after", REPAIRED),
     ("59", "slave", "after", "names that its layout cannot hold: this account is in memory"),
-    ("60", "master", "error 75, counters", FAILED),
+    ("60", "master", "error 75", FAILED),
     ("60", "slave", "error 75, counters, after", FAILED),
     ("61", "master", "agreed", MEANWHILE),
     ("61", "slave", "agreed, after", MEANWHILE),
@@ -224,6 +224,8 @@ fn talk(brain: &mut Brain, script: &mut Script, told: &mut Vec<Said>) -> Result<
             Output::Working => {}
             Output::Idle if events.is_empty() && script.is_over() => brain.close(),
             Output::Idle if events.is_empty() && script.waits() => script.go_on(),
+            // Also in the middle, where it changes nothing.
+            Output::Idle if brain.can_look_ahead() => brain.look_ahead(),
             Output::Idle => {}
             Output::Done(_) => return Ok(()),
         }

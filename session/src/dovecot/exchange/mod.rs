@@ -1,13 +1,14 @@
 //! One mailbox: each end's lists in their fixed order, the plan, the bodies, and what both agree on in the end.
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
-//! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end,
+//! the beginning, what comes in, and the outcome; `opened` is a mailbox before that, `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end,
 //! `sparing` what is done about an error of our mailbox.
 
 mod deciding;
 mod gone;
 mod hashing;
 mod named;
+mod opened;
 mod receiving;
 mod sending;
 mod sparing;
@@ -17,16 +18,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dsync_merge::dovecot::Save;
 use dsync_merge::{Direction, End};
 use dsync_model::{
-    AttributeChange, AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter,
-    LastCommon, MailboxGuid, MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet,
-    UidValidity,
+    AttributeChanges, AttributeKey, AttributeList, AttributeRecord, Changes, Filter, LastCommon, MailboxGuid,
+    MailboxStatus, MessageAction, MessageChange, MessageGuid, Since, Uid, UidSet, UidValidity,
 };
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
-use dsync_storage::{HeaderHash, Mailbox, Storage};
+use dsync_storage::{HeaderHash, Mailbox};
 
 use self::hashing::Hashing;
 use self::named::Named;
+pub(super) use self::opened::Opened;
 use super::attributes::Attributes;
 use super::guids::Known;
 use super::{at, filtering, lines, unexpected};
@@ -134,34 +135,6 @@ pub(super) struct Outcome {
     pub bytes: u64,
 }
 
-/// A mailbox of ours with all that it is to tell: what fails here fails before anything was said of it.
-pub(super) struct Opened {
-    mailbox: Box<dyn Mailbox>,
-    changes: Changes,
-    attribute_log: Vec<AttributeChange>,
-}
-
-impl Opened {
-    pub fn new(storage: &mut dyn Storage, guid: MailboxGuid) -> dsync_storage::Result<Opened> {
-        let mut mailbox = storage.open(guid)?;
-        let changes = mailbox.changes(Since::All)?;
-        let attribute_log = mailbox.attribute_log()?.first;
-        Ok(Opened { mailbox, changes, attribute_log })
-    }
-
-    /// Fails with the first message from this UID on that cannot be opened.
-    pub fn check(&mut self, from: u32) -> dsync_storage::Result<()> {
-        for change in &self.changes.list {
-            if let MessageChange::Save { uid, guid, .. } = change
-                && uid.get() >= from
-            {
-                self.mailbox.body(*uid, Some(guid))?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// One mailbox under way.
 pub(super) struct Exchange {
     name: String,
@@ -233,7 +206,7 @@ impl Exchange {
     ) -> Result<Exchange, SessionError> {
         let part = Part::of(terms.end, terms.direction);
         let hashing = Hashing::between(&name, &ours, &theirs, (part, terms.direction), &terms.header_hash)?;
-        let Opened { mut mailbox, changes: Changes { status, mut list }, attribute_log } = opened;
+        let Opened { mut mailbox, changes: Changes { status, mut list }, attribute_log, .. } = opened;
         if let Some(known) = terms.guids.as_ref().filter(|_| hashing.is_none()) {
             mailbox = Box::new(Named::new(mailbox, ours.mailbox_guid, known.clone()));
             list = mailbox.changes(Since::All).map_err(at(name.clone()))?.list;
