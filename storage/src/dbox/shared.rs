@@ -314,11 +314,19 @@ impl Shared {
         if paths.log().exists() {
             return Err(StorageError::MailboxExists(name.to_string()));
         }
-        disk::make_directory(&places.mail)?;
-        Shared::make_index_directory(&places)?;
         let mut first = self.identity(guid)?;
         first.extend(self.account.own_name(None, name));
-        Index::create(paths, validity.get(), next.get(), first).map_err(|error| match error {
+        let fill = |directory: &Path| {
+            let built = places.built_in(directory);
+            Shared::make_index_directory(&built)?;
+            Index::create(Shared::paths(&built), validity.get(), next.get(), first.clone()).map(drop)
+        };
+        let made = match paths.directory == places.mail {
+            true => disk::make_whole(&places.mail, &self.account.new_trash(), &fill),
+            // An index that is alone would be in the way of the next run.
+            false => disk::make_directory(&places.mail).and_then(|()| fill(&places.mail)),
+        };
+        made.map_err(|error| match error {
             // A session opened it as soon as its directory was there.
             StorageError::Io { source, .. } if source.kind() == ErrorKind::AlreadyExists => {
                 StorageError::MailboxExists(name.to_string())

@@ -17,8 +17,8 @@ pub use content::{
 };
 pub use names::{
     create, create_alike, create_locked, create_readable, exchange, file_mode, hard_link, make_directory,
-    make_directory_in, remove, remove_empty, remove_tree, rename, rename_new, set_owner_like, symlink,
-    sync_directory,
+    make_directory_in, make_whole, remove, remove_empty, remove_tree, rename, rename_new, set_owner_like,
+    symlink, sync_directory,
 };
 pub use pretending::{Pretend, forget_pretended, keep_pretended, memory_file, pretended, pretends};
 

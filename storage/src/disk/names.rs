@@ -117,15 +117,16 @@ fn give_group(made: File, wanted: u32) -> io::Result<File> {
 
 /// Makes a directory and those above it, all of one mode: that of what is there already, and never open to others. An existing one is fine.
 pub fn make_directory(path: &Path) -> Result<()> {
-    make(path, true)
+    make(path, path, true)
 }
 
 /// The same of a directory in one that must be there: what is gone was renamed or deleted by somebody else.
 pub fn make_directory_in(path: &Path) -> Result<()> {
-    make(path, false)
+    make(path, path, false)
 }
 
-fn make(path: &Path, recursive: bool) -> Result<()> {
+/// Makes a directory with the mode and the group that it would have at `place`.
+fn make(path: &Path, place: &Path, recursive: bool) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -133,8 +134,8 @@ fn make(path: &Path, recursive: bool) -> Result<()> {
         return Ok(());
     }
     // Of a place that all may look into, only what lies in it directly is like it, without the others.
-    let direct = path.parent().is_some_and(Path::is_dir);
-    let above = path.ancestors().skip(1).find_map(|above| fs::metadata(above).ok());
+    let direct = place.parent().is_some_and(Path::is_dir);
+    let above = place.ancestors().skip(1).find_map(|above| fs::metadata(above).ok());
     let above = above.filter(|meta| direct || meta.mode() & 0o007 == 0);
     let mode = above.map_or(0o700, |meta| meta.mode() & 0o770 | 0o700);
     let make = || {
@@ -144,9 +145,39 @@ fn make(path: &Path, recursive: bool) -> Result<()> {
         }
         let flags = (OFlags::NOFOLLOW | OFlags::DIRECTORY).bits() as i32;
         let made = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-        with_group(made, mode, path).map(drop)
+        with_group(made, mode, place).map(drop)
     };
     make().map_err(StorageError::io(path))
+}
+
+/// Makes a directory with all that `fill` puts into it, in one step for whoever looks. It is built as `built`, which nobody looks at.
+///
+/// Where something is there already, and where it cannot be brought there as a whole, it is filled at its place.
+pub fn make_whole(place: &Path, built: &Path, fill: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+    if super::pretends() || place.exists() {
+        make_directory(place)?;
+        return fill(place);
+    }
+    place.parent().map_or(Ok(()), make_directory)?;
+    make(built, place, false)?;
+    match fill(built).and_then(|()| rename(built, place)) {
+        Err(StorageError::Io { source, .. }) if is_not_brought(&source) => {
+            remove_tree(built)?;
+            make_directory(place)?;
+            fill(place)
+        }
+        Err(error) => {
+            remove_tree(built)?;
+            Err(error)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Whether a directory cannot be renamed there: something is there, or it is another file system.
+fn is_not_brought(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, CrossesDevices, DirectoryNotEmpty, NotADirectory};
+    matches!(error.kind(), AlreadyExists | CrossesDevices | DirectoryNotEmpty | NotADirectory)
 }
 
 /// Renames, and fails if `to` exists.

@@ -130,6 +130,20 @@ pub struct Places {
     pub alt: Option<PathBuf>,
 }
 
+impl Places {
+    /// The same mailbox while it is made, in another directory: what lies with its mail lies there.
+    pub fn built_in(&self, directory: &Path) -> Places {
+        let there = |path: &PathBuf| if *path == self.mail { directory.into() } else { path.clone() };
+        Places {
+            mail: directory.into(),
+            control: there(&self.control),
+            index: self.index.as_ref().map(there),
+            cache: self.cache.as_ref().map(there),
+            alt: self.alt.clone(),
+        }
+    }
+}
+
 /// Holds the index files of mbox accounts, in each directory of the tree.
 const IMAP: &str = ".imap";
 

@@ -69,14 +69,26 @@ impl Shared {
         if places.mail.join("cur").exists() {
             return Err(StorageError::MailboxExists(name.to_string()));
         }
-        // The uidlist first: with `cur` it becomes a mailbox, and nobody gives it another identity.
-        disk::make_directory(&places.mail)?;
-        disk::make_directory(&places.control)?;
-        self.identify(&places, guid, uid_validity)?;
-        let mut list = UidList::read(&places.control)?;
-        list.raise_next(uid_next);
-        list.write(&places.control, 0, self.account.fsync)?;
-        self.make_mailbox(name, &places)?;
+        // The uidlist first: with `cur` it becomes a mailbox.
+        let identify = |places: &Places| {
+            disk::make_directory(&places.control)?;
+            self.identify(places, guid, uid_validity)?;
+            let mut list = UidList::read(&places.control)?;
+            list.raise_next(uid_next);
+            list.write(&places.control, 0, self.account.fsync)
+        };
+        let is_inside = places.control == places.mail;
+        if !is_inside {
+            identify(&places)?;
+        }
+        // A session that finds it half made would give it another identity.
+        disk::make_whole(&places.mail, &self.account.new_trash(), &|directory| {
+            let built = places.built_in(directory);
+            if is_inside {
+                identify(&built)?;
+            }
+            self.make_mailbox(name, &built)
+        })?;
         disk::sync_directory(&self.account.layout.root, self.account.fsync)?;
         if self.account.lists_by_index() {
             // Its index has its name.

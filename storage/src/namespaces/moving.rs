@@ -167,9 +167,10 @@ pub(super) fn forget_copy(
     name: &MailboxName,
     attributes_together: bool,
 ) -> Result<()> {
-    // Without one that is not empty, for whoever put something there.
-    for above in name.ancestors().take(note.made) {
-        to.change_tree(&TreeChange::DeleteDirectory { name: above })?;
+    // Of one that was not there yet the directory may be. What is not empty stays, for whoever put something there.
+    let begun = to.tree()?.0.contains_key(name).then(|| name.clone());
+    for name in begun.into_iter().chain(name.ancestors().take(note.made)) {
+        to.change_tree(&TreeChange::DeleteDirectory { name })?;
     }
     if !attributes_together && note.whole.is_some() {
         remove_attributes(to, note.guid)?;
