@@ -4,12 +4,13 @@
 //! after the other, and commits each before it knows of the next. So the stages are others. What is decided is decided elsewhere: by
 //! [`dsync_merge::dovecot`] where both ends must compute the same, by our own merge where only the receiver decides.
 //!
-//! Here is the brain; `start` has handshake, locks and the state; `trees` what both ends have and deleted, `unlisted` what of ours cannot be listed; `pairs` how mailboxes follow each other, `mailbox` one
+//! Here is the brain; `start` has handshake, locks and the state; `trees` what both ends have, `deleted` what they took away, `unlisted` what of ours cannot be listed; `pairs` how mailboxes follow each other, `mailbox` one
 //! mailbox between its counters and its outcome, `ahead` what is done before its turn, `exchange` its lists and bodies; `finishing` the end; `lines` the conversions.
 
 mod ahead;
 mod attributes;
 mod choice;
+mod deleted;
 mod exchange;
 mod filtering;
 mod finishing;

@@ -7,6 +7,7 @@ mod bodies;
 pub mod file;
 mod known_guids;
 mod mailbox;
+mod making;
 mod map;
 mod mdbox;
 pub mod metadata;
