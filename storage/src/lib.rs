@@ -215,6 +215,11 @@ pub trait Mailbox: Send {
     /// the GUID. `None`: expunged meanwhile.
     fn body(&mut self, uid: Uid, guid: Option<&MessageGuid>) -> Result<Option<Body>>;
 
+    /// Whether one message may be unreadable while others are not: each has a file of its own, or a place in one that another names.
+    fn may_miss_bodies(&self) -> bool {
+        true
+    }
+
     /// Saves a message whose body is at hand as a whole, under a UID that `changes` or the last `commit` left free; see
     /// [`Committed`] for what happens if a delivery got it meanwhile, even if that message is gone again.
     fn save(&mut self, message: NewMessage, body: Body) -> Result<()>;

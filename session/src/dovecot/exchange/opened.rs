@@ -25,6 +25,7 @@ impl Opened {
     fn of(mut mailbox: Box<dyn Mailbox>, checked: u32) -> dsync_storage::Result<Opened> {
         let changes = mailbox.changes(Since::All)?;
         let attribute_log = mailbox.attribute_log()?.first;
+        let checked = if mailbox.may_miss_bodies() { checked } else { u32::MAX };
         Ok(Opened { mailbox, changes, attribute_log, checked })
     }
 

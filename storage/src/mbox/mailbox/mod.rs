@@ -267,6 +267,11 @@ impl Mailbox for MboxMailbox {
         self.body_under(&lock, uid, wanted)
     }
 
+    /// The list is read from the one file that holds them all.
+    fn may_miss_bodies(&self) -> bool {
+        false
+    }
+
     fn save(&mut self, message: NewMessage, mut body: Body) -> Result<()> {
         self.abandon_save();
         let (path, file) = self.temporary()?;
