@@ -139,10 +139,10 @@ impl Settings {
 
     /// The place and text of a setting, variables expanded.
     fn expanded(&self, setting: &str, user: &User) -> Result<Option<(Place, String)>, ConfError> {
-        // As in Dovecot, a field of the userdb goes before the setting of its name, and `-o` before both.
+        // As in Dovecot, a field of the userdb goes before the setting of its name, also if it is empty, and `-o` before both.
         let overridden = self.entry(setting).is_some_and(|entry| entry.place == Place::Override);
-        if let Some(text) = user.extra.get(setting).filter(|text| !text.is_empty() && !overridden) {
-            return Ok(Some((Place::Userdb, text.clone())));
+        if let Some(text) = user.extra.get(setting).filter(|_| !overridden) {
+            return Ok((!text.is_empty()).then(|| (Place::Userdb, text.clone())));
         }
         let Some((place, text)) = self.value(setting)? else { return Ok(None) };
         let text = self.expanded_text(&text, setting, &place, user)?;
