@@ -209,6 +209,29 @@ fn each_setting_of_2_4_has_its_word_in_a_location() {
     assert_eq!(error.status(), 78);
 }
 
+/// Its default changed in 2.4.2, and a configuration does not say which Dovecot reads it.
+#[test]
+fn where_indexes_of_a_2_4_1_are_is_asked() {
+    let told = |version: &str, more: &str| {
+        let text = format!("dovecot_config_version = {version}\nmail_driver = sdbox\nmail_path = /m\n{more}");
+        settings(&text).mail_location(&alice()).map(Option::unwrap_or_default)
+    };
+    let apart = "mail_index_path = /i\n";
+    for version in ["2.4.0", "2.4.1"] {
+        let error = told(version, apart).unwrap_err();
+        assert_eq!(error.status(), 78);
+        assert!(error.to_string().contains("mailbox_directory_name_legacy"), "{error}");
+        assert_eq!(told(version, "").unwrap(), "sdbox:/m");
+        for (value, want) in [("yes", "DIRNAME"), ("no", "FULLDIRNAME")] {
+            let more = format!("{apart}mailbox_directory_name_legacy = {value}\n");
+            assert_eq!(told(version, &more).unwrap(), format!("sdbox:/m:INDEX=/i:{want}=dbox-Mails"));
+        }
+    }
+    for version in ["2.4.2", "2.4.4", "3.0.0", "2.4.10"] {
+        assert_eq!(told(version, apart).unwrap(), "sdbox:/m:INDEX=/i:FULLDIRNAME=dbox-Mails", "{version}");
+    }
+}
+
 #[test]
 fn debians_configuration_just_works() {
     let path = Path::new("/etc/dovecot/dovecot.conf");
