@@ -14,7 +14,7 @@ const VERSION: &str = "2.4.1";
 const NO_LOOKUP: &str = "--no-userdb-lookup";
 
 /// The words of a location, and what 2.4 calls them.
-const WORDS: [(&str, &str); 7] = [
+const WORDS: [(&str, &str); 8] = [
     ("INBOX", "mail_inbox_path"),
     ("INDEX", "mail_index_path"),
     ("CONTROL", "mail_control_path"),
@@ -22,6 +22,7 @@ const WORDS: [(&str, &str); 7] = [
     ("LAYOUT", "mailbox_list_layout"),
     ("DIRNAME", "mailbox_directory_name"),
     ("LISTINDEX", "mailbox_list_index_prefix"),
+    ("MAILBOXDIR", "mailbox_root_directory_name"),
 ];
 
 /// The prefix of the 2.4 that takes the place of the system's Dovecot.
@@ -73,6 +74,11 @@ pub fn mail(location: &str) -> Vec<(&'static str, String)> {
             Some((*setting, value.to_owned()))
         });
         settings.push(known.unwrap_or_else(|| panic!("{word} of {location} has no name in 2.4 here")));
+    }
+    let apart = |(name, _): &(_, String)| matches!(*name, "mail_index_path" | "mail_control_path");
+    if driver.ends_with("dbox") && settings.iter().any(apart) {
+        // Else it puts the directory of a dbox into these paths, too.
+        settings.push(("mailbox_directory_name_legacy", "yes".to_owned()));
     }
     settings
 }
