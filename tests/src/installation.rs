@@ -14,7 +14,7 @@ const VERSION: &str = "2.4.1";
 const NO_LOOKUP: &str = "--no-userdb-lookup";
 
 /// The words of a location, and what 2.4 calls them.
-const WORDS: [(&str, &str); 8] = [
+const WORDS: [(&str, &str); 7] = [
     ("INBOX", "mail_inbox_path"),
     ("INDEX", "mail_index_path"),
     ("CONTROL", "mail_control_path"),
@@ -22,7 +22,6 @@ const WORDS: [(&str, &str); 8] = [
     ("LAYOUT", "mailbox_list_layout"),
     ("DIRNAME", "mailbox_directory_name"),
     ("LISTINDEX", "mailbox_list_index_prefix"),
-    ("MAILBOXDIR", "mailbox_root_directory_name"),
 ];
 
 /// The prefix of the 2.4 that takes the place of the system's Dovecot.
