@@ -88,9 +88,10 @@ fn is_of_mail(field: &str) -> bool {
     field == "mail" || field.starts_with("mail_") || field.starts_with("mailbox_")
 }
 
-/// Says whether an empty value is one: settings of a namespace may be empty (its prefix), what is missing is as configured.
+/// Says whether an empty value is one: of a setting it stands for none, whatever is configured, as in Dovecot 2.4 (2.3.19 takes every
+/// empty one for "yes", and fails). An empty column, the home or an id, says nothing.
 fn may_be_empty(field: &str) -> bool {
-    field.starts_with("namespace/")
+    field.starts_with("namespace/") || (is_of_mail(field) && field != "mail")
 }
 
 /// Reads a number, or the name of a system user or group.

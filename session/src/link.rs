@@ -127,7 +127,7 @@ impl Link {
             tokio::select! {
                 biased;
                 read = reader.read_buf(&mut self.input) => match read {
-                    Ok(0) if done.is_some() => return done.ok_or(SessionError::Stopped),
+                    Ok(0) | Err(_) if done.is_some() => return done.ok_or(SessionError::Stopped),
                     Ok(0) => brain.handle(Input::Closed)?,
                     Ok(_) => heard = Instant::now(),
                     Err(error) => return Err(broken(&error)),

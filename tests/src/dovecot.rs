@@ -93,6 +93,22 @@ impl Dovecot {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// An IMAP session on an account, on stdin and stdout.
+    pub fn imap(&self, location: &str) -> Command {
+        let mut command = self.as_user(&program("imap"));
+        command.arg("-c").arg(&self.conf).args(mail_options(location));
+        command
+    }
+
+    /// Lets Dovecot look at all files anew, of which it warns.
+    pub fn force_resync(&self, location: &str) {
+        let mut command = self.as_user(&program("doveadm"));
+        command.arg("-c").arg(&self.conf).args(mail_options(location)).args(words(&["force-resync", "*"]));
+        let output = command.output().expect("doveadm runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("Error:"), "{location}: {said}");
+    }
+
     /// Saves a message.
     pub fn save(&self, location: &str, mailbox: &str, text: &str) {
         let mut command = self.as_user(&program("doveadm"));

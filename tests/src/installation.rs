@@ -74,6 +74,11 @@ pub fn mail(location: &str) -> Vec<(&'static str, String)> {
         });
         settings.push(known.unwrap_or_else(|| panic!("{word} of {location} has no name in 2.4 here")));
     }
+    let apart = |(name, _): &(_, String)| matches!(*name, "mail_index_path" | "mail_control_path");
+    if driver.ends_with("dbox") && settings.iter().any(apart) {
+        // Else it puts the directory of a dbox into these paths, too.
+        settings.push(("mailbox_directory_name_legacy", "yes".to_owned()));
+    }
     settings
 }
 

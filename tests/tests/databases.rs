@@ -6,6 +6,7 @@ use std::path::Path;
 use dsync_accounts::{Settings, User, iterate, lookup, verify};
 use dsync_tests::databases::{mariadb, postgres, slapd};
 use dsync_tests::dovecot::{Dovecot, PASSWORD, Service, installed};
+use dsync_tests::installation::{is_24, program};
 use dsync_tests::maildirs::Account;
 use dsync_tests::programs::programs;
 
@@ -306,4 +307,39 @@ fn a_running_dovecot_answers_for_its_users() {
         assert_eq!(Account::new(home.join("Maildir")).view(), copy("all").view(), "{name}");
         assert_eq!(copy("some").root.exists(), name != "alice", "{name}");
     }
+}
+
+/// A user whose indexes are with his mail, by an empty field of a 2.4's userdb; to a 2.3 it is no setting. Where Dovecot has them is where we find the mail.
+#[test]
+fn an_empty_field_of_a_userdb_is_none_as_in_dovecot() {
+    use std::os::unix::fs::PermissionsExt;
+    if !installed() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("made");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("set");
+    let dovecot = Dovecot::new(dir.path());
+    let home = dir.path().join("home");
+    dovecot.own(&home);
+    let location = format!("sdbox:{0}/mail:INDEX={0}/index", home.display());
+    let service = Service::start(&dovecot, dir.path(), &location, "unused");
+    service.set_extra_fields("userdb_mail_index_path=");
+    let dsync = dir.path().join("dsync");
+    fs::copy(programs().join("dsync"), &dsync).expect("copied");
+    let run = |program: &Path, words: &[&str]| {
+        let mut command = dovecot.as_user(program);
+        command.arg("-c").arg(service.conf()).args(words).stdin(fs::File::open("/dev/null").expect("opened"));
+        let output = command.output().expect("runs");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && text.is_empty(), "{words:?}: {} {text}", output.status);
+    };
+    run(&program("doveadm"), &["save", "-u", "alice"]);
+    run(&program("doveadm"), &["flags", "add", "-u", "alice", "$Kept", "mailbox", "INBOX"]);
+    let index = home.join(if is_24() { "mail/mailboxes/INBOX/dbox-Mails" } else { "index/mailboxes/INBOX" });
+    assert!(index.join("dovecot.index.log").exists(), "{}", index.display());
+    let copy = home.join("copy");
+    run(&dsync, &["backup", "-u", "alice", &format!("maildir:{}", copy.display())]);
+    let view = dovecot.doveadm(&format!("maildir:{}", copy.display()), &["fetch", "flags", "all"]);
+    assert!(view.contains("$Kept"), "{view}");
+    assert_eq!(home.join("index").exists(), !is_24());
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use dsync_model::{MessageGuid, Timestamp};
 use dsync_storage::compressed::Compression;
 use dsync_storage::dbox::{DboxFile, Metadata, file, open_mail};
 use dsync_tests::dovecot::{Dovecot, installed};
+use dsync_tests::installation::is_24;
 
 fn dovecot(settings: &str) -> (tempfile::TempDir, Dovecot, String) {
     let dir = tempfile::tempdir().expect("made");
@@ -35,7 +35,15 @@ fn mail_that_dovecot_compressed_is_read() {
         ("zstd", Compression::Zstd),
         ("lz4", Compression::Lz4),
     ] {
-        let settings = format!("mail_plugins = zlib\nplugin {{\n  zlib_save = {name}\n}}\n");
+        if is_24() && !matches!(compression, Compression::Gzip) {
+            eprintln!("skipped: {name}, which a 2.4 built as docs/dovecot-protocol.md says may lack");
+            continue;
+        }
+        let settings = if is_24() {
+            format!("mail_plugins {{\n  mail_compress = yes\n}}\nmail_compress_write_method = {name}\n")
+        } else {
+            format!("mail_plugins = zlib\nplugin {{\n  zlib_save = {name}\n}}\n")
+        };
         let (dir, dovecot, location) = dovecot(&settings);
         dovecot.save(&location, "INBOX", &text);
         let path = dir.path().join("home/sdbox/mailboxes/INBOX/dbox-Mails/u.1");
@@ -72,10 +80,7 @@ fn dovecot_reads_a_file_of_ours() {
     let path = dir.path().join("home/sdbox/mailboxes/INBOX/dbox-Mails/u.7");
     fs::write(&path, [header, message].concat()).expect("written");
     dovecot.own(&path);
-    // It warns that it rebuilds the index, which is just what is wanted here.
-    let mut resync = dovecot.as_user(Path::new("/usr/bin/doveadm"));
-    resync.arg("-c").arg(dir.path().join("dovecot.conf")).arg("-o").arg(format!("mail_location={location}"));
-    assert!(resync.args(["force-resync", "INBOX"]).output().expect("runs").status.success());
+    dovecot.force_resync(&location);
     let fields = "guid date.received.unixtime size.physical size.virtual text";
     let shown = dovecot.doveadm(&location, &["-f", "tab", "fetch", fields, "mailbox", "INBOX", "uid", "7"]);
     let wanted = "01b40f37de49046b8a14000087ad316d\t1700000000\t21\t24\tSubject: ours";

@@ -195,3 +195,34 @@ fn another_uidvalidity_is_taken_without_complaint() {
         assert!(world.view(&a).contains("4000000000") && world.view(&b).contains("4000000000"), "{ends:?}");
     }
 }
+
+/// A Maildir of a 2.4 makes itself an INBOX when other mailboxes are made first. It keeps that one's GUID if that is higher than the one that it is told, and in that
+/// session nobody finds the other INBOX; which of the two is higher is chance. 2.3 makes none.
+#[test]
+fn an_inbox_that_a_dovecot_made_itself_is_settled_by_the_next_run() {
+    if !installed() {
+        return;
+    }
+    let cases = [("0", true), ("f", false)].into_iter().flat_map(|(digit, lower)| {
+        let ends =
+            [(Ends::WeCall, 'b'), (Ends::DovecotCalls, 'a'), (Ends::Dovecots, 'a'), (Ends::Dovecots, 'b')];
+        ends.map(|(ends, empty)| (digit.repeat(31) + "1", lower, ends, empty))
+    });
+    for (guid, lower, ends, empty) in
+        cases.filter(|(_, lower, ends, _)| is_24() || (*lower && *ends != Ends::Dovecots))
+    {
+        let world = World::new();
+        let [a, b] = ["a", "b"].map(|name| world.location("maildir", name));
+        let (full, empty) = if empty == 'a' { (&b, &a) } else { (&a, &b) };
+        world.fill(full);
+        world.doveadm(full, &format!("mailbox|update|--mailbox-guid|{guid}|INBOX"));
+        let before = world.content(full);
+        let keeps_its_own = is_24() && lower;
+        world.session(ends, &["sync"], &a, &b, if keeps_its_own { &[2] } else { &[0] });
+        world.session(ends, &["sync"], &a, &b, &[0]);
+        let what = format!("{ends:?} {guid} into {empty}");
+        assert_equal(&world.content(empty), &before, &what);
+        assert_equal(&world.view(&a), &world.view(&b), &what);
+        assert_eq!(world.view(full).contains(&guid), !keeps_its_own, "{what}");
+    }
+}

@@ -73,6 +73,8 @@ fn scenarios_end_as_dovecot_ends_them_or_better() {
     let mut names = names(&fixtures);
     let asked = std::env::var("DSYNC_ORACLE_ONLY").ok();
     names.retain(|name| asked.as_ref().is_none_or(|asked| name.contains(asked)));
+    // A 2.4 that is to make a directory makes a mailbox; and the location of the other one it has no INBOX in.
+    names.retain(|name| !is_24() || !["tree-noselect-dirs", "tree-separators"].contains(&name.as_str()));
     let write = std::env::var_os("DSYNC_ORACLE").is_some_and(|what| what == "write");
     let copies = copies();
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));

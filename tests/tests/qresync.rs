@@ -1,8 +1,7 @@
 //! A QRESYNC client that knew the source reconnects to the destination, and is told exactly what changed.
 
-use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use dsync_tests::dovecot::{Dovecot, installed};
@@ -28,12 +27,7 @@ impl World {
 
     /// A session of a Dovecot whose mail is there.
     fn session(&self, location: &str) -> Imap {
-        let conf = self.dir.path().join("session.conf");
-        let text = fs::read_to_string(self.dovecot.conf()).expect("read");
-        fs::write(&conf, format!("{text}mail_location = {location}\n")).expect("written");
-        let mut imap = self.dovecot.as_user(Path::new("/usr/lib/dovecot/imap"));
-        imap.arg("-c").arg(conf);
-        Imap::start(imap)
+        Imap::start(self.dovecot.imap(location))
     }
 
     fn backup(&self, source: &str, target: &str) {
@@ -47,11 +41,7 @@ impl World {
 
     /// What an IMAP session answers to these commands.
     fn imap(&self, location: &str, commands: &str) -> String {
-        let mut imap = self.dovecot.as_user(Path::new("/usr/lib/dovecot/imap"));
-        imap.arg("-c")
-            .arg(self.dir.path().join("dovecot.conf"))
-            .arg("-o")
-            .arg(format!("mail_location={location}"));
+        let mut imap = self.dovecot.imap(location);
         imap.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut imap = imap.spawn().expect("imap runs");
         imap.stdin.take().expect("piped").write_all(commands.as_bytes()).expect("written");

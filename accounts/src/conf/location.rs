@@ -70,8 +70,7 @@ impl Settings {
         let directory = get("mailbox_directory_name")?.map(|(_, name)| name);
         // 2.4 puts the directory's name into index and control paths too, unless told to do as 2.3 did.
         if let Some(name) = directory.or_else(|| (dbox && apart).then(|| "dbox-Mails".to_owned())) {
-            let legacy = self.yes("mailbox_directory_name_legacy")?.unwrap_or(false);
-            add(if legacy { "DIRNAME" } else { "FULLDIRNAME" }, &name);
+            add(if self.is_legacy_directory(apart)? { "DIRNAME" } else { "FULLDIRNAME" }, &name);
         }
         if self.yes("mailbox_list_utf8")? == Some(true) {
             location.push_str(":UTF-8");
@@ -80,6 +79,25 @@ impl Settings {
             location.push_str(":ALTNOCHECK");
         }
         Ok(Some(location))
+    }
+
+    /// Whether the paths of indexes and control files, if they are `apart`, lack the directory's name, as in 2.3 (`mailbox_directory_name_legacy`). The default
+    /// of 2.4.0 and 2.4.1, "yes", is "no" since 2.4.2, whatever version a configuration names; who takes the wrong one looks for indexes where there are none.
+    fn is_legacy_directory(&self, apart: bool) -> Result<bool, ConfError> {
+        const SETTING: &str = "mailbox_directory_name_legacy";
+        const CHANGED: [u32; 3] = [2, 4, 2];
+        if let Some(known) = self.yes(SETTING)? {
+            return Ok(known);
+        }
+        let Some((place, text)) = self.value("dovecot_config_version")?.filter(|_| apart) else {
+            return Ok(false);
+        };
+        let version = text.split('.').map(str::parse).collect::<Result<Vec<u32>, _>>();
+        if version.is_ok_and(|version| version[..] < CHANGED[..]) {
+            let what = "not set, and indexes or control files are apart: say \"yes\" for a Dovecot 2.4.0 or 2.4.1, \"no\" for a later one";
+            return Err(invalid(place, SETTING, what.to_owned()));
+        }
+        Ok(false)
     }
 
     /// Where dbox keeps attachments outside of the mails (`mail_attachment_dir`, in 2.4 `mail_ext_attachment_path`), variables
@@ -139,10 +157,10 @@ impl Settings {
 
     /// The place and text of a setting, variables expanded.
     fn expanded(&self, setting: &str, user: &User) -> Result<Option<(Place, String)>, ConfError> {
-        // As in Dovecot, a field of the userdb goes before the setting of its name, and `-o` before both.
+        // As in Dovecot, a field of the userdb goes before the setting of its name, also if it is empty, and `-o` before both.
         let overridden = self.entry(setting).is_some_and(|entry| entry.place == Place::Override);
-        if let Some(text) = user.extra.get(setting).filter(|text| !text.is_empty() && !overridden) {
-            return Ok(Some((Place::Userdb, text.clone())));
+        if let Some(text) = user.extra.get(setting).filter(|_| !overridden) {
+            return Ok((!text.is_empty()).then(|| (Place::Userdb, text.clone())));
         }
         let Some((place, text)) = self.value(setting)? else { return Ok(None) };
         let text = self.expanded_text(&text, setting, &place, user)?;

@@ -29,10 +29,10 @@ impl Settings {
         Ok(names)
     }
 
-    /// Where `-d` leads: the user's field `mail_replica`, or else the setting, variables expanded.
+    /// Where `-d` leads: the user's field `mail_replica`, which is empty if he has none, or else the setting, variables expanded.
     pub fn mail_replica(&self, user: &User) -> Result<Option<String>, ConfError> {
-        if let Some(known) = user.extra.get("mail_replica").filter(|text| !text.is_empty()) {
-            return Ok(Some(known.clone()));
+        if let Some(known) = user.extra.get("mail_replica") {
+            return Ok((!known.is_empty()).then(|| known.clone()));
         }
         let mut plugins = self.root().of_kind("plugin");
         let entry =

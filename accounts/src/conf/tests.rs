@@ -209,6 +209,29 @@ fn each_setting_of_2_4_has_its_word_in_a_location() {
     assert_eq!(error.status(), 78);
 }
 
+/// Its default changed in 2.4.2, and a configuration does not say which Dovecot reads it.
+#[test]
+fn where_indexes_of_a_2_4_1_are_is_asked() {
+    let told = |version: &str, more: &str| {
+        let text = format!("dovecot_config_version = {version}\nmail_driver = sdbox\nmail_path = /m\n{more}");
+        settings(&text).mail_location(&alice()).map(Option::unwrap_or_default)
+    };
+    let apart = "mail_index_path = /i\n";
+    for version in ["2.4.0", "2.4.1"] {
+        let error = told(version, apart).unwrap_err();
+        assert_eq!(error.status(), 78);
+        assert!(error.to_string().contains("mailbox_directory_name_legacy"), "{error}");
+        assert_eq!(told(version, "").unwrap(), "sdbox:/m");
+        for (value, want) in [("yes", "DIRNAME"), ("no", "FULLDIRNAME")] {
+            let more = format!("{apart}mailbox_directory_name_legacy = {value}\n");
+            assert_eq!(told(version, &more).unwrap(), format!("sdbox:/m:INDEX=/i:{want}=dbox-Mails"));
+        }
+    }
+    for version in ["2.4.2", "2.4.4", "3.0.0", "2.4.10"] {
+        assert_eq!(told(version, apart).unwrap(), "sdbox:/m:INDEX=/i:FULLDIRNAME=dbox-Mails", "{version}");
+    }
+}
+
 #[test]
 fn debians_configuration_just_works() {
     let path = Path::new("/etc/dovecot/dovecot.conf");
@@ -363,4 +386,45 @@ fn a_userdb_says_where_mail_is_in_the_words_of_2_4() {
         told(Settings::load(Some(Path::new("/dev/null")), &overrides).unwrap(), &carol),
         "sdbox:/over"
     );
+}
+
+/// What a user does not have, whatever the others have: his indexes lie with his mail, he has no replica.
+#[test]
+fn an_empty_field_of_a_userdb_is_none() {
+    let text = "mail_driver = sdbox\nmail_path = ~/mail\nmail_index_path = /index/%{user}\nmail_ext_attachment_path = /parts\n\
+        mail_attribute_dict = file:/attributes\nplugin {\n mail_replica = tcp:other\n}\n";
+    let conf = settings(text);
+    let location = |user: &User| conf.mail_location(user).unwrap().unwrap();
+    let bob = User::named("bob");
+    assert_eq!(location(&bob), "sdbox:~/mail:INDEX=/index/bob:FULLDIRNAME=dbox-Mails");
+    let names = [
+        "mail",
+        "home",
+        "uid",
+        "mail_index_path",
+        "mail_ext_attachment_path",
+        "mail_attribute_dict",
+        "mail_replica",
+    ];
+    let fields = names.map(|name| (name.to_owned(), String::new()));
+    let (mut found, mut set) =
+        (User { uid: Some(7), ..User::named("carol") }, User { uid: Some(7), ..User::named("carol") });
+    found.set_found(&fields).unwrap();
+    set.set_fields(&fields).unwrap();
+    for carol in [found, set] {
+        assert_eq!(location(&carol), "sdbox:~/mail");
+        assert_eq!(conf.mail_attachment_dir(&carol).unwrap(), None);
+        assert_eq!(conf.mail_attribute_dict(&carol).unwrap(), None);
+        assert_eq!(conf.mail_replica(&carol).unwrap(), None);
+        assert_eq!((carol.uid, carol.home, carol.mail), (Some(7), None, None));
+    }
+    assert!(conf.mail_attachment_dir(&bob).unwrap().is_some() && conf.mail_replica(&bob).unwrap().is_some());
+    // -o goes before that, too.
+    let overridden = Settings::load(
+        Some(Path::new("/dev/null")),
+        &["mail_path=/m".to_owned(), "mail_index_path=/i".to_owned()],
+    );
+    let mut carol = User::named("carol");
+    carol.set_fields(&fields).unwrap();
+    assert_eq!(overridden.unwrap().mail_location(&carol).unwrap().as_deref(), Some("/m:INDEX=/i"));
 }

@@ -54,7 +54,8 @@ pub(crate) fn user(socket: &Path, name: &str) -> Result<Option<Fields>, UserErro
 /// All users that Dovecot lists.
 pub(crate) fn names(socket: &Path) -> Result<Vec<String>, UserError> {
     let mut talk = Talk::begin(socket)?;
-    talk.say("LIST\t1\tservice=doveadm\n")?;
+    // Without a mask a 2.4 lists nobody.
+    talk.say("LIST\t1\tservice=doveadm\tuser=*\n")?;
     let mut names = Vec::new();
     loop {
         let line = talk.line()?;

@@ -119,7 +119,7 @@ impl Link {
         let mut heard = Instant::now();
         let (mut stop, mut done, mut ended) = (options.stop.clone(), None, false);
         loop {
-            let busy = self.turn(brain, &mut done)?;
+            let busy = self.turn(brain, &mut done, ended)?;
             watch(brain);
             if self.output.is_empty()
                 && let Some(report) = done
@@ -132,12 +132,13 @@ impl Link {
             tokio::select! {
                 biased;
                 read = reader.read_buf(incoming), if room => match read {
-                    Ok(0) => {
-                        ended = true;
-                        brain.close();
-                    }
+                    Ok(0) => ended = true,
                     Ok(_) => heard = Instant::now(),
-                    Err(error) => return Err(broken(&error)),
+                    // All that was to come may have come before.
+                    Err(error) => {
+                        tracing::debug!("the connection broke: {error}");
+                        ended = true;
+                    }
                 },
                 written = writer.write_buf(&mut self.output), if !self.output.is_empty() => {
                     written.map_err(|error| broken(&error))?;
@@ -168,8 +169,13 @@ impl Link {
         }
     }
 
-    /// Hears and works until there is nothing more to do at once, or enough to send. Says which.
-    fn turn(&mut self, brain: &mut Brain, done: &mut Option<Box<Report>>) -> Result<bool, SessionError> {
+    /// Hears and works until there is nothing more to do at once, or enough to send. Says which. `ended`: no more bytes will come.
+    fn turn(
+        &mut self,
+        brain: &mut Brain,
+        done: &mut Option<Box<Report>>,
+        ended: bool,
+    ) -> Result<bool, SessionError> {
         if let Some(demux) = &mut self.demux {
             demux.take(&mut self.raw, &mut self.input)?.into_iter().for_each(tell);
         }
@@ -178,12 +184,14 @@ impl Link {
                 return Ok(false);
             }
             let mut heard = false;
-            if brain.is_hungry()
-                && let Some(event) = self.decoder.decode(&mut self.input)?
-            {
-                self.record_received(&event);
-                brain.handle(event)?;
-                heard = true;
+            if brain.is_hungry() {
+                if let Some(event) = self.decoder.decode(&mut self.input)? {
+                    self.record_received(&event);
+                    brain.handle(event)?;
+                    heard = true;
+                } else if ended {
+                    brain.close();
+                }
             }
             if self.output.len() >= SEND_BYTES_HIGH {
                 if heard {
@@ -286,4 +294,99 @@ pub fn tell(line: Logged) {
 
 fn broken(error: &std::io::Error) -> SessionError {
     SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use dsync_model::{MailboxGuid, MailboxName, StoreId, UidValidity};
+    use dsync_proto::Direction;
+    use dsync_storage::memory::MemoryStorage;
+    use tokio::io::{AsyncRead, ReadBuf};
+
+    use super::*;
+    use crate::Job;
+
+    /// A connection that the other end left without a farewell, as one whose process is gone does.
+    struct Broken;
+
+    impl AsyncRead for Broken {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context, _: &mut ReadBuf) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+
+    fn storage(subscribed: usize) -> MemoryStorage {
+        let inbox = MailboxGuid([7; 16]);
+        let storage = MemoryStorage::new(StoreId([1; 16]), inbox, UidValidity::new(1).unwrap());
+        let names = (0..subscribed).map(|n| MailboxName::parse(&format!("name {n}"), '/').unwrap());
+        storage.account().subscriptions.extend(names);
+        storage
+    }
+
+    fn master(storage: &MemoryStorage) -> Brain {
+        let options = dsync_proto::Options { tree_only: true, ..dsync_proto::Options::default() };
+        let job = Job { direction: Direction::TwoWay, options };
+        Brain::master(Box::new(storage.clone()), job, None, "here")
+    }
+
+    /// All that a slave with this account says in a session.
+    fn said(account: &MemoryStorage) -> BytesMut {
+        let mut slave = Brain::slave(Box::new(account.clone()), Duration::ZERO, "there");
+        let mut master = master(&storage(0));
+        let (mut encoder, mut wire) = (Encoder::default(), BytesMut::new());
+        encoder.start(&mut wire);
+        let [mut to_master, mut to_slave] = [5, 5].map(|minor| VecDeque::from([Event::Version(minor)]));
+        let mut is_over = false;
+        while !is_over {
+            is_over = step(&mut slave, &mut to_slave, |item| {
+                encoder.item(&item, &mut wire);
+                to_master.push_back(Event::Item(item));
+            });
+            is_over &= step(&mut master, &mut to_master, |item| to_slave.push_back(Event::Item(item)));
+        }
+        wire
+    }
+
+    /// Lets a brain hear the next event and work once. Says whether its session is over.
+    fn step(brain: &mut Brain, heard: &mut VecDeque<Event>, mut say: impl FnMut(Item)) -> bool {
+        if brain.is_hungry()
+            && let Some(event) = heard.pop_front()
+        {
+            brain.handle(event).unwrap();
+        }
+        match brain.poll().unwrap() {
+            Output::Item(item) => say(item),
+            Output::Done(_) => return true,
+            Output::Body(_) | Output::Working | Output::Idle => {}
+        }
+        false
+    }
+
+    /// A session with a slave of which only these bytes come before the connection ends so.
+    async fn hear(wire: &[u8], end: impl AsyncRead + Unpin + Send) -> Result<usize, SessionError> {
+        let here = storage(0);
+        let mut stream = tokio::io::join(AsyncReadExt::chain(wire, end), tokio::io::sink());
+        let (_stop, stop) = tokio::sync::watch::channel(false);
+        let options = Options { silence: Duration::from_secs(60), compress: false, stop, rawlog: None };
+        run(&mut master(&here), &mut stream, Early::default(), &options, None, &mut |_| {}).await?;
+        let subscribed = here.account().subscriptions.len();
+        Ok(subscribed)
+    }
+
+    /// More than is worked on between two looks at the stream, so that its end is seen before.
+    #[tokio::test]
+    async fn what_came_before_the_end_of_the_connection_counts() {
+        let names = 4 * WORK_STEPS as usize;
+        let wire = said(&storage(names));
+        assert_eq!(hear(&wire, tokio::io::empty()).await.unwrap(), names);
+        assert_eq!(hear(&wire, Broken).await.unwrap(), names);
+        for cut in [wire.len() / 2, wire.len() * 3 / 4] {
+            assert_eq!(hear(&wire[..cut], tokio::io::empty()).await.unwrap_err().status(), 75);
+            assert_eq!(hear(&wire[..cut], Broken).await.unwrap_err().status(), 75);
+        }
+    }
 }

@@ -92,9 +92,13 @@ fn namespaces_take_part(prefix: &str) {
             };
             let Output { status, stderr, .. } = command.output().expect("runs");
             let said = String::from_utf8_lossy(&stderr);
-            // A Dovecot whose INBOX got another GUID asks for a second run.
-            let again = (caller, server) == ("doveadm", "doveadm") && status.code() == Some(2);
+            // A Dovecot whose INBOX got another GUID asks for a second run; a 2.4 makes one itself, the GUID of which may win.
+            let two_dovecots = (caller, server) == ("doveadm", "doveadm");
+            let own_inbox =
+                is_24() && server == "doveadm" && said.contains("INBOX: the other end could not find");
+            let again = status.code() == Some(2) && (two_dovecots || own_inbox);
             assert!(status.success() || again, "{caller} {server} {prefix:?} {arguments:?}: {status} {said}");
+            again
         };
         let mut seen = Vec::new();
         let mut look = || {
@@ -125,7 +129,9 @@ fn namespaces_take_part(prefix: &str) {
                 seen.push(lines.join("\n"));
             }
         };
-        run(&["sync"]);
+        if run(&["sync"]) && caller == "dsync" {
+            assert!(!run(&["sync"]), "{caller} {server} {prefix:?}: settled by the second run");
+        }
         look();
         run(&["sync", "-n", "Archive/"]);
         look();

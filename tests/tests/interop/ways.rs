@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dsync_tests::dovecot::{Service, assert_equal, installed};
-use dsync_tests::installation::{mail_options, program, words};
+use dsync_tests::installation::{is_24, mail_options, program, words};
 use dsync_tests::interop::World;
 use dsync_tests::programs::{PASSWORD, Place, certificates};
 use dsync_tests::sshd::Sshd;
@@ -47,6 +47,11 @@ fn by_tcp_and_tls_in_both_roles() {
         let Output { status, stderr, .. } = command.output().expect("runs");
         (status.code().unwrap_or(-1), String::from_utf8_lossy(&stderr).into_owned())
     };
+    let (status, text) = run_there("alice");
+    // Two Dovecots: a 2.4 makes its own INBOX in the empty Maildir, and if that has the higher GUID asks for another run.
+    if (status, is_24()) != (2, true) {
+        assert_eq!((status, text), (0, String::new()));
+    }
     assert_eq!(run_there("alice"), (0, String::new()));
     assert_eq!(world.content(&c), world.content(&b));
     let (status, text) = run_there("nobody-here");

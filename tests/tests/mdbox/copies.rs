@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 
 use dsync_model::{FlagSet, Flags, MailboxGuid, ModSeq, NewMessage, NotKept, Since, Timestamp};
 use dsync_storage::dbox::Mdbox;
@@ -51,15 +50,6 @@ fn stored_bytes(account: &Account) -> u64 {
     files.map(|name| fs::metadata(account.root().join("storage").join(name)).expect("is there").len()).sum()
 }
 
-/// Lets Dovecot count all references anew, of which it always warns.
-fn force_resync(dovecot: &Dovecot, location: &str) {
-    let mut doveadm = dovecot.as_user(Path::new("/usr/bin/doveadm"));
-    doveadm.arg("-c").arg(dovecot.conf()).arg("-o").arg(format!("mail_location={location}"));
-    let output = doveadm.args(["force-resync", "*"]).output().expect("doveadm runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("Error:"), "{said}");
-}
-
 #[test]
 fn a_copy_takes_no_space_and_outlives_what_it_was_copied_from() {
     let account = with_archive();
@@ -93,7 +83,8 @@ fn a_copy_takes_no_space_and_outlives_what_it_was_copied_from() {
         // What is purged is written anew with the number of references as it is.
         dovecot.doveadm(&location, &["purge"]);
         same(&view, &account.view_of(dovecot));
-        force_resync(dovecot, &location);
+        // It counts all references anew.
+        dovecot.force_resync(&location);
         // All but modseqs is as it was.
         let again = account.view();
         same(&again, &account.view_of(dovecot));

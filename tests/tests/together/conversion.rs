@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use dsync_tests::dovecot::{Dovecot, PASSWORD, Service, installed};
 use dsync_tests::imap::{Imap, Response};
+use dsync_tests::installation::program;
 use dsync_tests::programs::programs;
 
 /// Where the mail is in the end.
@@ -134,7 +135,7 @@ impl Admin {
 
     /// Delivers a message as a mail server does; it tries again if it is told to.
     fn deliver(&self, id: &str) {
-        let mut command = self.dovecot.as_user(Path::new("/usr/lib/dovecot/dovecot-lda"));
+        let mut command = self.dovecot.as_user(&program("dovecot-lda"));
         command.arg("-c").arg(&self.conf).args(["-d", "alice"]).stdin(Stdio::piped());
         let mut child = command.spawn().expect("starts");
         child.stdin.take().expect("piped").write_all(text(id).as_bytes()).expect("written");

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,9 +46,7 @@ impl Place {
     }
 
     fn session(&self) -> Imap {
-        let mut imap = self.dovecot.as_user(Path::new("/usr/lib/dovecot/imap"));
-        imap.arg("-c").arg(self.dovecot.conf()).arg("-o").arg(format!("mail_location={}", self.location));
-        let mut session = Imap::start(imap);
+        let mut session = Imap::start(self.dovecot.imap(&self.location));
         session.select("INBOX");
         session
     }
