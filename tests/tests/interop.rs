@@ -2,6 +2,8 @@
 
 #[path = "interop/account.rs"]
 mod account;
+#[path = "interop/cuts.rs"]
+mod cuts;
 #[path = "interop/directories.rs"]
 mod directories;
 #[path = "interop/failing.rs"]

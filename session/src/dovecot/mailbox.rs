@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsync_merge::Pair;
+use dsync_merge::{End, Pair};
 use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -52,6 +52,7 @@ impl Brain {
         let terms = exchange::Terms {
             end: self.end,
             direction: self.direction,
+            peer_is_first: self.end == End::Initiator || self.is_called_by_dovecot(),
             requests: self.handshake.send_mail_requests,
             attributes: self.minor >= 1,
             known,
@@ -138,6 +139,12 @@ impl Brain {
             names = HASHED_HEADERS.map(|name| name.as_bytes().to_vec()).to_vec();
         }
         HeaderHash { names, is_filtered: self.minor >= 4 }
+    }
+
+    /// Whether the master is no dsync, which waits for how a slave stands: of the two only a Dovecot ends its list of headers with a separator.
+    fn is_called_by_dovecot(&self) -> bool {
+        let headers = self.handshake.hashed_headers.as_ref().and_then(|headers| headers.0.last());
+        self.end == End::Responder && headers.is_some_and(Vec::is_empty)
     }
 
     pub(super) fn hear(&mut self) -> Result<(), SessionError> {

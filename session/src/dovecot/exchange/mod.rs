@@ -40,6 +40,8 @@ const ENTRIES_MAX: usize = 20_000_000;
 pub(super) struct Terms {
     pub end: End,
     pub direction: Direction,
+    /// The peer says how it stands without waiting for us.
+    pub peer_is_first: bool,
     /// Bodies are asked for; else all that is listed is sent.
     pub requests: bool,
     /// Attributes are listed.
@@ -197,6 +199,8 @@ pub(super) struct Exchange {
     unsaved_max: Option<Uid>,
     /// UIDs that are still to come, bodies and copies.
     to_come: BTreeSet<Uid>,
+    /// The lowest UID at which the ends are not yet alike, where that depends on what the peer does.
+    unlike_from: Option<Uid>,
     /// Actions that wait for saves below the UIDs that they give.
     waiting: Vec<MessageAction>,
     /// UIDs that messages of our list get.
@@ -282,6 +286,7 @@ impl Exchange {
             unsaved: (0, 0),
             unsaved_max: None,
             to_come: BTreeSet::new(),
+            unlike_from: None,
             waiting: Vec::new(),
             moved: BTreeMap::new(),
             asked: VecDeque::new(),
