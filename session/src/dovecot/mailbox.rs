@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsync_merge::{End, Pair};
+use dsync_merge::{Direction, End, Pair};
 use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -49,7 +49,13 @@ impl Brain {
                 }
             },
         };
+        let unfinished = self.direction == Direction::TwoWay
+            && self
+                .unfinished
+                .begin(&mut *self.storage, pair.guid)
+                .map_err(at("cannot note that a mailbox is under way"))?;
         let terms = exchange::Terms {
+            unfinished,
             end: self.end,
             direction: self.direction,
             peer_is_first: self.end == End::Initiator || self.is_called_by_dovecot(),
@@ -207,6 +213,9 @@ impl Brain {
         if let Some((status, first_recent)) = outcome.settled {
             self.settled.put(&status, first_recent);
             self.keep_guids(&status, &outcome.guids);
+        }
+        if outcome.ended {
+            self.unfinished.end(outcome.guid);
         }
         if outcome.disturbed {
             self.counters.disturbed += 1;

@@ -22,6 +22,7 @@ mod mailbox;
 mod settled;
 mod start;
 mod trees;
+mod unfinished;
 mod unlisted;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -43,6 +44,7 @@ pub use choice::Names;
 use exchange::{Exchange, Opened};
 use guids::Guids;
 pub use settled::Settled;
+use unfinished::Unfinished;
 
 /// What a brain wants.
 pub enum Output {
@@ -111,6 +113,7 @@ pub struct Brain {
     asked: Option<(Pair, items::Mailbox, Option<Opened>)>,
     exchange: Option<Box<Exchange>>,
     settled: Settled,
+    unfinished: Unfinished,
     /// Where our storage keeps no GUIDs of what it saves (mbox): what the peer calls its messages.
     guids: Option<Guids>,
     /// What `-s` gave; at the slave, what the master told of it.
@@ -183,6 +186,7 @@ impl Brain {
             asked: None,
             exchange: None,
             settled: Settled::default(),
+            unfinished: Unfinished::default(),
             guids: None,
             state: SyncState::default(),
             wants_state: false,

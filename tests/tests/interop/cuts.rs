@@ -4,7 +4,7 @@
 //! A seed settles the accounts and the cuts: messages of both ends under the same UIDs, copies with one GUID, expunges, moves. What is cut off is not what
 //! it would have been: how far the other direction got by then depends on the machine. The verdict never does.
 //!
-//! `DSYNC_CUTS=1000..2000` tries these seeds, each with [`CUTS_LONG`] cuts.
+//! `DSYNC_CUTS=1000..2000` tries these seeds.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,31 +20,30 @@ use dsync_tests::world::Dice;
 const MAILBOXES: [&str; 2] = ["INBOX", "Work"];
 const FORMATS: [&str; 3] = ["maildir", "sdbox", "mdbox"];
 /// Cuts of the accounts of one seed.
-const CUTS: usize = 3;
-const CUTS_LONG: usize = 8;
+const CUTS: usize = 8;
 /// Runs after a cut until both ends agree.
 const RUNS_MAX: usize = 4;
 
-/// What found something once, and a few more of every kind.
-const SEEDS: [u64; 4] = [1, 2, 3, 4];
+/// What found something once: mail that a Dovecot had not got, below copies with one GUID that it had, was gone at both ends (121, 145, 1151).
+const SEEDS: [u64; 3] = [121, 145, 1151];
 
 #[test]
 fn cut_anywhere_nothing_is_lost_and_nothing_is_doubled() {
     if !installed() {
         return;
     }
-    let (seeds, cuts): (Vec<u64>, usize) = match std::env::var("DSYNC_CUTS") {
-        Err(_) => (SEEDS.to_vec(), CUTS),
+    let seeds: Vec<u64> = match std::env::var("DSYNC_CUTS") {
+        Err(_) => SEEDS.to_vec(),
         Ok(range) => {
             let (from, to) = range.split_once("..").expect("FROM..TO");
-            ((from.parse().expect("a seed")..to.parse().expect("a seed")).collect(), CUTS_LONG)
+            (from.parse().expect("a seed")..to.parse().expect("a seed")).collect()
         }
     };
     let world = World::new();
     let mut failures = String::new();
     for seed in seeds {
-        let failed = Case::new(&world, seed).try_cuts(cuts);
-        eprint!("{seed} done\n{failed}");
+        let failed = Case::new(&world, seed).try_cuts();
+        eprint!("{seed} tried\n{failed}");
         failures += &failed;
     }
     assert!(failures.is_empty(), "{failures}");
@@ -333,7 +332,6 @@ impl<'a> Case<'a> {
             let _ = fs::remove_dir_all(self.world.path(name));
             self.world.copy(&format!("{name}-before"), name);
         }
-        // What was agreed with a peer is noted in the account; nothing else is kept elsewhere.
     }
 
     fn held(&self, end: usize) -> Held {
@@ -388,7 +386,7 @@ impl<'a> Case<'a> {
     }
 
     /// What fails.
-    fn try_cuts(mut self, cuts: usize) -> String {
+    fn try_cuts(mut self) -> String {
         let name = format!("seed {} {:?} {:?} {:?}", self.seed, self.ends, self.mode, self.formats);
         let had = [0, 1].map(|end| self.held(end));
         let whole = self.whole();
@@ -405,7 +403,7 @@ impl<'a> Case<'a> {
                 }
             }
         }
-        for _ in 0..cuts {
+        for _ in 0..CUTS {
             self.restore();
             let to_called = self.dice.roll(2) == 0;
             let all = whole[usize::from(!to_called)];
@@ -445,6 +443,12 @@ impl<'a> Case<'a> {
             {
                 writeln!(failures, "{what}: lost at once").expect("a string");
             }
+            // What was expunged at the end of a list may come back (docs/dovecot-protocol.md), cut or not.
+            let [expected, settled] = [&expected, &settled].map(|held| {
+                let mut held = held.clone();
+                held.retain(|key, _| !self.gone.contains(key));
+                held
+            });
             if settled != expected {
                 writeln!(failures, "{what}: {}", difference(&expected, &settled)).expect("a string");
             }

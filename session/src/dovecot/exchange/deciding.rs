@@ -18,6 +18,7 @@ impl Exchange {
     /// Both lists are here: what is to be done?
     pub(super) fn decide(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
         let gone = self.follow_gone();
+        let mut apart = Vec::new();
         // All at once, as what is done first may give them other UIDs.
         self.hash_own(self.own.len())?;
         let modseq = ModSeq::new(self.theirs.highest_modseq)
@@ -29,6 +30,10 @@ impl Exchange {
                 let mut plan = self.decide_alike(modseq)?;
                 let common = plan.common.min(self.common_there(modseq)?.unwrap_or(plan.common));
                 if self.keep_gone(common) {
+                    plan = self.decide_alike(modseq)?;
+                }
+                apart = self.take_apart(&plan);
+                if !apart.is_empty() {
                     plan = self.decide_alike(modseq)?;
                 }
                 plan.expunges.extend(gone);
@@ -47,7 +52,8 @@ impl Exchange {
                 return Err(SessionError::Peer("lists messages where it only receives".into()));
             }
         };
-        self.act(plan, actions, progress)
+        self.act(plan, actions, progress)?;
+        self.move_apart(apart)
     }
 
     /// As the peer decides, which is a Dovecot.

@@ -32,7 +32,9 @@ impl Exchange {
     /// Whether our list waits for the peer's, as one of them may lack what both once had.
     pub fn waits_for_list(&self) -> bool {
         let waits = self.writing.front() == Some(&List::Changes) && self.told == 0 && self.plan.is_none();
-        waits && self.part == Part::Both && (self.hashing.is_some() || (self.may_lack() && !self.goes_first))
+        waits
+            && self.part == Part::Both
+            && (self.hashing.is_some() || ((self.may_lack() || self.terms.unfinished) && !self.goes_first))
     }
 
     /// Whether our list may be told before the peer's, if the peer waits, too.

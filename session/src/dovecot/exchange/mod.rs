@@ -2,8 +2,9 @@
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
 //! the beginning, what comes in, and the outcome; `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end,
-//! `sparing` what is done about an error of our mailbox.
+//! `sparing` what is done about an error of our mailbox, `apart` what the peer may lack since a session broke off.
 
+mod apart;
 mod deciding;
 mod gone;
 mod hashing;
@@ -54,6 +55,8 @@ pub(super) struct Terms {
     pub header_hash: HeaderHash,
     /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
     pub left: Option<(UidValidity, Uid)>,
+    /// The last session with this mailbox did not come to its end.
+    pub unfinished: bool,
     /// How many messages it had then.
     pub left_messages: Option<u32>,
     /// Where our end keeps no GUIDs: what the peer calls its messages.
@@ -126,6 +129,8 @@ pub(super) struct Outcome {
     pub guid: MailboxGuid,
     pub common: LastCommon,
     pub disturbed: bool,
+    /// The peer has all that it was to get.
+    pub ended: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
     pub settled: Option<(MailboxStatus, u32)>,
     /// Where our end keeps no GUIDs: what the peer calls the messages that are here now.
@@ -452,6 +457,7 @@ impl Exchange {
             guid: self.ours.mailbox_guid,
             common,
             disturbed: self.disturbed,
+            ended: self.heard.as_ref().is_some_and(|state| state.last_uidvalidity != 0),
             problems: self.problems,
             notes: [self.notes, self.attributes.notes].concat(),
             report: self.report,

@@ -88,7 +88,7 @@ impl Exchange {
     fn set_apart(&mut self, uid: Uid) -> Result<(), SessionError> {
         let taken = || StorageError::Impossible("a message that cannot be read gets no other UID".into());
         let context = format!("{}: UID {uid}", self.name);
-        // What came is made durable with it, though the peer may lack something below: the peer must not be told before.
+        // What came is made durable with it, though the peer may lack something below: if the session breaks off now, the next one knows (`apart`).
         if self.gave_up || !self.comes_ascending() {
             return Err(at(context)(taken()));
         }
