@@ -213,6 +213,8 @@ impl Brain {
         if let Some((status, first_recent)) = outcome.settled {
             self.settled.put(&status, first_recent);
             self.keep_guids(&status, &outcome.guids);
+        } else if let Some((uid_validity, below, messages)) = outcome.same_below {
+            self.settled.put_below(outcome.guid, uid_validity, below, messages);
         }
         if outcome.ended {
             self.unfinished.end(outcome.guid);

@@ -213,12 +213,11 @@ impl<'a> Case<'a> {
         self.dice.roll(2);
         let dice = &mut self.dice;
         let sizes = [(); 2].map(|()| [0, 300, 3_000, 12_000][dice.roll(4) as usize]);
-        let mut ends: [[Listed; 2]; 2] = Default::default();
-        for mailbox in 0..MAILBOXES.len() {
+        let mut lists: [[Listed; 2]; 2] = Default::default();
+        for (mailbox, ends) in lists.iter_mut().enumerate() {
             let common = dice.roll(25) as u32;
             let mut others: Vec<(u32, String, String)> = Vec::new();
-            for end in 0..2 {
-                let list = &mut ends[end][mailbox];
+            for (end, list) in ends.iter_mut().enumerate() {
                 let mut dice_of_common = Dice::new(self.seed * 2 + mailbox as u64);
                 for uid in 1..=common {
                     let guid = format!("{:016x}{uid:016x}", dice_of_common.roll(u64::MAX));
@@ -250,6 +249,8 @@ impl<'a> Case<'a> {
                 list.uid_next = uid + if dice.roll(3) == 0 { dice.roll(12) as u32 } else { 0 };
             }
         }
+        let [[a_inbox, b_inbox], [a_work, b_work]] = lists;
+        let ends = [[a_inbox, a_work], [b_inbox, b_work]];
         for (end, lists) in ends.iter().enumerate() {
             let raw = self.raw(["raw-a", "raw-b"][end], lists);
             self.world.doveadm(&raw, &format!("backup|{}", self.location(end)));
@@ -410,8 +411,16 @@ impl<'a> Case<'a> {
             // Most of them among bodies and what follows.
             let from = if self.dice.roll(4) == 0 { 0 } else { all / 3 };
             let bytes = from + self.dice.roll(all - from + 1);
-            let blow = [Blow::End, Blow::End, Blow::KillsCaller, Blow::KillsCalled, Blow::KillsBoth]
+            let mut blow = [Blow::End, Blow::End, Blow::KillsCaller, Blow::KillsCalled, Blow::KillsBoth]
                 [self.dice.roll(5) as usize];
+            let (theirs, kills) = match self.ends {
+                Ends::WeCall => (1, [Blow::KillsCalled, Blow::KillsBoth]),
+                _ => (0, [Blow::KillsCaller, Blow::KillsBoth]),
+            };
+            if self.formats[theirs] == "mdbox" && kills.contains(&blow) {
+                // Killed in the middle of a commit, its mdbox is rebuilt, with what was saved there twice.
+                blow = Blow::End;
+            }
             let cut = Cut { to_called, bytes, blow };
             let (code, said) = self.cut(cut);
             let then = [0, 1].map(|end| self.held(end));

@@ -129,6 +129,8 @@ pub(super) struct Outcome {
     pub guid: MailboxGuid,
     pub common: LastCommon,
     pub disturbed: bool,
+    /// If they are not shown to be equal, as something came meanwhile: below which UID both have the same, and how many messages ours has there, at most.
+    pub same_below: Option<(UidValidity, Uid, u32)>,
     /// The peer has all that it was to get.
     pub ended: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
@@ -452,6 +454,7 @@ impl Exchange {
             _ => BTreeMap::new(),
         };
         Outcome {
+            same_below: self.same_below().filter(|_| known_to_both && !equal),
             guids,
             settled: self.left.filter(|_| equal).map(|status| (status, self.theirs.first_recent_uid)),
             guid: self.ours.mailbox_guid,
