@@ -89,19 +89,28 @@ impl World {
         deaf: Deaf,
         bytes: u64,
     ) -> (i32, String) {
-        let (mut command, other) = self.ends_of(ends, mode, a, b);
-        let script = self.path("cut-off");
-        let other: Vec<String> =
-            other.iter().map(|word| format!("'{}'", word.to_str().expect("UTF-8"))).collect();
-        let other = other.join(" ");
         // `dd` passes each byte on at once.
         let cut = format!("dd bs=1 count={bytes} status=none");
-        let line = match deaf {
+        self.through(ends, mode, (a, b), |other| match deaf {
             Deaf::Called => format!("{cut} | {other}"),
             // The shell goes, too, so that it sees the end.
             Deaf::Calling => format!("{other} | {{ {cut}; kill $$; }}"),
-        };
-        fs::write(&script, format!("{line}\n")).expect("written");
+        })
+    }
+
+    /// The same, in which a shell runs what is made of the words that call the other end.
+    pub fn through(
+        &self,
+        ends: Ends,
+        mode: &[&str],
+        (a, b): (&str, &str),
+        script_of: impl FnOnce(&str) -> String,
+    ) -> (i32, String) {
+        let (mut command, other) = self.ends_of(ends, mode, a, b);
+        let script = self.path("through");
+        let other: Vec<String> =
+            other.iter().map(|word| format!("'{}'", word.to_str().expect("UTF-8"))).collect();
+        fs::write(&script, format!("{}\n", script_of(&other.join(" ")))).expect("written");
         command.arg("/bin/sh").arg(script);
         run(command)
     }

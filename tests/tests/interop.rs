@@ -4,6 +4,8 @@
 mod account;
 #[path = "interop/ahead.rs"]
 mod ahead;
+#[path = "interop/cuts.rs"]
+mod cuts;
 #[path = "interop/directories.rs"]
 mod directories;
 #[path = "interop/failing.rs"]

@@ -45,6 +45,7 @@ impl Brain {
             self.report.state = Some(next);
         }
         self.settled.write(&mut *self.storage);
+        self.unfinished.write(&mut *self.storage).map_err(at("all is synchronised, but cannot be noted"))?;
         if let Some(guids) = &self.guids {
             guids.write(&mut *self.storage);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsync_merge::Pair;
+use dsync_merge::{Direction, End, Pair};
 use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -49,9 +49,16 @@ impl Brain {
                 }
             },
         };
+        let unfinished = self.direction == Direction::TwoWay
+            && self
+                .unfinished
+                .begin(&mut *self.storage, pair.guid)
+                .map_err(at("cannot note that a mailbox is under way"))?;
         let terms = exchange::Terms {
+            unfinished,
             end: self.end,
             direction: self.direction,
+            peer_is_first: self.end == End::Initiator || self.is_called_by_dovecot(),
             requests: self.handshake.send_mail_requests,
             attributes: self.minor >= 1,
             known,
@@ -144,6 +151,12 @@ impl Brain {
         HeaderHash { names, is_filtered: self.minor >= 4 }
     }
 
+    /// Whether the master is no dsync, which waits for how a slave stands: of the two only a Dovecot ends its list of headers with a separator.
+    fn is_called_by_dovecot(&self) -> bool {
+        let headers = self.handshake.hashed_headers.as_ref().and_then(|headers| headers.0.last());
+        self.end == End::Responder && headers.is_some_and(Vec::is_empty)
+    }
+
     pub(super) fn hear(&mut self) -> Result<(), SessionError> {
         while let Some(exchange) = self.exchange.as_mut().filter(|exchange| !exchange.has_read_all())
             && let Some(event) = self.inbox.pop_front()
@@ -204,6 +217,11 @@ impl Brain {
         if let Some((status, first_recent)) = outcome.settled {
             self.settled.put(&status, first_recent);
             self.keep_guids(&status, &outcome.guids);
+        } else if let Some((uid_validity, below, messages)) = outcome.same_below {
+            self.settled.put_below(outcome.guid, uid_validity, below, messages);
+        }
+        if outcome.ended {
+            self.unfinished.end(outcome.guid);
         }
         if outcome.disturbed {
             self.counters.disturbed += 1;

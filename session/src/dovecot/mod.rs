@@ -25,6 +25,7 @@ mod pairs;
 mod settled;
 mod start;
 mod trees;
+mod unfinished;
 mod unlisted;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -44,6 +45,7 @@ pub use choice::Names;
 use exchange::{Exchange, Opened};
 use guids::Guids;
 pub use settled::Settled;
+use unfinished::Unfinished;
 
 /// What a brain wants.
 pub enum Output {
@@ -115,6 +117,7 @@ pub struct Brain {
     /// How many of the plan's pairs lie before the one that the master comes to next, if it goes by their names as we do.
     answered: usize,
     settled: Settled,
+    unfinished: Unfinished,
     /// Where our storage keeps no GUIDs of what it saves (mbox): what the peer calls its messages.
     guids: Option<Guids>,
     /// What `-s` gave; at the slave, what the master told of it.
@@ -189,6 +192,7 @@ impl Brain {
             ahead: None,
             answered: 0,
             settled: Settled::default(),
+            unfinished: Unfinished::default(),
             guids: None,
             state: SyncState::default(),
             wants_state: false,

@@ -3,7 +3,7 @@
 //! In a run for changes both ends pass over a mailbox whose six counters are equal, though each may have got another message. Of these the
 //! first recent UID is of no use here, as nobody keeps `\Recent`: so it is told such that the counters differ, unless this end is as it was left.
 //!
-//! Kept in the note `dovecot-settled`, for each host. Losing it costs a comparison, nothing else.
+//! Kept in the note `dovecot-settled`, for each host. Losing it costs a comparison, and proof of expunges (`exchange/gone.rs`).
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -88,6 +88,19 @@ impl Settled {
     pub fn put(&mut self, status: &MailboxStatus, first_recent: u32) {
         let entry = (image(status), first_recent);
         self.is_changed |= self.known.insert((self.host, status.guid), entry) != Some(entry);
+    }
+
+    /// Notes below which UID both ends have the same, so many messages at most, though more came meanwhile: if less than that was known.
+    pub fn put_below(&mut self, guid: MailboxGuid, uid_validity: UidValidity, below: Uid, messages: u32) {
+        if self.left(guid).is_some_and(|(known, left)| known == uid_validity && left >= below) {
+            return;
+        }
+        // No status has the modseq 0, so that this is no mailbox's present one.
+        let mut left = [0; 36];
+        left[0..4].copy_from_slice(&uid_validity.get().to_le_bytes());
+        left[4..8].copy_from_slice(&below.get().to_le_bytes());
+        left[8..12].copy_from_slice(&messages.to_le_bytes());
+        self.is_changed |= self.known.insert((self.host, guid), (left, NEVER)) != Some((left, NEVER));
     }
 
     /// Forgets how a mailbox was left: its counters will not be equal, so it is opened before they are told.

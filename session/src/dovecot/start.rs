@@ -7,6 +7,7 @@ use dsync_proto::dovecot::items::{self, Elements, Item};
 use super::choice::namespaces;
 use super::guids::Guids;
 use super::settled::Settled;
+use super::unfinished::Unfinished;
 use super::{Brain, Stage, at, chain, filtering, lines, unexpected};
 use crate::{SessionError, listing};
 
@@ -101,6 +102,7 @@ impl Brain {
         };
         self.lock = Some((lock, user));
         self.settled = Settled::read(&mut *self.storage, &host);
+        self.unfinished = Unfinished::read(&mut *self.storage, self.settled.host());
         let (tree, problems) = listing::list(&mut *self.storage, |_| true)?;
         if self.storage.location().starts_with("mbox:") {
             let whole = problems.is_empty().then_some(&tree);

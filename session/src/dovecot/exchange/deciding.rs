@@ -1,10 +1,12 @@
 //! What is to be done in one mailbox, once both lists are here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::dovecot::{self, From, Save};
 use dsync_merge::{Both, Desync, Direction, End, MailboxView};
-use dsync_model::{MailboxStatus, MessageAction, MessageChange, ModSeq, Uid, UidSet, UidValidity};
+use dsync_model::{
+    MailboxStatus, MessageAction, MessageChange, MessageGuid, ModSeq, Uid, UidSet, UidValidity,
+};
 use dsync_proto::dovecot::items;
 
 use super::hashing::{Hashing, guid_of};
@@ -16,6 +18,7 @@ impl Exchange {
     /// Both lists are here: what is to be done?
     pub(super) fn decide(&mut self, progress: &mut Progress) -> Result<(), SessionError> {
         let gone = self.follow_gone();
+        let mut apart = Vec::new();
         // All at once, as what is done first may give them other UIDs.
         self.hash_own(self.own.len())?;
         let modseq = ModSeq::new(self.theirs.highest_modseq)
@@ -27,6 +30,10 @@ impl Exchange {
                 let mut plan = self.decide_alike(modseq)?;
                 let common = plan.common.min(self.common_there(modseq)?.unwrap_or(plan.common));
                 if self.keep_gone(common) {
+                    plan = self.decide_alike(modseq)?;
+                }
+                apart = self.take_apart(&plan);
+                if !apart.is_empty() {
                     plan = self.decide_alike(modseq)?;
                 }
                 plan.expunges.extend(gone);
@@ -45,7 +52,8 @@ impl Exchange {
                 return Err(SessionError::Peer("lists messages where it only receives".into()));
             }
         };
-        self.act(plan, actions, progress)
+        self.act(plan, actions, progress)?;
+        self.move_apart(apart)
     }
 
     /// As the peer decides, which is a Dovecot.
@@ -173,19 +181,42 @@ impl Exchange {
             }
         }
         self.to_come = plan.saves.iter().map(|save| save.uid).collect();
-        self.plan = Some(plan);
-        let first = self.to_come.first();
-        let behind = |action: &MessageAction| matches!(action, MessageAction::Renumber { to, .. } if first.is_some_and(|first| to > first));
-        // UIDs are given in ascending order: an index tells a UID below UIDNEXT only by being made anew, and what its log knew of
-        // expunges and changed flags is lost. A mirror has to make room first.
+        // A mirror has to make room first.
         let mirrors = matches!(self.terms.direction, Direction::Mirror { .. });
-        if !mirrors && actions.iter().any(behind) {
+        self.unlike_from = if mirrors { None } else { self.unlike_from(&plan) };
+        self.plan = Some(plan);
+        let renumbers = |action: &MessageAction| matches!(action, MessageAction::Renumber { .. });
+        if !mirrors && actions.iter().any(renumbers) {
             self.waiting = actions;
         } else if !actions.is_empty() || self.uid_validity.is_some() {
             self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
             self.commit()?;
         }
         Ok(())
+    }
+}
+
+impl Exchange {
+    /// The lowest UID, of those that a message has and those that it gets, at which the ends are unlike until both have done their part, or this one has got all.
+    fn unlike_from(&self, plan: &Plan) -> Option<Uid> {
+        let new = |list: &[MessageChange]| -> BTreeSet<(Uid, MessageGuid)> {
+            let saves = list.iter().filter_map(|change| match change {
+                MessageChange::Save { uid, guid, .. } => Some((*uid, guid.clone())),
+                MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
+            });
+            saves.filter(|(uid, _)| uid.get() > plan.common).collect()
+        };
+        let (own, peer) = (new(&self.own), new(&self.peer));
+        let comes_as_it_is = |uid: Uid| {
+            let at = plan.saves.binary_search_by_key(&uid, |save| save.uid).ok();
+            at.is_some_and(|at| plan.saves[at].from == From::Peer(uid))
+        };
+        // What is to have another UID gets a higher one.
+        let ours = own.difference(&peer).next();
+        let theirs = peer
+            .difference(&own)
+            .find(|(uid, _)| !comes_as_it_is(*uid) && !self.kept_back.contains(uid.get()));
+        [ours, theirs].into_iter().flatten().map(|(uid, _)| *uid).min()
     }
 }
 

@@ -10,7 +10,7 @@
 //! is common to both: then Dovecot believes the expunge.
 
 use dsync_merge::Direction;
-use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid};
+use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid, UidValidity};
 use dsync_proto::dovecot::items;
 
 use super::{Exchange, List, Part};
@@ -29,10 +29,34 @@ impl Exchange {
         (merges && same && complete).then_some(uid_next)
     }
 
+    /// Below which UID both ends have the same now, and how many messages ours has there, at most.
+    ///
+    /// What is new gets UIDs from the UIDNEXT of both on as they told it, what was unlike below has gone there, and what is delivered meanwhile comes there, too: so below the
+    /// lower one both have what they agreed on, if neither found anything disturbed.
+    pub(super) fn same_below(&self) -> Option<(UidValidity, Uid, u32)> {
+        let plain = self.terms.known.is_none() && self.terms.filter.is_empty() && self.hashing.is_none();
+        let whole = !self.disturbed && !self.gave_up && self.not_kept.is_empty() && self.problems.is_empty();
+        if self.terms.direction != Direction::TwoWay
+            || !plain
+            || !whole
+            || self.ours.uid_validity != self.theirs.uid_validity
+        {
+            return None;
+        }
+        let common = [&self.said, &self.heard].map(|state| state.as_ref().map(|state| state.last_common_uid));
+        let [said, heard] = common;
+        let below = self.ours.uid_next.min(self.theirs.uid_next).min(said?.min(heard?).saturating_add(1));
+        let own = self.own.iter().take_while(|change| change.uid().get() < below);
+        let messages = own.filter(|change| matches!(change, MessageChange::Save { .. })).count();
+        Some((UidValidity::new(self.ours.uid_validity)?, Uid::new(below)?, u32::try_from(messages).ok()?))
+    }
+
     /// Whether our list waits for the peer's, as one of them may lack what both once had.
     pub fn waits_for_list(&self) -> bool {
         let waits = self.writing.front() == Some(&List::Changes) && self.told == 0 && self.plan.is_none();
-        waits && self.part == Part::Both && (self.hashing.is_some() || (self.may_lack() && !self.goes_first))
+        waits
+            && self.part == Part::Both
+            && (self.hashing.is_some() || ((self.may_lack() || self.terms.unfinished) && !self.goes_first))
     }
 
     /// Whether our list may be told before the peer's, if the peer waits, too.

@@ -2,8 +2,9 @@
 //!
 //! Both directions run at once: what comes in is always taken, what goes out waits for what the rules say it must wait for. Here are
 //! the beginning, what comes in, and the outcome; `opened` is a mailbox before that, `deciding` has the plan, `hashing` what is compared without GUIDs, `gone` what was expunged there, `named` an mbox with the peer's GUIDs, `sending` what goes out, `receiving` the bodies and the end,
-//! `sparing` what is done about an error of our mailbox.
+//! `sparing` what is done about an error of our mailbox, `apart` what the peer may lack since a session broke off.
 
+mod apart;
 mod deciding;
 mod gone;
 mod hashing;
@@ -41,6 +42,8 @@ const ENTRIES_MAX: usize = 20_000_000;
 pub(super) struct Terms {
     pub end: End,
     pub direction: Direction,
+    /// The peer says how it stands without waiting for us.
+    pub peer_is_first: bool,
     /// Bodies are asked for; else all that is listed is sent.
     pub requests: bool,
     /// Attributes are listed.
@@ -53,6 +56,8 @@ pub(super) struct Terms {
     pub header_hash: HeaderHash,
     /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
     pub left: Option<(UidValidity, Uid)>,
+    /// The last session with this mailbox did not come to its end.
+    pub unfinished: bool,
     /// How many messages it had then.
     pub left_messages: Option<u32>,
     /// Where our end keeps no GUIDs: what the peer calls its messages.
@@ -125,6 +130,10 @@ pub(super) struct Outcome {
     pub guid: MailboxGuid,
     pub common: LastCommon,
     pub disturbed: bool,
+    /// If they are not shown to be equal, as something came meanwhile: below which UID both have the same, and how many messages ours has there, at most.
+    pub same_below: Option<(UidValidity, Uid, u32)>,
+    /// The peer has all that it was to get.
+    pub ended: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
     pub settled: Option<(MailboxStatus, u32)>,
     /// Where our end keeps no GUIDs: what the peer calls the messages that are here now.
@@ -170,6 +179,8 @@ pub(super) struct Exchange {
     unsaved_max: Option<Uid>,
     /// UIDs that are still to come, bodies and copies.
     to_come: BTreeSet<Uid>,
+    /// The lowest UID at which the ends are not yet alike, where that depends on what the peer does.
+    unlike_from: Option<Uid>,
     /// Actions that wait for saves below the UIDs that they give.
     waiting: Vec<MessageAction>,
     /// UIDs that messages of our list get.
@@ -255,6 +266,7 @@ impl Exchange {
             unsaved: (0, 0),
             unsaved_max: None,
             to_come: BTreeSet::new(),
+            unlike_from: None,
             waiting: Vec::new(),
             moved: BTreeMap::new(),
             asked: VecDeque::new(),
@@ -415,11 +427,13 @@ impl Exchange {
             _ => BTreeMap::new(),
         };
         Outcome {
+            same_below: self.same_below().filter(|_| known_to_both && !equal),
             guids,
             settled: self.left.filter(|_| equal).map(|status| (status, self.theirs.first_recent_uid)),
             guid: self.ours.mailbox_guid,
             common,
             disturbed: self.disturbed,
+            ended: self.heard.as_ref().is_some_and(|state| state.last_uidvalidity != 0),
             problems: self.problems,
             notes: [self.notes, self.attributes.notes].concat(),
             report: self.report,

@@ -5,12 +5,12 @@ use dsync_model::{MessageAction, ModSeq, NewMessage, NotKept, Timestamp, Uid};
 use dsync_proto::dovecot::items;
 use dsync_storage::Goal;
 
-use super::{Exchange, Incoming, at};
+use super::{Exchange, Incoming, List, Part, at};
 use crate::{Progress, SessionError, commits};
 
 impl Exchange {
     pub(super) fn goal(&self) -> Goal {
-        let unfinished = !self.to_come.is_empty();
+        let unfinished = self.pending_from().is_some();
         // The counters move past what is still to come only when it has come.
         let plan = self.plan.as_ref().filter(|_| !unfinished);
         let (uid_next, modseq) = plan.map_or((0, 0), |plan| (plan.uid_next_min, plan.modseq_min));
@@ -23,9 +23,9 @@ impl Exchange {
     }
 
     pub(super) fn commit(&mut self) -> Result<(), SessionError> {
-        let next = self.to_come.first();
+        let next = self.pending_from();
         let (now, later) = std::mem::take(&mut self.waiting).into_iter().partition(|action| match action {
-            MessageAction::Renumber { to, .. } => next.is_none_or(|next| to < next),
+            MessageAction::Renumber { to, .. } => next.is_none_or(|next| *to < next),
             MessageAction::Flags { .. } | MessageAction::Expunge { .. } => next.is_none(),
         });
         self.waiting = later;
@@ -36,9 +36,19 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether nothing is to come below what came. What is not there, below what both ends have, would count as expunged here in the next run, if
+    /// The lowest UID from which on something is still to come, here or there.
+    fn pending_from(&self) -> Option<Uid> {
+        [self.to_come.first().copied(), self.unlike_from].into_iter().flatten().min()
+    }
+
+    /// Whether nothing is to come below what came, here or there. What an end lacks, below what both have, would count as expunged there in the next run, if
     /// that is the next thing after a commit.
-    pub(super) fn is_ascending(&self) -> bool {
+    fn is_ascending(&self) -> bool {
+        self.pending_from().is_none_or(|next| self.unsaved_max < Some(next))
+    }
+
+    /// Whether nothing is to come here below what came.
+    pub(super) fn comes_ascending(&self) -> bool {
         self.to_come.first().copied().is_none_or(|next| self.unsaved_max < Some(next))
     }
 
@@ -133,8 +143,26 @@ impl Exchange {
         }
     }
 
+    /// Whether the peer has yet to say that it is through: until then it may lack what it is to have below what came here.
+    pub(super) fn waits_for_state(&self) -> bool {
+        self.writing.front() == Some(&List::State)
+            && self.reading.front() == Some(&List::State)
+            && self.unlike_from.is_some()
+            && self.part == Part::Both
+            && self.terms.peer_is_first
+            && !self.gave_up
+    }
+
     /// Makes durable what came, then removes what is to go; and tells how this end stands.
     pub(super) fn close(&mut self) -> Result<items::State, SessionError> {
+        if self.part == Part::Both && self.heard.as_ref().is_some_and(|state| state.last_uidvalidity == 0) {
+            // It could not go on, and has not all that it is to have: what came here waits for the next run, too.
+            if self.unlike_from.is_some() && !self.gave_up {
+                self.give_up();
+                self.disturbed = true;
+            }
+        }
+        self.unlike_from = None;
         let mut state = items::State {
             mailbox_guid: self.ours.mailbox_guid,
             last_uidvalidity: self.ours.uid_validity,

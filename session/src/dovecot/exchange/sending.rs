@@ -74,7 +74,7 @@ impl Exchange {
                 }
             }
             List::State => {
-                if self.reading.iter().any(|list| *list != List::State) {
+                if self.reading.iter().any(|list| *list != List::State) || self.waits_for_state() {
                     return Ok(false);
                 }
                 let state = self.close()?;

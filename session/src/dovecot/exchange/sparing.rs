@@ -56,7 +56,7 @@ impl Exchange {
         self.writing.contains(&List::Changes) && reads
     }
 
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.gave_up = true;
         self.mailbox.abandon_save();
         if self.incoming.is_some() {
@@ -67,6 +67,7 @@ impl Exchange {
         self.waiting.clear();
         self.copies.clear();
         self.to_come.clear();
+        self.unlike_from = None;
     }
 
     /// The new messages of which the peer asked for this one: it asks once for all that have one GUID.
@@ -87,7 +88,8 @@ impl Exchange {
     fn set_apart(&mut self, uid: Uid) -> Result<(), SessionError> {
         let taken = || StorageError::Impossible("a message that cannot be read gets no other UID".into());
         let context = format!("{}: UID {uid}", self.name);
-        if self.gave_up || !self.is_ascending() {
+        // What came is made durable with it, though the peer may lack something below: if the session breaks off now, the next one knows (`apart`).
+        if self.gave_up || !self.comes_ascending() {
             return Err(at(context)(taken()));
         }
         let is_its_own =

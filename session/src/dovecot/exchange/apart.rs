@@ -1,0 +1,81 @@
+//! What a Dovecot may not have got when a session broke off is new to it once more, rather than expunged by it.
+//!
+//! It gets several messages of one GUID with one body, and renumbers and copies what it has itself at once: cut off, it has those, and lacks what was to come
+//! below. So of a mailbox whose last session did not end, what it lacks below a common UID gets a UID above all that both ends will know, before it is told of
+//! anything; it is new in the next run. What users of the Dovecot expunged in between comes back with it, where its log does not tell: kept rather than lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dsync_merge::dovecot::Plan;
+use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid};
+use dsync_storage::{Goal, StorageError};
+
+use super::{Exchange, List, Part, at};
+use crate::SessionError;
+
+/// How often UIDs are looked for that nobody else takes.
+const TRIES: usize = 5;
+
+impl Exchange {
+    /// Takes out of our list, before it is told, what this plan has for expunged there, though the peer may never have got it.
+    pub(super) fn take_apart(&mut self, plan: &Plan) -> Vec<Uid> {
+        let is_untold = self.told == 0 && self.writing.contains(&List::Changes);
+        let complete = self.terms.known.is_none() && self.hashing.is_none();
+        if !self.terms.unfinished || !is_untold || !complete || self.part != Part::Both {
+            return Vec::new();
+        }
+        let left = self.terms.left.filter(|(validity, _)| validity.get() == self.ours.uid_validity);
+        let from = left.map_or(Uid::MIN, |(_, uid_next)| uid_next);
+        let told: BTreeSet<Uid> = self.peer.iter().map(MessageChange::uid).collect();
+        // What it has under a higher UID is that message.
+        let mut comes: BTreeMap<&MessageGuid, usize> = BTreeMap::new();
+        plan.saves.iter().for_each(|save| *comes.entry(&save.guid).or_default() += 1);
+        let mut apart = Vec::new();
+        for action in &plan.expunges {
+            let MessageAction::Expunge { uid, guid: Some(guid) } = action else { continue };
+            if *uid < from || uid.get() > plan.common || told.contains(uid) {
+                continue;
+            }
+            match comes.get_mut(guid).filter(|count| **count > 0) {
+                Some(count) => *count -= 1,
+                None => apart.push(*uid),
+            }
+        }
+        apart.sort_unstable();
+        self.own.retain(|change| apart.binary_search(&change.uid()).is_err());
+        apart
+    }
+
+    /// Gives these UIDs above all others, and makes that durable.
+    pub(super) fn move_apart(&mut self, mut apart: Vec<Uid>) -> Result<(), SessionError> {
+        if apart.is_empty() {
+            return Ok(());
+        }
+        self.notes.push(format!(
+            "{}: {} that the other end may not have got when a session broke off go there with the next run",
+            self.name,
+            apart.len()
+        ));
+        self.disturbed = true;
+        let planned = self.plan.as_ref().map_or(0, |plan| plan.uid_next_min);
+        let floor = planned.max(self.ours.uid_next).max(self.theirs.uid_next);
+        for _ in 0..TRIES {
+            let status = self.mailbox.status().map_err(at(self.name.clone()))?;
+            let first = status.uid_next.get().max(floor);
+            let pairs: Vec<(Uid, Uid)> =
+                apart.iter().zip(first..).filter_map(|(from, to)| Some((*from, Uid::new(to)?))).collect();
+            let renumber = |(from, to): &(Uid, Uid)| MessageAction::Renumber { from: *from, to: *to };
+            let actions: Vec<MessageAction> = pairs.iter().map(renumber).collect();
+            self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
+            let goal = Goal { uid_next_min: status.uid_next, unfinished: true, ..self.goal() };
+            let not_kept = self.commit_to(goal)?;
+            let fits = pairs.len() == apart.len();
+            apart = pairs.iter().filter(|(_, to)| not_kept.contains_key(to)).map(|(from, _)| *from).collect();
+            if apart.is_empty() && fits {
+                return Ok(());
+            }
+        }
+        let text = "what the other end may not have got gets no other UIDs".into();
+        Err(at(self.name.clone())(StorageError::Impossible(text)))
+    }
+}
