@@ -65,7 +65,6 @@ impl Brain {
             filter: (*self.filter).clone(),
             header_hash: self.header_hash(),
             left: self.settled.left(pair.guid),
-            left_messages: self.settled.left_messages(pair.guid),
             guids: self
                 .guids
                 .as_ref()
@@ -217,8 +216,8 @@ impl Brain {
         if let Some((status, first_recent)) = outcome.settled {
             self.settled.put(&status, first_recent);
             self.keep_guids(&status, &outcome.guids);
-        } else if let Some((uid_validity, below, messages)) = outcome.same_below {
-            self.settled.put_below(outcome.guid, uid_validity, below, messages);
+        } else if let Some(left) = outcome.same_below {
+            self.settled.put_left(outcome.guid, left);
         }
         if outcome.ended {
             self.unfinished.end(outcome.guid);

@@ -27,6 +27,16 @@ pub struct Settled {
     is_changed: bool,
 }
 
+/// What both ends had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Left {
+    pub uid_validity: UidValidity,
+    /// All below this UID: UIDNEXT, if nothing came meanwhile.
+    pub below: Uid,
+    /// How many messages that were, at most.
+    pub messages: u32,
+}
+
 impl Settled {
     /// Reads the note; one that cannot be read is as good as none.
     pub fn read(storage: &mut dyn Storage, host: &[u8]) -> Settled {
@@ -60,17 +70,15 @@ impl Settled {
         }
     }
 
-    /// UIDVALIDITY and UIDNEXT of the mailbox when it was last settled.
-    pub fn left(&self, guid: MailboxGuid) -> Option<(UidValidity, Uid)> {
+    /// What of a mailbox both ends had when it was last settled.
+    pub fn left(&self, guid: MailboxGuid) -> Option<Left> {
         let (left, _) = self.known.get(&(self.host, guid))?;
         let number = |at: usize| Some(u32::from_le_bytes(left[at..at + 4].try_into().ok()?));
-        Some((UidValidity::new(number(0)?)?, Uid::new(number(4)?)?))
-    }
-
-    /// How many messages were in the mailbox when it was last settled.
-    pub fn left_messages(&self, guid: MailboxGuid) -> Option<u32> {
-        let (left, _) = self.known.get(&(self.host, guid))?;
-        Some(u32::from_le_bytes(left[8..12].try_into().ok()?))
+        Some(Left {
+            uid_validity: UidValidity::new(number(0)?)?,
+            below: Uid::new(number(4)?)?,
+            messages: number(8)?,
+        })
     }
 
     /// Whether there were messages in the mailbox when it was last settled, under this UIDVALIDITY.
@@ -90,16 +98,17 @@ impl Settled {
         self.is_changed |= self.known.insert((self.host, status.guid), entry) != Some(entry);
     }
 
-    /// Notes below which UID both ends have the same, so many messages at most, though more came meanwhile: if less than that was known.
-    pub fn put_below(&mut self, guid: MailboxGuid, uid_validity: UidValidity, below: Uid, messages: u32) {
-        if self.left(guid).is_some_and(|(known, left)| known == uid_validity && left >= below) {
+    /// Notes what both ends have though more came meanwhile, if less than that was known.
+    pub fn put_left(&mut self, guid: MailboxGuid, now: Left) {
+        let known = self.left(guid);
+        if known.is_some_and(|known| known.uid_validity == now.uid_validity && known.below >= now.below) {
             return;
         }
         // No status has the modseq 0, so that this is no mailbox's present one.
         let mut left = [0; 36];
-        left[0..4].copy_from_slice(&uid_validity.get().to_le_bytes());
-        left[4..8].copy_from_slice(&below.get().to_le_bytes());
-        left[8..12].copy_from_slice(&messages.to_le_bytes());
+        left[0..4].copy_from_slice(&now.uid_validity.get().to_le_bytes());
+        left[4..8].copy_from_slice(&now.below.get().to_le_bytes());
+        left[8..12].copy_from_slice(&now.messages.to_le_bytes());
         self.is_changed |= self.known.insert((self.host, guid), (left, NEVER)) != Some((left, NEVER));
     }
 
@@ -180,7 +189,8 @@ mod tests {
             assert_eq!((settled.ask(&status), settled.answer(&status, 2)), expected);
             assert_eq!((settled.ask(&changed), settled.answer(&changed, 2)), (NEVER, NEVER));
             assert_eq!(settled.answer(&changed, NEVER), 1);
-            let left = (host == b"there").then_some((status.uid_validity, status.uid_next));
+            let MailboxStatus { uid_validity, uid_next: below, messages, .. } = status;
+            let left = (host == b"there").then_some(Left { uid_validity, below, messages });
             assert_eq!(settled.left(status.guid), left);
         }
         storage.write_note(NOTE, b"dsyncds1 and no more").unwrap();

@@ -24,8 +24,8 @@ impl Exchange {
         if !self.terms.unfinished || !is_untold || !complete || self.part != Part::Both {
             return Vec::new();
         }
-        let left = self.terms.left.filter(|(validity, _)| validity.get() == self.ours.uid_validity);
-        let from = left.map_or(Uid::MIN, |(_, uid_next)| uid_next);
+        let left = self.terms.left.filter(|left| left.uid_validity.get() == self.ours.uid_validity);
+        let from = left.map_or(Uid::MIN, |left| left.below);
         let told: BTreeSet<Uid> = self.peer.iter().map(MessageChange::uid).collect();
         // What it has under a higher UID is that message.
         let mut comes: BTreeMap<&MessageGuid, usize> = BTreeMap::new();

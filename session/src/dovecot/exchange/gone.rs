@@ -13,27 +13,27 @@ use dsync_merge::Direction;
 use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid, UidValidity};
 use dsync_proto::dovecot::items;
 
+use super::super::settled::Left;
 use super::{Exchange, List, Part};
 
 impl Exchange {
     /// Below this UID both ends had the same messages when they were last found equal. `None`: never, or the UIDs do not mean the same any more.
     fn equal_below(&self) -> Option<Uid> {
-        let (uid_validity, uid_next) = self.terms.left?;
+        let Left { uid_validity, below, .. } = self.terms.left?;
         let lines = [&self.ours, &self.theirs];
         // An end whose UIDNEXT went back was put back to what it was before that.
-        let same = lines
-            .iter()
-            .all(|line| line.uid_validity == uid_validity.get() && line.uid_next >= uid_next.get());
+        let same =
+            lines.iter().all(|line| line.uid_validity == uid_validity.get() && line.uid_next >= below.get());
         let merges = !matches!(self.terms.direction, Direction::Mirror { .. });
         let complete = self.terms.known.is_none() && self.terms.filter.is_empty();
-        (merges && same && complete).then_some(uid_next)
+        (merges && same && complete).then_some(below)
     }
 
-    /// Below which UID both ends have the same now, and how many messages ours has there, at most.
+    /// What both ends have the same now.
     ///
     /// What is new gets UIDs from the UIDNEXT of both on as they told it, what was unlike below has gone there, and what is delivered meanwhile comes there, too: so below the
     /// lower one both have what they agreed on, if neither found anything disturbed.
-    pub(super) fn same_below(&self) -> Option<(UidValidity, Uid, u32)> {
+    pub(super) fn same_below(&self) -> Option<Left> {
         let plain = self.terms.known.is_none() && self.terms.filter.is_empty() && self.hashing.is_none();
         let whole = !self.disturbed && !self.gave_up && self.not_kept.is_empty() && self.problems.is_empty();
         if self.terms.direction != Direction::TwoWay
@@ -48,7 +48,11 @@ impl Exchange {
         let below = self.ours.uid_next.min(self.theirs.uid_next).min(said?.min(heard?).saturating_add(1));
         let own = self.own.iter().take_while(|change| change.uid().get() < below);
         let messages = own.filter(|change| matches!(change, MessageChange::Save { .. })).count();
-        Some((UidValidity::new(self.ours.uid_validity)?, Uid::new(below)?, u32::try_from(messages).ok()?))
+        Some(Left {
+            uid_validity: UidValidity::new(self.ours.uid_validity)?,
+            below: Uid::new(below)?,
+            messages: u32::try_from(messages).ok()?,
+        })
     }
 
     /// Whether our list waits for the peer's, as one of them may lack what both once had.
@@ -71,7 +75,8 @@ impl Exchange {
 
     /// Whether an end has fewer messages than there can be, if nothing was expunged since both were equal.
     fn may_lack(&self) -> bool {
-        let (Some(below), Some(before)) = (self.equal_below(), self.terms.left_messages) else {
+        let (Some(below), Some(before)) = (self.equal_below(), self.terms.left.map(|left| left.messages))
+        else {
             return false;
         };
         let lacks = |line: &items::Mailbox| {

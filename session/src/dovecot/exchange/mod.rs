@@ -31,6 +31,7 @@ use self::named::Named;
 pub(super) use self::opened::Opened;
 use super::attributes::Attributes;
 use super::guids::Known;
+use super::settled::Left;
 use super::{at, filtering, lines, unexpected};
 use crate::{MailboxReport, Progress, SessionError};
 
@@ -54,12 +55,10 @@ pub(super) struct Terms {
     pub filter: Filter,
     /// By what messages are compared if one end keeps no GUIDs.
     pub header_hash: HeaderHash,
-    /// UIDVALIDITY and UIDNEXT of ours when both ends were last found equal.
-    pub left: Option<(UidValidity, Uid)>,
+    /// What both ends had when they were last found equal.
+    pub left: Option<Left>,
     /// The last session with this mailbox did not come to its end.
     pub unfinished: bool,
-    /// How many messages it had then.
-    pub left_messages: Option<u32>,
     /// Where our end keeps no GUIDs: what the peer calls its messages.
     pub guids: Option<Known>,
 }
@@ -130,8 +129,8 @@ pub(super) struct Outcome {
     pub guid: MailboxGuid,
     pub common: LastCommon,
     pub disturbed: bool,
-    /// If they are not shown to be equal, as something came meanwhile: below which UID both have the same, and how many messages ours has there, at most.
-    pub same_below: Option<(UidValidity, Uid, u32)>,
+    /// If they are not shown to be equal, as something came meanwhile: what both have.
+    pub same_below: Option<Left>,
     /// The peer has all that it was to get.
     pub ended: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
