@@ -116,6 +116,7 @@ impl Link {
         watch: &mut (dyn FnMut(&Brain) + Send),
     ) -> Result<Box<Report>, SessionError> {
         let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut held = false;
         let mut heard = Instant::now();
         let (mut stop, mut done, mut ended) = (options.stop.clone(), None, false);
         loop {
@@ -140,11 +141,15 @@ impl Link {
                         ended = true;
                     }
                 },
-                written = writer.write_buf(&mut self.output), if !self.output.is_empty() => {
-                    written.map_err(|error| broken(&error))?;
-                    if self.output.is_empty() && !busy {
-                        writer.flush().await.map_err(|error| broken(&error))?;
+                // TLS may hold back what it has taken, until it is flushed.
+                written = async {
+                    if self.output.is_empty() {
+                        writer.flush().await.map(|()| false)
+                    } else {
+                        writer.write_buf(&mut self.output).await.map(|_| true)
                     }
+                }, if held || !self.output.is_empty() => {
+                    held = written.map_err(|error| broken(&error))?;
                     heard = Instant::now();
                 }
                 () = std::future::ready(()), if busy || (ended && self.output.is_empty()) => {}
