@@ -13,6 +13,8 @@ pub mod dovecot;
 mod error;
 #[cfg(feature = "net")]
 pub mod greet;
+#[cfg(all(test, feature = "net"))]
+mod holding;
 #[cfg(feature = "net")]
 pub mod link;
 mod listing;

@@ -274,3 +274,43 @@ fn take(brain: &mut Brain, frame: Frame) -> Result<(), SessionError> {
 fn broken(error: &std::io::Error) -> SessionError {
     SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use dsync_model::{MailboxGuid, MailboxName, StoreId, UidValidity};
+    use dsync_proto::Direction;
+    use dsync_storage::memory::{MemoryStorage, StoredMailbox};
+
+    use super::*;
+    use crate::Job;
+    use crate::holding::Holding;
+
+    /// Whatever is left to do when the last byte is written. A frame that only keeps the connection alive would come too late.
+    #[tokio::test]
+    async fn nothing_is_left_unflushed() {
+        for mailboxes in 0..=WORK_STEPS as u8 {
+            let validity = UidValidity::new(1).unwrap();
+            let [ours, theirs] =
+                [1, 2].map(|id| MemoryStorage::new(StoreId([id; 16]), MailboxGuid([7; 16]), validity));
+            for number in 0..mailboxes {
+                let name = MailboxName::parse(&format!("name {number}"), '/').unwrap();
+                let mailbox = StoredMailbox::new(MailboxGuid([number + 100; 16]), validity);
+                theirs.account().mailboxes.insert(name, mailbox);
+            }
+            let job = Job { direction: Direction::TwoWay, options: dsync_proto::Options::default() };
+            let mut here = Brain::initiator(Box::new(ours.clone()), job);
+            let mut there = Brain::responder(Box::new(theirs.clone()), Duration::ZERO);
+            let (_stop, stop) = watch::channel(false);
+            let options =
+                || Options { silence: KEEP_ALIVE / 3, compress: false, stop: stop.clone(), rawlog: None };
+            let [mut near, mut far] = Holding::pair();
+            let (mut quiet, mut silent) = (|_: &Brain| (), |_: &Brain| ());
+            let (told, heard) = tokio::join!(
+                run(&mut here, &mut near, BytesMut::new(), options(), &mut quiet),
+                run(&mut there, &mut far, BytesMut::new(), options(), &mut silent)
+            );
+            assert!(told.is_ok() && heard.is_ok(), "{mailboxes}: {:?} {:?}", told.err(), heard.err());
+            assert_eq!(ours.account().mailboxes.len(), usize::from(mailboxes) + 1);
+        }
+    }
+}

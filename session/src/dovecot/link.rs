@@ -314,6 +314,7 @@ mod tests {
 
     use super::*;
     use crate::Job;
+    use crate::holding::Holding;
 
     /// A connection that the other end left without a farewell, as one whose process is gone does.
     struct Broken;
@@ -380,6 +381,25 @@ mod tests {
         run(&mut master(&here), &mut stream, Early::default(), &options, None, &mut |_| {}).await?;
         let subscribed = here.account().subscriptions.len();
         Ok(subscribed)
+    }
+
+    /// Whatever is left to do when the last byte is written: one of these numbers of names ends together with a turn of work.
+    #[tokio::test]
+    async fn nothing_is_left_unflushed() {
+        for names in 1..=WORK_STEPS as usize {
+            let [mut here, mut there] = Holding::pair();
+            let (_stop, stop) = tokio::sync::watch::channel(false);
+            let options = Options { silence: Duration::from_secs(5), compress: false, stop, rawlog: None };
+            let (ours, theirs) = (storage(0), storage(names));
+            let mut brains = (master(&ours), Brain::slave(Box::new(theirs.clone()), Duration::ZERO, "there"));
+            let (mut quiet, mut silent) = (|_: &Brain| (), |_: &Brain| ());
+            let (told, heard) = tokio::join!(
+                run(&mut brains.0, &mut here, Early::default(), &options, None, &mut quiet),
+                run(&mut brains.1, &mut there, Early::default(), &options, None, &mut silent)
+            );
+            assert!(told.is_ok() && heard.is_ok(), "{names}: {told:?} {heard:?}");
+            assert_eq!(ours.account().subscriptions.len(), names);
+        }
     }
 
     /// More than is worked on between two looks at the stream, so that its end is seen before.
