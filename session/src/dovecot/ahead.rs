@@ -9,7 +9,7 @@ use super::exchange::Opened;
 use super::{Brain, Stage};
 
 /// Messages that are looked at between two looks at the connection.
-const BATCH: usize = 64;
+const BATCH: usize = 8;
 
 /// A mailbox that was opened before its turn.
 pub(super) struct Ahead {

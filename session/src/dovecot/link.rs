@@ -23,6 +23,8 @@ use crate::{Report, SessionError};
 const SEND_BYTES_HIGH: usize = 1 << 20;
 /// Bytes that may wait to be read: more than the longest line.
 const RECEIVE_BYTES_HIGH: usize = 8 << 20;
+/// Bytes that are made up between two looks at the stream, which has use for them at once.
+const TURN_BYTES: usize = 64 << 10;
 /// Pieces of work between two looks at the stream.
 const WORK_STEPS: u32 = 256;
 /// How long a master waits for a slave that tells nothing of its tree; a Dovecot tells it unasked.
@@ -184,9 +186,13 @@ impl Link {
         if let Some(demux) = &mut self.demux {
             demux.take(&mut self.raw, &mut self.input)?.into_iter().for_each(tell);
         }
+        let enough = self.output.len() + TURN_BYTES;
         for _ in 0..WORK_STEPS {
             if done.is_some() {
                 return Ok(false);
+            }
+            if self.output.len() >= enough {
+                return Ok(true);
             }
             let mut heard = false;
             if brain.is_hungry() {
