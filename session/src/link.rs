@@ -78,6 +78,19 @@ pub async fn run(
     }
 }
 
+/// Writes some of what waits, or flushes if nothing does: TLS may hold back what it has taken until then. Says whether it may. Nothing is lost
+/// where it is dropped before it ends.
+pub(crate) async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    output: &mut BytesMut,
+) -> std::io::Result<bool> {
+    if output.is_empty() {
+        writer.flush().await.map(|()| false)
+    } else {
+        writer.write_buf(output).await.map(|_| true)
+    }
+}
+
 /// Ends a connection whose sessions are over.
 pub async fn close(stream: &mut dyn Stream) {
     if let Ok(Err(error)) = timeout(LAST_WORDS, stream.shutdown()).await {
@@ -133,14 +146,7 @@ impl Link {
                     Ok(_) => heard = Instant::now(),
                     Err(error) => return Err(broken(&error)),
                 },
-                // TLS may hold back what it has taken, until it is flushed.
-                written = async {
-                    if self.output.is_empty() {
-                        writer.flush().await.map(|()| false)
-                    } else {
-                        writer.write_buf(&mut self.output).await.map(|_| true)
-                    }
-                }, if held || !self.output.is_empty() => {
+                written = write(&mut writer, &mut self.output), if held || !self.output.is_empty() => {
                     held = written.map_err(|error| broken(&error))?;
                     spoke = Instant::now();
                 }

@@ -3,7 +3,7 @@
 //! A source tells of no message that it could not send (`Brain::open`). Looking takes a while, which the other end would wait for.
 
 use dsync_merge::{End, Pair};
-use dsync_model::{MailboxGuid, MailboxStatus};
+use dsync_model::MailboxGuid;
 
 use super::exchange::Opened;
 use super::{Brain, Stage};
@@ -45,8 +45,8 @@ impl Brain {
     }
 
     /// The mailbox that was opened ahead, as it is now, if it is this one. What it knew to be readable it knows still.
-    pub(super) fn opened_ahead(&mut self, status: &MailboxStatus) -> dsync_storage::Result<Option<Opened>> {
-        let Some(ahead) = self.ahead.take_if(|ahead| ahead.guid == status.guid) else { return Ok(None) };
+    pub(super) fn opened_ahead(&mut self, guid: MailboxGuid) -> dsync_storage::Result<Option<Opened>> {
+        let Some(ahead) = self.ahead.take_if(|ahead| ahead.guid == guid) else { return Ok(None) };
         ahead.opened.map(Opened::again).transpose()
     }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Brain, Output};
-use crate::link::{Options, READ_BYTES, Stream};
+use crate::link::{Options, READ_BYTES, Stream, write};
 use crate::rawlog::RawLog;
 use crate::{Report, SessionError};
 
@@ -143,14 +143,7 @@ impl Link {
                         ended = true;
                     }
                 },
-                // TLS may hold back what it has taken, until it is flushed.
-                written = async {
-                    if self.output.is_empty() {
-                        writer.flush().await.map(|()| false)
-                    } else {
-                        writer.write_buf(&mut self.output).await.map(|_| true)
-                    }
-                }, if held || !self.output.is_empty() => {
+                written = write(&mut writer, &mut self.output), if held || !self.output.is_empty() => {
                     held = written.map_err(|error| broken(&error))?;
                     heard = Instant::now();
                 }

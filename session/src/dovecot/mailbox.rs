@@ -86,7 +86,7 @@ impl Brain {
         status: &MailboxStatus,
         theirs: Option<(u32, u32)>,
     ) -> dsync_storage::Result<Opened> {
-        let mut opened = match self.opened_ahead(status)? {
+        let mut opened = match self.opened_ahead(status.guid)? {
             Some(opened) => opened,
             None => Opened::new(&mut *self.storage, status.guid)?,
         };

@@ -105,10 +105,7 @@ impl Settled {
             return;
         }
         // No status has the modseq 0, so that this is no mailbox's present one.
-        let mut left = [0; 36];
-        left[0..4].copy_from_slice(&now.uid_validity.get().to_le_bytes());
-        left[4..8].copy_from_slice(&now.below.get().to_le_bytes());
-        left[8..12].copy_from_slice(&now.messages.to_le_bytes());
+        let left = image_of(now);
         self.is_changed |= self.known.insert((self.host, guid), (left, NEVER)) != Some((left, NEVER));
     }
 
@@ -138,12 +135,19 @@ impl Settled {
     }
 }
 
+/// The image of a status of which this alone is known.
+fn image_of(left: Left) -> [u8; 36] {
+    let mut image = [0; 36];
+    image[0..4].copy_from_slice(&left.uid_validity.get().to_le_bytes());
+    image[4..8].copy_from_slice(&left.below.get().to_le_bytes());
+    image[8..12].copy_from_slice(&left.messages.to_le_bytes());
+    image
+}
+
 /// All that a status says beside the GUID.
 fn image(status: &MailboxStatus) -> [u8; 36] {
-    let mut image = [0; 36];
-    image[0..4].copy_from_slice(&status.uid_validity.get().to_le_bytes());
-    image[4..8].copy_from_slice(&status.uid_next.get().to_le_bytes());
-    image[8..12].copy_from_slice(&status.messages.to_le_bytes());
+    let MailboxStatus { uid_validity, uid_next: below, messages, .. } = *status;
+    let mut image = image_of(Left { uid_validity, below, messages });
     image[12..20].copy_from_slice(&status.highest_modseq.get().to_le_bytes());
     image[20..36].copy_from_slice(&status.digest.0.to_le_bytes());
     image

@@ -154,17 +154,16 @@ fn make(path: &Path, place: &Path, recursive: bool) -> Result<()> {
 ///
 /// Where something is there already, and where it cannot be brought there as a whole, it is filled at its place.
 pub fn make_whole(place: &Path, built: &Path, fill: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+    let fill_there = || make_directory(place).and_then(|()| fill(place));
     if super::pretends() || place.exists() {
-        make_directory(place)?;
-        return fill(place);
+        return fill_there();
     }
     place.parent().map_or(Ok(()), make_directory)?;
     make(built, place, false)?;
     match fill(built).and_then(|()| rename(built, place)) {
         Err(StorageError::Io { source, .. }) if is_not_brought(&source) => {
             remove_tree(built)?;
-            make_directory(place)?;
-            fill(place)
+            fill_there()
         }
         Err(error) => {
             remove_tree(built)?;

@@ -23,9 +23,14 @@ fn subjects(world: &World, location: &str, mailbox: &str) -> Vec<String> {
     found
 }
 
+/// Who calls, and who is called.
+fn in_order<'a>(ends: Ends, ours: &'a str, theirs: &'a str) -> (&'a str, &'a str) {
+    if ends == Ends::WeCall { (ours, theirs) } else { (theirs, ours) }
+}
+
 /// Ours is `ours`, whoever calls.
 fn sync(world: &World, ends: Ends, ours: &str, theirs: &str) {
-    let (a, b) = if ends == Ends::WeCall { (ours, theirs) } else { (theirs, ours) };
+    let (a, b) = in_order(ends, ours, theirs);
     world.session(ends, &["sync"], a, b, &[0]);
 }
 
@@ -90,7 +95,7 @@ fn a_mailbox_that_was_put_back_proves_no_expunge() {
         (4..=7).for_each(|n| save(&world, &ours, &format!("n{n}")));
         world.doveadm(&ours, &format!("expunge|mailbox|{BOX}|uid|5:6"));
         for _ in 0..2 {
-            let (a, b) = if ends == Ends::WeCall { (&ours, &theirs) } else { (&theirs, &ours) };
+            let (a, b) = in_order(ends, &ours, &theirs);
             world.session(ends, &["sync"], a, b, &[0, 2]);
         }
         let found = [&ours, &theirs].map(|location| subjects(&world, location, BOX));
@@ -110,7 +115,7 @@ fn what_was_moved_stays_so_though_mail_came_in_every_session() {
     for ends in [Ends::WeCall, Ends::DovecotCalls] {
         let world = World::new();
         let (ours, theirs) = (world.location("sdbox", "ours"), world.location("mdbox", "theirs"));
-        let (a, b) = if ends == Ends::WeCall { (&ours, &theirs) } else { (&theirs, &ours) };
+        let (a, b) = in_order(ends, &ours, &theirs);
         world.doveadm(&ours, &format!("mailbox|create|{BOX}"));
         save(&world, &ours, "m1");
         for round in 1..=3 {

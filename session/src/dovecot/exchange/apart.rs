@@ -10,7 +10,7 @@ use dsync_merge::dovecot::Plan;
 use dsync_model::{MessageAction, MessageChange, MessageGuid, Uid};
 use dsync_storage::{Goal, StorageError};
 
-use super::{Exchange, List, Part, at};
+use super::{Exchange, Part, at};
 use crate::SessionError;
 
 /// How often UIDs are looked for that nobody else takes.
@@ -19,9 +19,8 @@ const TRIES: usize = 5;
 impl Exchange {
     /// Takes out of our list, before it is told, what this plan has for expunged there, though the peer may never have got it.
     pub(super) fn take_apart(&mut self, plan: &Plan) -> Vec<Uid> {
-        let is_untold = self.told == 0 && self.writing.contains(&List::Changes);
         let complete = self.terms.known.is_none() && self.hashing.is_none();
-        if !self.terms.unfinished || !is_untold || !complete || self.part != Part::Both {
+        if !self.terms.unfinished || !self.is_untold() || !complete || self.part != Part::Both {
             return Vec::new();
         }
         let left = self.terms.left.filter(|left| left.uid_validity.get() == self.ours.uid_validity);
@@ -47,7 +46,7 @@ impl Exchange {
     }
 
     /// Gives these UIDs above all others, and makes that durable.
-    pub(super) fn move_apart(&mut self, mut apart: Vec<Uid>) -> Result<(), SessionError> {
+    pub(super) fn move_apart(&mut self, apart: Vec<Uid>) -> Result<(), SessionError> {
         if apart.is_empty() {
             return Ok(());
         }
@@ -57,25 +56,38 @@ impl Exchange {
             apart.len()
         ));
         self.disturbed = true;
+        if self.renumber_above(apart, &self.name.clone())?.is_none() {
+            let text = "what the other end may not have got gets no other UIDs".into();
+            return Err(at(self.name.clone())(StorageError::Impossible(text)));
+        }
+        Ok(())
+    }
+
+    /// Gives these UIDs above all that both ends have or plan, and makes that durable with all that came. Tells the highest; `None`: others take them all the time,
+    /// or there are no more.
+    pub(super) fn renumber_above(
+        &mut self,
+        mut uids: Vec<Uid>,
+        context: &str,
+    ) -> Result<Option<Uid>, SessionError> {
         let planned = self.plan.as_ref().map_or(0, |plan| plan.uid_next_min);
         let floor = planned.max(self.ours.uid_next).max(self.theirs.uid_next);
         for _ in 0..TRIES {
-            let status = self.mailbox.status().map_err(at(self.name.clone()))?;
+            let status = self.mailbox.status().map_err(at(context))?;
             let first = status.uid_next.get().max(floor);
             let pairs: Vec<(Uid, Uid)> =
-                apart.iter().zip(first..).filter_map(|(from, to)| Some((*from, Uid::new(to)?))).collect();
+                uids.iter().zip(first..).filter_map(|(from, to)| Some((*from, Uid::new(to)?))).collect();
+            let (true, Some((_, last))) = (pairs.len() == uids.len(), pairs.last().copied()) else { break };
             let renumber = |(from, to): &(Uid, Uid)| MessageAction::Renumber { from: *from, to: *to };
             let actions: Vec<MessageAction> = pairs.iter().map(renumber).collect();
-            self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
+            self.mailbox.apply(&actions).map_err(at(context))?;
             let goal = Goal { uid_next_min: status.uid_next, unfinished: true, ..self.goal() };
             let not_kept = self.commit_to(goal)?;
-            let fits = pairs.len() == apart.len();
-            apart = pairs.iter().filter(|(_, to)| not_kept.contains_key(to)).map(|(from, _)| *from).collect();
-            if apart.is_empty() && fits {
-                return Ok(());
+            uids = pairs.iter().filter(|(_, to)| not_kept.contains_key(to)).map(|(from, _)| *from).collect();
+            if uids.is_empty() {
+                return Ok(Some(last));
             }
         }
-        let text = "what the other end may not have got gets no other UIDs".into();
-        Err(at(self.name.clone())(StorageError::Impossible(text)))
+        Ok(None)
     }
 }

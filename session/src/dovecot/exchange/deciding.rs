@@ -199,14 +199,14 @@ impl Exchange {
 impl Exchange {
     /// The lowest UID, of those that a message has and those that it gets, at which the ends are unlike until both have done their part, or this one has got all.
     fn unlike_from(&self, plan: &Plan) -> Option<Uid> {
-        let new = |list: &[MessageChange]| -> BTreeSet<(Uid, MessageGuid)> {
+        fn new(list: &[MessageChange], common: u32) -> BTreeSet<(Uid, &MessageGuid)> {
             let saves = list.iter().filter_map(|change| match change {
-                MessageChange::Save { uid, guid, .. } => Some((*uid, guid.clone())),
+                MessageChange::Save { uid, guid, .. } => Some((*uid, guid)),
                 MessageChange::Flags { .. } | MessageChange::Expunge { .. } => None,
             });
-            saves.filter(|(uid, _)| uid.get() > plan.common).collect()
-        };
-        let (own, peer) = (new(&self.own), new(&self.peer));
+            saves.filter(|(uid, _)| uid.get() > common).collect()
+        }
+        let (own, peer) = (new(&self.own, plan.common), new(&self.peer, plan.common));
         let comes_as_it_is = |uid: Uid| {
             let at = plan.saves.binary_search_by_key(&uid, |save| save.uid).ok();
             at.is_some_and(|at| plan.saves[at].from == From::Peer(uid))

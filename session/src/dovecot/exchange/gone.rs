@@ -63,6 +63,11 @@ impl Exchange {
             && (self.hashing.is_some() || ((self.may_lack() || self.terms.unfinished) && !self.goes_first))
     }
 
+    /// Whether the peer was told nothing of our list yet, and will be.
+    pub(super) fn is_untold(&self) -> bool {
+        self.told == 0 && self.writing.contains(&List::Changes)
+    }
+
     /// Whether our list may be told before the peer's, if the peer waits, too.
     pub fn may_go_first(&self) -> bool {
         self.hashing.is_none() && self.waits_for_list()
@@ -139,8 +144,7 @@ impl Exchange {
     pub(super) fn follow_gone(&mut self) -> Vec<MessageAction> {
         if self.hashing.is_none() {
             // What was told cannot be taken back.
-            let is_untold = self.told == 0 && self.writing.contains(&List::Changes);
-            return if is_untold && self.part == Part::Both { self.prove_gone() } else { Vec::new() };
+            return if self.is_untold() && self.part == Part::Both { self.prove_gone() } else { Vec::new() };
         }
         let gone = self.half_gone(true);
         let expunge = |(index, change): (usize, MessageChange)| {

@@ -155,12 +155,11 @@ impl Exchange {
 
     /// Makes durable what came, then removes what is to go; and tells how this end stands.
     pub(super) fn close(&mut self) -> Result<items::State, SessionError> {
-        if self.part == Part::Both && self.heard.as_ref().is_some_and(|state| state.last_uidvalidity == 0) {
+        let is_stuck = self.heard.as_ref().is_some_and(|state| state.last_uidvalidity == 0);
+        if is_stuck && self.part == Part::Both && self.unlike_from.is_some() && !self.gave_up {
             // It could not go on, and has not all that it is to have: what came here waits for the next run, too.
-            if self.unlike_from.is_some() && !self.gave_up {
-                self.give_up();
-                self.disturbed = true;
-            }
+            self.give_up();
+            self.disturbed = true;
         }
         self.unlike_from = None;
         let mut state = items::State {

@@ -6,16 +6,13 @@
 use std::collections::VecDeque;
 
 use dsync_model::{MessageAction, MessageChange, Uid};
-use dsync_storage::{Goal, StorageError};
+use dsync_storage::StorageError;
 
 use super::super::{Output, chain};
 use super::hashing::guid_of;
 use super::{Exchange, Incoming, List, Part, Plan, at};
 use crate::SessionError;
 use crate::listing::DISTURBED;
-
-/// How often a UID is looked for that nobody else takes.
-const TRIES: usize = 5;
 
 impl Exchange {
     /// Goes on after an error that concerns this mailbox only, or ends the session with it. `has_gone`: a user has renamed or deleted the mailbox.
@@ -97,19 +94,9 @@ impl Exchange {
         let waits = self.waiting.iter().any(is_its_own);
         self.waiting.retain(|action| !is_its_own(action));
         let from = if waits { uid } else { self.moved.get(&uid).copied().unwrap_or(uid) };
-        let planned = self.plan.as_ref().map_or(0, |plan| plan.uid_next_min);
-        let floor = planned.max(self.ours.uid_next).max(self.theirs.uid_next);
-        for _ in 0..TRIES {
-            let status = self.mailbox.status().map_err(at(context.clone()))?;
-            let Some(to) = Uid::new(status.uid_next.get().max(floor)) else { break };
-            self.mailbox.apply(&[MessageAction::Renumber { from, to }]).map_err(at(context.clone()))?;
-            let unfinished = Goal { uid_next_min: status.uid_next, unfinished: true, ..self.goal() };
-            if !self.commit_to(unfinished)?.contains_key(&to) {
-                self.moved.insert(uid, to);
-                self.disturbed = true;
-                return Ok(());
-            }
-        }
-        Err(at(context)(taken()))
+        let to = self.renumber_above(vec![from], &context)?.ok_or_else(|| at(context)(taken()))?;
+        self.moved.insert(uid, to);
+        self.disturbed = true;
+        Ok(())
     }
 }
