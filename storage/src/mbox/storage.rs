@@ -112,7 +112,7 @@ impl Shared {
         uid_next: Uid,
     ) -> Result<()> {
         let places = self.account.new_places(name, guid)?;
-        refuse_existing(&places.mail, name)?;
+        clear_place(&places.mail, name)?;
         self.remove_beside(&places)?;
         disk::make_directory(places.mail.parent().unwrap_or(&self.account.layout.root))?;
         // The index first: with the file it becomes a mailbox, and nobody gives it another identity.
@@ -178,7 +178,7 @@ impl Shared {
     fn rename(&self, from: &MailboxName, to: &MailboxName) -> Result<()> {
         let layout = &self.account.layout;
         let (old, new) = (layout.places(from)?, layout.places(to)?);
-        refuse_existing(&new.mail, to)?;
+        clear_place(&new.mail, to)?;
         let lock = self.lock(&old, Access::Write)?;
         disk::make_directory(new.mail.parent().unwrap_or(&layout.root))?;
         self.remove_beside(&new)?;
@@ -222,18 +222,31 @@ impl Shared {
 
     fn delete_directory(&self, name: &MailboxName) -> Result<()> {
         let directory = self.account.layout.directory(name)?;
-        if directory.is_dir() {
-            let imap = directory.join(".imap");
-            if imap.is_dir() {
-                disk::remove_empty(&imap)?;
-            }
-            disk::remove_empty(&directory)?;
-        }
+        remove_childless(&directory)?;
         if !directory.exists() {
             self.account.log_directory_deleted(name);
         }
         Ok(())
     }
+}
+
+/// Removes a directory without mailboxes below it.
+fn remove_childless(directory: &Path) -> Result<()> {
+    if !fs::symlink_metadata(directory).is_ok_and(|meta| meta.is_dir()) {
+        return Ok(());
+    }
+    let imap = directory.join(".imap");
+    if imap.is_dir() {
+        disk::remove_empty(&imap)?;
+    }
+    disk::remove_empty(directory)
+}
+
+/// Makes way for a mailbox: a directory without mailboxes below it is one that cannot be selected, and becomes one that can. Fails if
+/// something else lies there.
+fn clear_place(path: &Path, name: &MailboxName) -> Result<()> {
+    remove_childless(path)?;
+    refuse_existing(path, name)
 }
 
 /// Fails if something lies where a mailbox is to be.

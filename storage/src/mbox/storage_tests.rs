@@ -233,7 +233,10 @@ fn what_lies_where_a_mailbox_is_to_be_made_is_named() {
     let things: [(&str, Lay); 3] = [
         ("pipe", |path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap()),
         ("socket", |path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
-        ("directory", |path| fs::create_dir(path).unwrap()),
+        ("directory with a mailbox", |path| {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("Child"), "").unwrap();
+        }),
     ];
     for (what, lay) in things {
         let account = Account::new("");
@@ -257,6 +260,30 @@ fn what_lies_where_a_mailbox_is_to_be_made_is_named() {
     nix::unistd::mkfifo(&account.path("inbox"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let error = account.try_inbox().err().unwrap();
     assert!(error.status() == 65 && error.to_string().contains("is no regular file"), "{error}");
+}
+
+#[test]
+fn a_directory_that_holds_no_mailbox_becomes_one() {
+    let account = Account::new("");
+    let mut storage = account.open();
+    let guid = dsync_model::MailboxGuid([7; 16]);
+    let [first, second] = ["First", "Second"].map(|name| {
+        fs::create_dir_all(account.path(name).join(".imap")).unwrap();
+        MailboxName::parse(name, '/').unwrap()
+    });
+    let (tree, _) = storage.tree().unwrap();
+    assert!(tree[&first].mailbox.is_none() && tree[&second].mailbox.is_none());
+    let create = TreeChange::Create {
+        name: first.clone(),
+        guid,
+        uid_validity: UidValidity::new(77).unwrap(),
+        uid_next: uid(1),
+    };
+    let rename = TreeChange::Rename { guid, from: first, to: second.clone() };
+    for change in [create, rename] {
+        assert!(storage.change_tree(&change).unwrap());
+    }
+    assert_eq!(account.open().tree().unwrap().0[&second].mailbox.as_ref().unwrap().guid, guid);
 }
 
 #[test]
