@@ -432,3 +432,28 @@ fn a_mailbox_that_is_made_is_seen_as_it_is_to_be_or_not_at_all() {
         }
     }
 }
+
+/// Whoever opens an INBOX without an index waits for the one who makes it.
+#[test]
+fn an_inbox_of_a_new_account_is_there_with_its_index_or_not_at_all() {
+    for format in ["sdbox", "mdbox"] {
+        let mut step = 0;
+        loop {
+            let dir = place();
+            let account = Account::of(format, dir.path().join("a"));
+            let mut storage = account.open();
+            disk::crash_after(Some(step));
+            let listed = storage.tree().map(drop);
+            disk::crash_after(None);
+            let inbox = dir.path().join("a/mailboxes/INBOX/dbox-Mails");
+            if inbox.exists() {
+                assert!(inbox.join("dovecot.index.log").exists(), "{format} step {step}");
+            }
+            if listed.is_ok() {
+                break;
+            }
+            step += 1;
+        }
+        assert!(step >= 3, "{format}: {step}");
+    }
+}

@@ -50,6 +50,19 @@ impl Shared {
         self.account.list_mailbox(name, guid, validity)
     }
 
+    /// Makes INBOX if it is missing: whole, or the next look at it would wait for whoever makes it.
+    pub fn make_inbox(&self, inbox: &MailboxName) -> Result<()> {
+        let places = self.account.places(inbox)?;
+        if !places.mail.exists() && !disk::pretends() {
+            match self.create(inbox, self.new_guid(&places), self.account.new_uid_validity()?, Uid::MIN) {
+                // A session was faster, or the index is left of an INBOX that had one elsewhere.
+                Err(StorageError::MailboxExists(_)) => {}
+                made => made?,
+            }
+        }
+        disk::make_directory(&places.mail)
+    }
+
     pub fn delete(&self, name: &MailboxName, guid: MailboxGuid, uid_next: Uid) -> Result<bool> {
         let places = self.account.places(name)?;
         let mut map = self.store.as_ref().map(Store::open_map).transpose()?;

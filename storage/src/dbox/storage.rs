@@ -218,7 +218,7 @@ impl Storage for Dbox {
         account.find_lost()?;
         if let Some(inbox) = &inbox {
             if !account.lists_by_index() {
-                disk::make_directory(&account.layout.places(inbox)?.mail)?;
+                shared.make_inbox(inbox)?;
             } else if account.listed(inbox)?.is_none() {
                 let validity = account.new_uid_validity()?;
                 shared.create(inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
