@@ -229,6 +229,9 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     ];
     let listed = list(&mut *mailbox);
     assert_eq!(listed, expected);
+    let mut ahead = open_box(open);
+    assert!((0..=4).any(|_| ahead.read_ahead(1).expect("reads")), "of three messages, one at a time");
+    assert_eq!(list(&mut *ahead), expected);
     let mut digest = Digest::default();
     for (n, guid, flags) in &listed {
         digest.add(uid(*n), &MessageGuid::new(guid).expect("valid"), flags);

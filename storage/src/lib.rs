@@ -194,6 +194,13 @@ pub trait Mailbox: Send {
     /// Counters and digest as of now, with all changes of others taken in.
     fn status(&mut self) -> Result<MailboxStatus>;
 
+    /// Reads a part of what [`changes`](Mailbox::changes) will need of the messages' files: of at most so many messages. `true`: nothing is
+    /// left to read.
+    fn read_ahead(&mut self, messages_max: usize) -> Result<bool> {
+        let _ = messages_max;
+        Ok(true)
+    }
+
     /// Lists what changed, and the status of the same instant. The base, if given, is of this UIDVALIDITY.
     fn changes(&mut self, since: Since<'_>) -> Result<Changes>;
 

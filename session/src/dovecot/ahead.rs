@@ -1,9 +1,10 @@
-//! What a source does while the other end is busy: it opens the mailbox that comes next, and looks whether its messages can be read.
+//! What a source does while the other end is busy: it opens the mailbox that comes next, lists it, and looks whether its messages can be read.
 //!
 //! A source tells of no message that it could not send (`Brain::open`). Looking takes a while, which the other end would wait for.
 
 use dsync_merge::{End, Pair};
 use dsync_model::MailboxGuid;
+use dsync_storage::Mailbox;
 
 use super::exchange::Opened;
 use super::{Brain, Stage};
@@ -11,12 +12,37 @@ use super::{Brain, Stage};
 /// Messages that are looked at between two looks at the connection.
 const BATCH: usize = 8;
 
-/// A mailbox that was opened before its turn.
+/// A mailbox that is worked on before its turn.
 pub(super) struct Ahead {
     guid: MailboxGuid,
-    /// `None`: something failed, and will be seen again when it is its turn.
-    opened: Option<Opened>,
-    is_done: bool,
+    work: Work,
+}
+
+/// How far it is.
+enum Work {
+    /// What its list needs is being read.
+    Reading(Box<dyn Mailbox>),
+    /// It is listed; whether its messages can be read is being looked at.
+    Checking(Opened),
+    Done(Opened),
+    /// Something failed, and will be seen again when it is its turn.
+    Failed,
+}
+
+impl Work {
+    fn next(self) -> dsync_storage::Result<Work> {
+        Ok(match self {
+            Work::Reading(mut mailbox) => match mailbox.read_ahead(BATCH)? {
+                true => Work::Checking(Opened::of(mailbox, 1)?),
+                false => Work::Reading(mailbox),
+            },
+            Work::Checking(mut opened) => match opened.check(BATCH)? {
+                true => Work::Done(opened),
+                false => Work::Checking(opened),
+            },
+            over => over,
+        })
+    }
 }
 
 impl Brain {
@@ -25,7 +51,7 @@ impl Brain {
         let sends = self.direction.source() == Some(self.end);
         let begun = matches!(self.stage, Stage::Mailboxes | Stage::Exchange);
         let more = match &self.ahead {
-            Some(ahead) => !ahead.is_done,
+            Some(ahead) => matches!(ahead.work, Work::Reading(_) | Work::Checking(_)),
             None => self.next_with_news().is_some(),
         };
         sends && begun && !self.stopping && more
@@ -33,21 +59,24 @@ impl Brain {
 
     /// Does a little of what will have to be done. Nothing comes of it but time that is saved.
     pub fn look_ahead(&mut self) {
-        let Some(ahead) = &mut self.ahead else {
-            let Some(pair) = self.next_with_news() else { return };
-            let guid = pair.guid;
-            let opened = Opened::new(&mut *self.storage, guid).ok();
-            self.ahead = Some(Ahead { guid, is_done: opened.is_none(), opened });
-            return;
+        let (guid, work) = match self.ahead.take() {
+            Some(Ahead { guid, work }) => (guid, work.next()),
+            None => {
+                let Some(guid) = self.next_with_news().map(|pair| pair.guid) else { return };
+                (guid, self.storage.open(guid).map(Work::Reading))
+            }
         };
-        let looked = ahead.opened.as_mut().map(|opened| opened.check(BATCH));
-        ahead.is_done = !matches!(looked, Some(Ok(false)));
+        self.ahead = Some(Ahead { guid, work: work.unwrap_or(Work::Failed) });
     }
 
     /// The mailbox that was opened ahead, as it is now, if it is this one. What it knew to be readable it knows still.
     pub(super) fn opened_ahead(&mut self, guid: MailboxGuid) -> dsync_storage::Result<Option<Opened>> {
         let Some(ahead) = self.ahead.take_if(|ahead| ahead.guid == guid) else { return Ok(None) };
-        ahead.opened.map(Opened::again).transpose()
+        match ahead.work {
+            Work::Reading(mailbox) => Opened::of(mailbox, 1).map(Some),
+            Work::Checking(opened) | Work::Done(opened) => opened.again().map(Some),
+            Work::Failed => Ok(None),
+        }
     }
 
     /// The next mailbox in which the peer may lack something.

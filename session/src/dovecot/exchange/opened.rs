@@ -22,7 +22,8 @@ impl Opened {
         Opened::of(self.mailbox, self.checked)
     }
 
-    fn of(mut mailbox: Box<dyn Mailbox>, checked: u32) -> dsync_storage::Result<Opened> {
+    /// As it is now, of a mailbox that is open; all messages below the UID `checked` can be opened.
+    pub fn of(mut mailbox: Box<dyn Mailbox>, checked: u32) -> dsync_storage::Result<Opened> {
         let changes = mailbox.changes(Since::All)?;
         let attribute_log = mailbox.attribute_log()?.first;
         let checked = if mailbox.may_miss_bodies() { checked } else { u32::MAX };

@@ -30,6 +30,8 @@ pub(super) struct DboxMailbox {
     index: Index,
     /// GUIDs by UID: reading one costs opening a file.
     guids: Guids,
+    /// Up to this UID they were read ahead.
+    read_to: u32,
     /// UIDNEXT when we last looked: what lies between it and UIDNEXT as we find it was given away by others.
     expected_next: Option<Uid>,
     burned: UidSet,
@@ -49,6 +51,7 @@ impl DboxMailbox {
             bodies,
             index,
             guids,
+            read_to: 0,
             expected_next: None,
             burned: UidSet::new(),
             coming: None,
@@ -186,6 +189,18 @@ impl Mailbox for DboxMailbox {
         let after = Fingerprint::of_log(&log).filter(|after| Some(*after) == before && !disk::pretends());
         self.shared.statuses().put(&self.bodies.places().mail, after, &status);
         Ok(status)
+    }
+
+    fn read_ahead(&mut self, messages_max: usize) -> Result<bool> {
+        let DboxMailbox { index, bodies, guids, read_to, .. } = self;
+        let state = index.state();
+        let begin = state.uids.partition_point(|uid| *uid <= *read_to);
+        let end = state.uids.len().min(begin.saturating_add(messages_max));
+        for uid in state.uids[begin..end].iter().copied() {
+            guid(guids, bodies, state, uid)?;
+            *read_to = uid;
+        }
+        Ok(end == state.uids.len())
     }
 
     fn changes(&mut self, since: Since<'_>) -> Result<Changes> {
