@@ -21,6 +21,8 @@ mod listing;
 pub mod local;
 pub mod rawlog;
 mod report;
+#[cfg(feature = "net")]
+mod wire;
 
 pub use brain::{Brain, Input, Job, Output};
 pub use dsync_model as model;

@@ -1,5 +1,4 @@
-//! Joins a brain to a byte stream. One loop, one task: it waits for *readable or writable*, never for one of the two alone, so two
-//! ends that send megabytes to each other cannot deadlock.
+//! Joins a brain to a byte stream. One loop, one task.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,9 +10,10 @@ use dsync_proto::{BODY_PIECE_BYTES, Codec, Frame, Message, SESSION};
 use dsync_storage::{Body, StorageError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::rawlog::RawLog;
+use crate::wire::{Event, Wire, Work, broken};
 use crate::{Brain, Input, Output, Report, SessionError};
 
 /// A byte stream to the other end.
@@ -22,8 +22,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Bytes that may wait to be sent before the brain is asked for more.
 const SEND_BYTES_HIGH: usize = 1 << 20;
-/// Room for what is read at once; without room, a read takes as little as 64 bytes.
-pub(crate) const READ_BYTES: usize = 64 << 10;
 /// Pieces of work between two looks at the stream.
 const WORK_STEPS: u32 = 32;
 /// A frame goes out at least this often while there is nothing to say.
@@ -78,19 +76,6 @@ pub async fn run(
     }
 }
 
-/// Writes some of what waits, or flushes if nothing does: TLS may hold back what it has taken until then. Says whether it may. Nothing is lost
-/// where it is dropped before it ends.
-pub(crate) async fn write(
-    writer: &mut (impl AsyncWrite + Unpin),
-    output: &mut BytesMut,
-) -> std::io::Result<bool> {
-    if output.is_empty() {
-        writer.flush().await.map(|()| false)
-    } else {
-        writer.write_buf(output).await.map(|_| true)
-    }
-}
-
 /// Ends a connection whose sessions are over.
 pub async fn close(stream: &mut dyn Stream) {
     if let Ok(Err(error)) = timeout(LAST_WORDS, stream.shutdown()).await {
@@ -116,11 +101,7 @@ impl Link {
         options: &Options,
         watch: &mut (dyn FnMut(&Brain) + Send),
     ) -> Result<Box<Report>, SessionError> {
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut held = false;
-        let mut heard = Instant::now();
-        let mut spoke = Instant::now();
-        let mut stop = options.stop.clone();
+        let mut wire = Wire::new(stream, options.stop.clone());
         let mut done = None;
         loop {
             while let Some(frame) = self.codec.decode(&mut self.input)? {
@@ -136,36 +117,27 @@ impl Link {
             {
                 return Ok(report);
             }
-            self.input.reserve(READ_BYTES);
-            let deadline = (heard + options.silence).min(spoke + KEEP_ALIVE);
-            tokio::select! {
-                biased;
-                read = reader.read_buf(&mut self.input) => match read {
-                    Ok(0) | Err(_) if done.is_some() => return done.ok_or(SessionError::Stopped),
-                    Ok(0) => brain.handle(Input::Closed)?,
-                    Ok(_) => heard = Instant::now(),
-                    Err(error) => return Err(broken(&error)),
-                },
-                written = write(&mut writer, &mut self.output), if held || !self.output.is_empty() => {
-                    held = written.map_err(|error| broken(&error))?;
-                    spoke = Instant::now();
+            let work = if busy { Work::AtOnce } else { Work::None };
+            let until = (wire.heard + options.silence).min(wire.spoke + KEEP_ALIVE);
+            match wire.next(Some(&mut self.input), &mut self.output, work, until).await? {
+                Event::Moved | Event::Work | Event::Spare => {}
+                Event::Closed | Event::Unheard(_) if done.is_some() => {
+                    return done.ok_or(SessionError::Stopped);
                 }
-                () = std::future::ready(()), if busy => {}
-                _ = stop.changed(), if !*stop.borrow() && done.is_none() => {
-                    if *options.stop.borrow() {
-                        brain.stop();
-                    }
+                Event::Closed => brain.handle(Input::Closed)?,
+                Event::Unheard(error) => return Err(broken(&error)),
+                Event::Stop if done.is_some() => {}
+                Event::Stop => brain.stop(),
+                Event::Late if wire.heard.elapsed() >= options.silence => {
+                    let text = format!("the other end was silent for {} s", options.silence.as_secs());
+                    return Err(SessionError::Link { status: 75, text });
                 }
-                () = sleep_until(deadline) => {
-                    if heard.elapsed() >= options.silence {
-                        let text = format!("the other end was silent for {} s", options.silence.as_secs());
-                        return Err(SessionError::Link { status: 75, text });
-                    }
+                Event::Late => {
                     // Nothing comes behind a session's last frame.
                     if done.is_none() {
                         self.say(&Frame::KeepAlive)?;
                     }
-                    spoke = Instant::now();
+                    wire.spoke = Instant::now();
                 }
             }
         }
@@ -275,10 +247,6 @@ fn take(brain: &mut Brain, frame: Frame) -> Result<(), SessionError> {
         Frame::BodyEnd(channel) => brain.handle(Input::BodyEnd(channel)),
         Frame::KeepAlive => Ok(()),
     }
-}
-
-fn broken(error: &std::io::Error) -> SessionError {
-    SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
 }
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
-//! Joins a brain that speaks Dovecot's protocol to a byte stream. Reading and writing go on at once, always: two ends that both send
-//! megabytes cannot deadlock.
+//! Joins a brain that speaks Dovecot's protocol to a byte stream.
 
 use std::io::Read;
 use std::time::Duration;
@@ -12,11 +11,12 @@ use dsync_proto::dovecot::doveadm::{Demux, Level, Logged};
 use dsync_proto::dovecot::items::Item;
 use dsync_storage::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::{Brain, Output};
-use crate::link::{Options, READ_BYTES, Stream, write};
+use crate::link::{Options, Stream};
 use crate::rawlog::RawLog;
+use crate::wire::{Event as Happened, Wire, Work};
 use crate::{Report, SessionError};
 
 /// Bytes that may wait to be sent before the brain is asked for more.
@@ -117,10 +117,8 @@ impl Link {
         options: &Options,
         watch: &mut (dyn FnMut(&Brain) + Send),
     ) -> Result<Box<Report>, SessionError> {
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut held = false;
-        let mut heard = Instant::now();
-        let (mut stop, mut done, mut ended) = (options.stop.clone(), None, false);
+        let mut wire = Wire::new(stream, options.stop.clone());
+        let (mut done, mut ended) = (None, false);
         loop {
             let busy = self.turn(brain, &mut done, ended)?;
             watch(brain);
@@ -129,42 +127,34 @@ impl Link {
             {
                 return Ok(report);
             }
+            let work = match brain.can_look_ahead() {
+                _ if busy || (ended && self.output.is_empty()) => Work::AtOnce,
+                true => Work::Spare,
+                false => Work::None,
+            };
             let room = !ended && self.input.len() + self.raw.len() < RECEIVE_BYTES_HIGH;
             let incoming = if self.demux.is_some() { &mut self.raw } else { &mut self.input };
-            incoming.reserve(READ_BYTES);
-            tokio::select! {
-                biased;
-                read = reader.read_buf(incoming), if room => match read {
-                    Ok(0) => ended = true,
-                    Ok(_) => heard = Instant::now(),
-                    // All that was to come may have come before.
-                    Err(error) => {
-                        tracing::debug!("the connection broke: {error}");
-                        ended = true;
-                    }
-                },
-                written = write(&mut writer, &mut self.output), if held || !self.output.is_empty() => {
-                    held = written.map_err(|error| broken(&error))?;
-                    heard = Instant::now();
+            let moved = wire.heard.max(wire.spoke);
+            let patience = if brain.waits_for_peer() { TREE_WAIT } else { options.silence };
+            let until = moved + patience.min(options.silence);
+            match wire.next(room.then_some(incoming), &mut self.output, work, until).await? {
+                Happened::Moved | Happened::Work => {}
+                Happened::Closed => ended = true,
+                // All that was to come may have come before.
+                Happened::Unheard(error) => {
+                    tracing::debug!("the connection broke: {error}");
+                    ended = true;
                 }
-                () = std::future::ready(()), if busy || (ended && self.output.is_empty()) => {}
-                changed = stop.changed() => {
-                    if changed.is_ok() && *stop.borrow() {
-                        brain.stop();
-                    } else if changed.is_err() {
-                        // Nobody is left who could say stop.
-                        stop = tokio::sync::watch::channel(false).1;
-                    }
-                }
-                () = sleep_until(heard + TREE_WAIT), if brain.waits_for_peer() => {
-                    brain.go_first();
-                    heard = Instant::now();
-                }
-                () = sleep_until(heard + options.silence) => {
+                Happened::Stop => brain.stop(),
+                Happened::Late if moved.elapsed() >= options.silence => {
                     let text = format!("the other end said nothing for {} s", options.silence.as_secs());
                     return Err(SessionError::Link { status: 75, text });
                 }
-                () = tokio::task::yield_now(), if !busy && brain.can_look_ahead() => brain.look_ahead(),
+                Happened::Late => {
+                    brain.go_first();
+                    wire.heard = Instant::now();
+                }
+                Happened::Spare => brain.look_ahead(),
             }
         }
     }
@@ -294,10 +284,6 @@ pub fn tell(line: Logged) {
         Level::Warning => tracing::warn!("the other end: {}", line.text),
         Level::Error => tracing::error!("the other end: {}", line.text),
     }
-}
-
-fn broken(error: &std::io::Error) -> SessionError {
-    SessionError::Link { status: 75, text: format!("the connection broke: {error}") }
 }
 
 #[cfg(test)]
