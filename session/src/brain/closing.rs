@@ -1,16 +1,12 @@
 //! The last stages: expunges, digests, purge, and good-bye. The base between them is in `base`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use dsync_merge::{Direction, End};
-use dsync_model::{
-    FlagDelta, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq, NotKept, Since, TreeChange,
-    Uid, UidSet,
-};
+use dsync_model::{MailboxBase, MessageChange, NotKept, Since, UidSet};
 use dsync_proto::{BATCH_MAX, Counters, Message, Planned, Purpose, Settled, batches};
 use dsync_storage::{Storage as _, StorageError};
 
-use super::greeting::describe;
 use super::leaving::put_back;
 use super::mailbox::goal;
 use super::{Brain, Stage, at};
@@ -87,126 +83,6 @@ impl Brain {
             }
         }
         Ok(Some((Settled { guid, digest }, not_kept)))
-    }
-
-    /// Rule **moved-flags**: flags set on a message that the other end moved go to its new place.
-    ///
-    /// What was set in a mailbox that goes is known here alone. It is set here and is not agreed: a change since what both planned, which
-    /// the next round takes to the other end.
-    fn carry_flags(&mut self) -> Result<(), SessionError> {
-        if self.direction() != Direction::TwoWay {
-            return Ok(());
-        }
-        // What a mailbox carried in an earlier round is carried: a user may have changed it again.
-        let is_at_work = |open: &super::Open| open.active && !open.skipped;
-        let plans = self.open.iter().filter(|open| is_at_work(open)).filter_map(|open| open.plan.as_ref());
-        let known: Vec<_> = plans.clone().flat_map(|plan| plan.carried.iter().cloned()).collect();
-        if self.round > 0 {
-            // Moved since the lists of the first round, perhaps to a mailbox that is done: the next run finds it there.
-            let arrived: BTreeSet<_> =
-                plans.flat_map(|plan| plan.arrived.keys().map(|guid| guid.bits())).collect();
-            let lost = known.iter().map(|(guid, _)| guid.bits()).filter(|guid| !arrived.contains(guid));
-            for (name, count) in self.hold(&lost.collect())? {
-                self.counters.disturbed += 1;
-                let text = "gone at the other end, and changed here, while they were synchronised; run again";
-                self.report.notes.push(format!("{name}: {count} {text}"));
-            }
-        }
-        let own = self.flags_that_go()?;
-        if known.is_empty() && own.is_empty() {
-            return Ok(());
-        }
-        let mut failed = Vec::new();
-        for (index, open) in self.open.iter_mut().enumerate().filter(|(_, open)| is_at_work(open)) {
-            let Some(plan) = open.plan.as_mut() else { continue };
-            let mut changes: BTreeMap<Uid, FlagDelta> = BTreeMap::new();
-            for (nth, (guid, delta)) in known.iter().chain(&own).enumerate() {
-                let Some(uid) = plan.arrived.get(guid).copied() else { continue };
-                if nth < known.len() {
-                    let flags = plan.agreed.flags_of(uid).minus(&delta.removed).union(&delta.added);
-                    plan.agreed.insert(uid, &flags);
-                }
-                // It may come from two places.
-                let change = changes.entry(uid).or_default();
-                change.added = change.added.minus(&delta.removed).union(&delta.added);
-                change.removed = change.removed.minus(&delta.added).union(&delta.removed);
-            }
-            if changes.is_empty() {
-                continue;
-            }
-            let actions = changes.into_iter().map(|(uid, FlagDelta { added: add, removed: remove, .. })| {
-                MessageAction::Flags { uid, add, remove, modseq_min: ModSeq::NONE }
-            });
-            let actions = actions.filter_map(|action| action.redirected(&open.not_kept));
-            let actions: Vec<MessageAction> = actions.collect();
-            let done = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
-                let status = mailbox.status()?;
-                mailbox.apply(&actions)?;
-                mailbox.commit(goal(plan, &status))
-            });
-            match done {
-                Ok(committed) => {
-                    open.not_kept.extend(committed.not_kept);
-                    open.report.flags += actions.len() as u64;
-                }
-                Err(error) => {
-                    // The message stays where its flags are.
-                    self.not_arrived.extend(plan.arrived.keys().map(|guid| guid.bits()));
-                    failed.push((index, error));
-                }
-            }
-        }
-        if failed.is_empty() {
-            return Ok(());
-        }
-        for (index, error) in failed {
-            self.fail(index, self.open[index].report.name.clone(), error)?;
-        }
-        self.hold_back()
-    }
-
-    /// Flags that were changed here, since the base, in mailboxes that are about to be deleted.
-    fn flags_that_go(&mut self) -> Result<Vec<(MessageGuid, FlagDelta)>, SessionError> {
-        let mut found = Vec::new();
-        let Some(base) = &self.base else { return Ok(found) };
-        let mut stay = Vec::new();
-        for change in &self.plan.deletes {
-            let TreeChange::Delete { name, guid, .. } = change else { continue };
-            let Some(base) = base.mailboxes.get(guid) else { continue };
-            let changes = self.storage.open(*guid).and_then(|mut mailbox| {
-                let status = mailbox.status()?;
-                let differs = status.uid_validity == base.uid_validity && base.digest != Some(status.digest);
-                if differs {
-                    mailbox.changes(Since::Base(base)).map(|changes| changes.list)
-                } else {
-                    Ok(Vec::new())
-                }
-            });
-            let changes = match changes {
-                // Somebody was faster to delete it.
-                Err(error) if error.is_gone() => Vec::new(),
-                Err(error) if self.concerns_all(&error) => return Err(at(name.to_string())(error)),
-                Err(error) => {
-                    stay.push((
-                        change.clone(),
-                        describe(&format!("{name}: is not deleted"), &error),
-                        error.status(),
-                    ));
-                    continue;
-                }
-                Ok(listed) => listed,
-            };
-            found.extend(changes.into_iter().filter_map(|change| match change {
-                MessageChange::Flags { guid, flags, .. } => Some((guid, flags)),
-                MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
-            }));
-        }
-        for (change, text, status) in stay {
-            self.plan.deletes.retain(|planned| *planned != change);
-            self.problem_of_both(text, status);
-            self.undone(&change);
-        }
-        Ok(found)
     }
 
     /// Compares what both ends have; what differs is done again.

@@ -200,7 +200,7 @@ pub(super) const MOVED: &str = "was renamed, made or deleted meanwhile";
 const STAY: &str = "moved to a mailbox that is left out; they stay here until that one can be synchronised";
 
 /// The UID of a message that is to be expunged.
-fn expunged(action: &MessageAction) -> Option<Uid> {
+pub(super) fn expunged(action: &MessageAction) -> Option<Uid> {
     match action {
         MessageAction::Expunge { uid, .. } => Some(*uid),
         MessageAction::Flags { .. } | MessageAction::Renumber { .. } => None,

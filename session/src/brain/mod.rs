@@ -5,6 +5,7 @@
 
 mod attributes;
 mod base;
+mod carrying;
 mod closing;
 mod donors;
 mod filtering;

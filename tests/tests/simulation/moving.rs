@@ -82,6 +82,5 @@ fn a_flag_finds_what_is_moved_meanwhile() {
             lost.push(step);
         }
     }
-    // Wrong: set when its own end had listed the mailbox, and the other had not. That list tells of a message that is gone, and nobody looks again.
-    assert_eq!(lost, [1]);
+    assert!(lost.is_empty(), "{lost:?}");
 }
