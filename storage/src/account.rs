@@ -188,17 +188,19 @@ impl Account {
         match change {
             TreeChange::Create { name, .. }
             | TreeChange::CreateDirectory { name }
-            | TreeChange::Identify { name, .. }
-            | TreeChange::Delete { name, .. }
-            | TreeChange::DeleteDirectory { name } => self.names_changed(&[name]),
-            TreeChange::Rename { from, to, .. } => self.names_changed(&[from, to]),
+            | TreeChange::Identify { name, .. } => self.names_changed(&[name], &[]),
+            TreeChange::Delete { name, .. } | TreeChange::DeleteDirectory { name } => {
+                self.names_changed(&[], &[name]);
+            }
+            TreeChange::Rename { from, to, .. } => self.names_changed(&[to], &[from]),
             TreeChange::Subscribe { .. } | TreeChange::Unsubscribe { .. } => {}
         }
     }
 
-    /// Tells running Dovecots that what they know of these names is not true any more. The change itself is made already, and stays.
-    pub fn names_changed(&self, names: &[&MailboxName]) {
-        if let Err(error) = self.list.forget(&self.layout, names, self.fsync) {
+    /// Tells running Dovecots that what they know of these names is not true any more, and that those in `gone` stand for no mailbox. The
+    /// change itself is made already, and stays.
+    pub fn names_changed(&self, names: &[&MailboxName], gone: &[&MailboxName]) {
+        if let Err(error) = self.list.forget(&self.layout, names, gone, self.fsync) {
             tracing::warn!("{error}: Dovecot may list mailboxes as they were");
         }
     }
