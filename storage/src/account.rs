@@ -200,7 +200,13 @@ impl Account {
     /// Tells running Dovecots that what they know of these names is not true any more, and that those in `gone` stand for no mailbox. The
     /// change itself is made already, and stays.
     pub fn names_changed(&self, names: &[&MailboxName], gone: &[&MailboxName]) {
-        if let Err(error) = self.list.forget(&self.layout, names, gone, self.fsync) {
+        // In Maildir++ what is above a mailbox may not be there. Dovecot takes such a name off its list when it next looks at the disk, unless by then
+        // this mailbox is below it.
+        let is_gone = |name: &MailboxName| self.layout.directory(name).is_ok_and(|path| !path.exists());
+        let above: Vec<MailboxName> =
+            names.iter().flat_map(|name| name.ancestors()).filter(is_gone).collect();
+        let gone: Vec<&MailboxName> = gone.iter().copied().chain(&above).collect();
+        if let Err(error) = self.list.forget(&self.layout, names, &gone, self.fsync) {
             tracing::warn!("{error}: Dovecot may list mailboxes as they were");
         }
     }
