@@ -188,17 +188,25 @@ impl Account {
         match change {
             TreeChange::Create { name, .. }
             | TreeChange::CreateDirectory { name }
-            | TreeChange::Identify { name, .. }
-            | TreeChange::Delete { name, .. }
-            | TreeChange::DeleteDirectory { name } => self.names_changed(&[name]),
-            TreeChange::Rename { from, to, .. } => self.names_changed(&[from, to]),
+            | TreeChange::Identify { name, .. } => self.names_changed(&[name], &[]),
+            TreeChange::Delete { name, .. } | TreeChange::DeleteDirectory { name } => {
+                self.names_changed(&[], &[name]);
+            }
+            TreeChange::Rename { from, to, .. } => self.names_changed(&[to], &[from]),
             TreeChange::Subscribe { .. } | TreeChange::Unsubscribe { .. } => {}
         }
     }
 
-    /// Tells running Dovecots that what they know of these names is not true any more. The change itself is made already, and stays.
-    pub fn names_changed(&self, names: &[&MailboxName]) {
-        if let Err(error) = self.list.forget(&self.layout, names, self.fsync) {
+    /// Tells running Dovecots that what they know of these names is not true any more, and that those in `gone` stand for no mailbox. The
+    /// change itself is made already, and stays.
+    pub fn names_changed(&self, names: &[&MailboxName], gone: &[&MailboxName]) {
+        // In Maildir++ what is above a mailbox may not be there. Dovecot takes such a name off its list when it next looks at the disk, unless by then
+        // this mailbox is below it.
+        let is_gone = |name: &MailboxName| self.layout.directory(name).is_ok_and(|path| !path.exists());
+        let above: Vec<MailboxName> =
+            names.iter().flat_map(|name| name.ancestors()).filter(is_gone).collect();
+        let gone: Vec<&MailboxName> = gone.iter().copied().chain(&above).collect();
+        if let Err(error) = self.list.forget(&self.layout, names, &gone, self.fsync) {
             tracing::warn!("{error}: Dovecot may list mailboxes as they were");
         }
     }

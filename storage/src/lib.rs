@@ -17,6 +17,7 @@ pub mod disk;
 pub mod dry_run;
 mod error;
 pub mod filter;
+mod halfway;
 pub mod index;
 pub mod layout;
 mod list_index;

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use dsync_model::{MailboxGuid, MailboxName, NewMessage, UidValidity};
 use rand::RngExt;
@@ -22,7 +21,7 @@ use crate::index::{Extension, Index, Paths, State, Transaction};
 use crate::layout::Places;
 use crate::lock::patience;
 use crate::status_cache::StatusCache;
-use crate::{MailboxProblem, Result, StorageError, disk};
+use crate::{MailboxProblem, Result, StorageError, disk, halfway};
 
 const HEADER_BYTES: usize = 24;
 /// Behind the map's UIDVALIDITY (or the count of rebuilds) and the mailbox GUID.
@@ -44,8 +43,6 @@ pub(super) struct Shared {
 
 /// How often names may change while they are read.
 const LISTINGS_MAX: usize = 10;
-/// For how long a directory counts as made just now.
-const YOUNG: Duration = Duration::from_secs(2);
 
 /// What the mailboxes of an mdbox refer to.
 #[derive(Default)]
@@ -216,12 +213,18 @@ impl Shared {
         places.index.iter().try_for_each(|index| disk::make_directory(index))
     }
 
-    /// Opens a mailbox's index; one that is missing is made from the files that are there. Where the mailbox was made just now, whoever makes it may be about to give it one.
+    /// Opens a mailbox's index; one that is missing is made from the files that are there. Where the mailbox was made or renamed just now, whoever did so may be about to give it one.
     pub fn index(&self, places: &Places) -> Result<(MailboxGuid, Index)> {
         let paths = Shared::paths(places);
         let mut found = Index::open(paths.clone())?;
         if found.is_none() && !disk::pretends() {
-            Index::wait_for(&paths, || is_young(&places.mail));
+            // An index that lies with the mail is renamed with it. Else Dovecot renames first the directory around the mail.
+            let (at_most, around) = match paths.directory == places.mail {
+                true => (halfway::MAKING, None),
+                false => (halfway::RENAMING, places.mail.parent()),
+            };
+            let changed = || [Some(&*places.mail), around].into_iter().flatten().any(halfway::is_young);
+            Index::wait_for(&paths, at_most, changed);
             found = Index::open(paths.clone())?;
         }
         let mut index = match found {
@@ -331,10 +334,4 @@ impl Shared {
         first.ext_header(0, &header);
         first
     }
-}
-
-/// Says whether a directory was changed within the last seconds.
-fn is_young(directory: &Path) -> bool {
-    let changed = fs::metadata(directory).and_then(|meta| meta.modified()).ok();
-    changed.is_some_and(|changed| SystemTime::now().duration_since(changed).is_ok_and(|age| age < YOUNG))
 }

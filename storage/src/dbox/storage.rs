@@ -151,7 +151,7 @@ impl Dbox {
             tracing::warn!("{name}: has the GUID of another mailbox, and gets a new one");
             let validity = UidValidity::new(index.state().header.uid_validity);
             self.shared.identify(&mut index, guid, validity)?;
-            self.shared.account.names_changed(&[name]);
+            self.shared.account.names_changed(&[name], &[]);
         }
         let mut mailbox = self.shared.mailbox(name, places, guid, index, self.map.take());
         let status = mailbox.status();

@@ -21,8 +21,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use state::{Extension, State};
 pub use transaction::{Transaction, ranges};
@@ -31,16 +30,13 @@ pub use writer::Writer;
 pub use edit::{Appended, Edit, Flagged, RecordData};
 pub use import::Import;
 
-use crate::{Result, StorageError, disk};
+use crate::{Result, StorageError, disk, halfway};
 use format::{LogHeader, Records};
 
 /// Largest file of an index that is read, in bytes: that of a mailbox of some 50 million messages.
 const FILE_BYTES_MAX: u64 = 2 << 30;
 /// Times that the files are read again because somebody replaced one in between.
 const TRIES: u32 = 5;
-
-/// How long Dovecot may take from one half of making or renaming a mailbox to the other.
-const MAKING: Duration = Duration::from_millis(200);
 
 /// Where the files of one index lie.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -141,12 +137,9 @@ impl Index {
         (self.header.sequence, self.offset)
     }
 
-    /// Waits a moment for an index that is missing, as long as whoever makes the mailbox is likely to be at it.
-    pub fn wait_for(paths: &Paths, is_likely: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while Index::stamp(paths).is_none() && begun.elapsed() < MAKING && is_likely() {
-            thread::sleep(MAKING / 20);
-        }
+    /// Waits at most so long for an index that is missing, while whoever makes or renames the mailbox is likely to be at it.
+    pub fn wait_for(paths: &Paths, at_most: Duration, is_likely: impl Fn() -> bool) {
+        halfway::wait(at_most, || Index::stamp(paths).is_some(), is_likely);
     }
 
     /// Identity and size of the log as the disk has it.

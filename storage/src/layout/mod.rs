@@ -246,7 +246,7 @@ impl Layout {
         self.has_inbox && name.is_inbox()
     }
 
-    /// The directory that stands for a name, whether it holds mail or not ([`Kind::Fs`] only).
+    /// The directory that stands for a name, whether it holds mail or not (not for [`Kind::Index`]).
     pub fn directory(&self, name: &MailboxName) -> Result<PathBuf> {
         Ok(self.below(&self.root, &self.stored(name)?, false))
     }

@@ -91,13 +91,21 @@ impl ListIndex {
         done
     }
 
-    /// Makes what Dovecot has noted of these names invalid, and bids every session look at the disk at its next LIST.
-    pub fn forget(&self, layout: &Layout, names: &[&MailboxName], policy: Fsync) -> Result<()> {
+    /// Makes what Dovecot has noted of these names invalid, and bids every session look at the disk at its next LIST. Those in `gone` stand for
+    /// no mailbox any more.
+    pub fn forget(
+        &self,
+        layout: &Layout,
+        names: &[&MailboxName],
+        gone: &[&MailboxName],
+        policy: Fsync,
+    ) -> Result<()> {
         if layout.kind == Kind::Index {
             return Ok(());
         }
         self.change(layout, policy, true, |nodes| {
             names.iter().for_each(|name| nodes.forget(&layout.stored_parts(name)));
+            gone.iter().for_each(|name| nodes.forget_gone(&layout.stored_parts(name)));
             Ok(())
         })
     }

@@ -303,6 +303,13 @@ impl Nodes {
         self.change(uid, |node| (node.guid, node.validity) = (NO_GUID, 0));
     }
 
+    /// The same of a mailbox that is gone. Where names below it are left and it has no directory (Maildir++), Dovecot finds nothing that it would
+    /// compare with the node, which would stay that of a mailbox for ever.
+    pub fn forget_gone(&mut self, parts: &[String]) {
+        let Some(uid) = self.find(parts) else { return };
+        self.change(uid, |node| (node.flags, node.guid, node.validity) = (NONEXISTENT, NO_GUID, 0));
+    }
+
     /// What the changes come to in the log of an index in this state, of which these nodes were taken. `bid`: every session is to
     /// compare the names with the disk.
     pub fn transaction(&mut self, state: &State, bid: bool) -> Transaction {

@@ -196,7 +196,7 @@ fn with_numbers() -> OnDisk {
 
 fn forget(disk: &OnDisk, names: &[&str]) -> Vec<Vec<u8>> {
     let names: Vec<MailboxName> = names.iter().map(|name| MailboxName::parse(name, '/').unwrap()).collect();
-    disk.list.forget(&disk.layout, &names.iter().collect::<Vec<_>>(), Fsync::Never).unwrap();
+    disk.list.forget(&disk.layout, &names.iter().collect::<Vec<_>>(), &[], Fsync::Never).unwrap();
     let index = disk.state();
     let seen = index.state().extension("index sync").unwrap();
     (0..3).map(|row| seen.row(row).to_vec()).collect()
@@ -219,6 +219,15 @@ fn what_is_forgotten_of_a_name_and_what_is_not() {
 }
 
 #[test]
+fn what_is_gone_is_told_to_be_no_mailbox() {
+    let disk = with_numbers();
+    let (gone, below) = (MailboxName::parse("A", '/').unwrap(), MailboxName::parse("A/B", '/').unwrap());
+    disk.list.forget(&disk.layout, &[&below], &[&gone], Fsync::Never).unwrap();
+    assert_eq!(disk.state().state().flags, [0x04, 0, 0], "\\NonExistent, and what Dovecot looks at itself");
+    assert!(is_bidden(&disk));
+}
+
+#[test]
 fn what_was_forgotten_once_is_not_written_again() {
     let disk = with_numbers();
     forget(&disk, &["A"]);
@@ -232,11 +241,11 @@ fn what_was_forgotten_once_is_not_written_again() {
 #[test]
 fn where_dovecot_has_no_list_nothing_is_forgotten_and_none_is_made() {
     let disk = OnDisk::new(Kind::Fs);
-    disk.list.forget(&disk.layout, &[&MailboxName::inbox()], Fsync::Never).unwrap();
+    disk.list.forget(&disk.layout, &[&MailboxName::inbox()], &[], Fsync::Never).unwrap();
     assert!(!disk.paths().log().exists());
     Index::create(disk.paths(), 1, 1, Transaction::new()).unwrap();
     let end = disk.state().position();
-    disk.list.forget(&disk.layout, &[&MailboxName::inbox()], Fsync::Never).unwrap();
+    disk.list.forget(&disk.layout, &[&MailboxName::inbox()], &[], Fsync::Never).unwrap();
     assert_eq!(disk.state().position(), end, "it has listed nothing yet");
 }
 

@@ -79,7 +79,7 @@ impl Maildir {
         let taken = self.is_taken(status.guid)?;
         if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
             self.shared.identify(&places, guid, uid_validity)?;
-            self.shared.account.names_changed(&[name]);
+            self.shared.account.names_changed(&[name], &[]);
             (scan, index) = self.shared.read(&places)?;
             list = indexed::list(&scan, index.as_ref().map(Index::state));
             status = indexed::status(&scan, index.as_ref().map(Index::state), &list)?;

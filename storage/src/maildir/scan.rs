@@ -113,6 +113,10 @@ impl Scan {
                 break;
             }
         }
+        // Where the uidlist lies apart, it stays for an instant when its mailbox is renamed or deleted. None of its messages is expunged.
+        if files.iter().any(Option::is_none) && !disk::pretends() && !places.mail.join("cur").is_dir() {
+            return Err(StorageError::NoMailbox(places.mail.display().to_string()));
+        }
         let mut unknown: Vec<FileName> = unknown.into_values().chain(doubles).collect();
         unknown.sort_by(|a, b| filename::arrival(&a.name).cmp(&filename::arrival(&b.name)));
         Ok((Scan { list, keywords, files, stamps }, unknown))

@@ -11,10 +11,10 @@ use super::indexed;
 use super::scan::{self, Fresh, Scan};
 use super::uidlist::{self, UidList};
 use crate::account::Account;
-use crate::index::Index;
+use crate::index::{Index, Paths};
 use crate::layout::{Kind, Places};
 use crate::lock::{DotLock, patience};
-use crate::{Result, StorageError, disk};
+use crate::{Result, StorageError, disk, halfway};
 
 /// What all mailboxes of an account share.
 pub(super) struct Shared {
@@ -23,6 +23,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn scan(&self, places: &Places) -> Result<Scan> {
+        self.make_control(places)?;
         Scan::take(places, self.account.fsync, &mut || {
             // Dovecot sets the UIDVALIDITY of an empty mailbox in the index alone.
             let (uid_validity, uid_next) = match indexed::numbers(places) {
@@ -35,9 +36,35 @@ impl Shared {
         })
     }
 
+    /// Makes the directory of the uidlist where it lies apart from the mail, as Dovecot does when it first needs it; but it renames the
+    /// directory of the mail first, and that of the uidlist is then about to come.
+    fn make_control(&self, places: &Places) -> Result<()> {
+        if places.control == places.mail || disk::pretends() {
+            return Ok(());
+        }
+        halfway::wait(halfway::RENAMING, || places.control.exists(), || self.is_young(places));
+        if !places.mail.is_dir() {
+            return Err(StorageError::NoMailbox(places.mail.display().to_string()));
+        }
+        disk::make_directory(&places.control)
+    }
+
+    /// Says whether a mailbox was made or renamed within the last seconds, be it with the directory around it.
+    fn is_young(&self, places: &Places) -> bool {
+        let in_it = self.account.layout.kind == Kind::Fs && self.is_whole(&places.mail);
+        let around = places.mail.parent().filter(|_| in_it);
+        [Some(&*places.mail), around].into_iter().flatten().any(halfway::is_young)
+    }
+
     /// The mailbox and its index, in step.
     pub fn read(&self, places: &Places) -> Result<(Scan, Option<Index>)> {
         let mut scan = self.scan(places)?;
+        if let Some(directory) = places.index.as_ref().filter(|index| **index != places.mail)
+            && !scan.list.records.is_empty()
+            && !disk::pretends()
+        {
+            Index::wait_for(&Paths::mailbox(directory), halfway::RENAMING, || self.is_young(places));
+        }
         let index = indexed::open(places, &mut scan, self.account.fsync)?;
         Ok((scan, index))
     }

@@ -4,11 +4,10 @@
 //! flag changes that Dovecot has not written into the file yet.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dsync_model::{Digest, MailboxGuid, MailboxStatus, Message, MessageGuid, ModSeq, Uid, UidValidity};
 use jiff::tz::TimeZone;
@@ -23,10 +22,8 @@ use crate::index::follow::{self, NO_GOAL, Told};
 use crate::index::{Edit, Extension, Import, Index, Paths, RecordData, State, Transaction};
 use crate::layout::Places;
 use crate::lock::patience;
-use crate::{Goal, Result, StorageError, disk};
+use crate::{Goal, Result, StorageError, disk, halfway};
 
-/// For how many seconds a file counts as renamed just now.
-const RENAMED_SECS: i64 = 2;
 /// The index extension with the mailbox's GUID behind what Dovecot knows of the file.
 const EXTENSION: &str = "mbox";
 const HEADER_BYTES: usize = 32;
@@ -138,7 +135,7 @@ impl Shared {
     /// Reads a mailbox, with file and index in step. `before` knows messages that may be gone by now.
     pub fn read(&self, places: &Places, before: Option<&MboxFile>) -> Result<Content> {
         // Dovecot renames first the file, then the directory of the index. Without it the mailbox would be taken for a new one.
-        Index::wait_for(&paths(places), || is_renamed(&places.mail));
+        Index::wait_for(&paths(places), halfway::RENAMING, || halfway::is_renamed(&places.mail));
         let mut lock = self.lock(places, Access::Read)?;
         if let Some(content) = self.settle(&mut lock, places, before)? {
             return Ok(content);
@@ -338,13 +335,6 @@ fn remove_index(paths: &Paths, why: &str) -> Result<()> {
     tracing::warn!("{}: index is made anew: {why}", paths.log().display());
     let cache = paths.directory.join("dovecot.index.cache");
     [paths.log(), paths.log2(), paths.snapshot(), cache].iter().try_for_each(|path| disk::remove(path))
-}
-
-/// Says whether a file was renamed within the last seconds, and not written.
-fn is_renamed(path: &Path) -> bool {
-    let Ok(meta) = fs::metadata(path) else { return false };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
-    now - meta.ctime() <= RENAMED_SECS && meta.ctime() - meta.mtime() > RENAMED_SECS
 }
 
 /// Makes the index of a mailbox that has none. `first` is what it says besides, in a transaction with its GUID.

@@ -71,7 +71,7 @@ impl Mbox {
         let taken = self.is_taken(status.guid)?;
         if let Some((guid, uid_validity)) = self.shared.account.other_identity(name, &status, taken)? {
             self.shared.identify(&places, guid, uid_validity)?;
-            self.shared.account.names_changed(&[name]);
+            self.shared.account.names_changed(&[name], &[]);
             content = self.shared.read(&places, None)?;
             status = content.status(&content.list())?;
         }

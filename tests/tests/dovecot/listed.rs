@@ -113,3 +113,49 @@ fn a_session_that_has_listed_sees_what_became_of_mailboxes() {
         assert!(!log.contains("Error:") && !log.contains("Warning:") && !log.contains("Panic:"), "{log}");
     }
 }
+
+/// In Maildir++ a name is left for what is below it, and nothing is on the disk that would tell Dovecot that it is no mailbox any more.
+#[test]
+fn a_name_that_is_left_only_for_those_below_it_is_no_mailbox() {
+    if !installed() {
+        return;
+    }
+    for format in ["maildir", "sdbox"] {
+        let world = World::new();
+        // Dovecot itself leaves a Maildir++ behind that it complains of.
+        let [one, two] = [("sdbox", "a"), (format, "b")].map(|(format, name)| {
+            let root = world.dir.path().join(name);
+            fs::create_dir(&root).expect("made");
+            world.dovecot.own(&root);
+            format!("{format}:{}", root.display())
+        });
+        // It complains of a name that it lists as a mailbox and that is none.
+        let statuses = |location: &str| {
+            let text = world.dovecot.doveadm(location, &["-f", "tab", "mailbox", "status", "messages", "*"]);
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        let step = |commands: &[&[&str]]| {
+            commands.iter().for_each(|command| drop(world.dovecot.doveadm(&one, command)));
+            world.sync(&["backup", "--source", &one, &two]);
+            assert_eq!(statuses(&one), statuses(&two), "{format}: {commands:?}");
+        };
+        step(&[&["mailbox", "create", "Gone", "Gone/Below", "Other", "Other/Below"]]);
+        step(&[&["mailbox", "delete", "Gone"]]);
+        // Dovecot renames what is below along.
+        step(&[
+            &["mailbox", "rename", "Other/Below", "Aside"],
+            &["mailbox", "rename", "Other", "Moved"],
+            &["mailbox", "rename", "Aside", "Other/Below"],
+        ]);
+        step(&[&["mailbox", "create", "Gone", "Other"]]);
+        assert_eq!(statuses(&two).len(), 7, "{format}");
+        // What Dovecot itself renamed is still a mailbox in its list when another one comes below that name.
+        world.dovecot.doveadm(&two, &["mailbox", "rename", "Gone/Below", "Kept"]);
+        world.dovecot.doveadm(&two, &["mailbox", "rename", "Gone", "Away"]);
+        world.dovecot.doveadm(&one, &["mailbox", "create", "Gone/New"]);
+        world.sync(&["sync", "--source", &one, &two]);
+        assert_eq!(statuses(&one), statuses(&two), "{format}: renamed by Dovecot");
+    }
+}
