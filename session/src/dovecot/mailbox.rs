@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dsync_merge::{Direction, End, Pair};
+use dsync_merge::{End, Pair};
 use dsync_model::{LastCommon, MailboxStatus, MessageGuid, Since, Uid, UidValidity};
 use dsync_proto::dovecot::codec::Event;
 use dsync_proto::dovecot::items::{self, Item};
@@ -49,11 +49,12 @@ impl Brain {
                 }
             },
         };
-        let unfinished = self.direction == Direction::TwoWay
-            && self
-                .unfinished
-                .begin(&mut *self.storage, pair.guid)
-                .map_err(at("cannot note that a mailbox is under way"))?;
+        let unfinished = self.unfinished.of(pair.guid);
+        // What comes to our end comes in the order of its UIDs; one way nothing else goes on.
+        if self.direction.source().is_none_or(|source| source == self.end) && self.filter.is_empty() {
+            let begun = self.unfinished.begin(&mut *self.storage, pair.guid);
+            begun.map_err(at("cannot note that a mailbox is under way"))?;
+        }
         let terms = exchange::Terms {
             unfinished,
             end: self.end,
@@ -173,6 +174,12 @@ impl Brain {
                 }
             }
         }
+        if let Some(exchange) = &self.exchange
+            && let Some(agreed) = exchange.agreed()
+        {
+            let noted = self.unfinished.agree(&mut *self.storage, exchange.mailbox_guid(), agreed);
+            noted.map_err(at("cannot note what both ends have"))?;
+        }
         self.change_attributes();
         Ok(())
     }
@@ -219,7 +226,7 @@ impl Brain {
         } else if let Some(left) = outcome.same_below {
             self.settled.put_left(outcome.guid, left);
         }
-        if outcome.ended {
+        if outcome.is_whole {
             self.unfinished.end(outcome.guid);
         }
         if outcome.disturbed {

@@ -3,23 +3,25 @@
 //! A Dovecot that is cut off keeps what it has got, and what it renumbered or copied itself is then above what is still to come. What it lacks below a common
 //! UID counts as expunged there in the next session; of these mailboxes that is not believed (`exchange/apart.rs`).
 //!
-//! Kept in the note `dovecot-unfinished`, for each host: written before a mailbox's list is told.
+//! Kept in the note `dovecot-unfinished`, for each host: written before a mailbox's list is told, and with the UID up to which both lists agreed when
+//! they are here. Nothing was under way below that: what an end lacks there is expunged.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use dsync_model::MailboxGuid;
 use dsync_storage::Storage;
 
 const NOTE: &str = "dovecot-unfinished";
-const MAGIC: &[u8; 8] = b"dsyncdu1";
+const MAGIC: &[u8; 8] = b"dsyncdu2";
 /// Largest note that is read: 300,000 mailboxes.
 const NOTE_BYTES_MAX: usize = 8 << 20;
-const ENTRY_BYTES: usize = 24;
+const ENTRY_BYTES: usize = 28;
 
 #[derive(Default)]
 pub struct Unfinished {
     host: u64,
-    begun: BTreeSet<(u64, MailboxGuid)>,
+    /// By host and GUID; each with the UID up to which both ends agreed before, 0 if that is not known.
+    begun: BTreeMap<(u64, MailboxGuid), u32>,
     is_changed: bool,
 }
 
@@ -29,25 +31,45 @@ impl Unfinished {
         let note = storage.read_note(NOTE, NOTE_BYTES_MAX).ok().flatten().unwrap_or_default();
         let entries = note.strip_prefix(MAGIC).unwrap_or_default().chunks_exact(ENTRY_BYTES);
         let entry = |entry: &[u8]| {
-            let (host, guid) = entry.split_first_chunk::<8>()?;
-            Some((u64::from_le_bytes(*host), MailboxGuid(guid.try_into().ok()?)))
+            let (host, entry) = entry.split_first_chunk::<8>()?;
+            let (guid, agreed) = entry.split_first_chunk::<16>()?;
+            let agreed = u32::from_le_bytes(agreed.try_into().ok()?);
+            Some(((u64::from_le_bytes(*host), MailboxGuid(*guid)), agreed))
         };
         Unfinished { host, begun: entries.filter_map(entry).collect(), is_changed: false }
     }
 
-    /// Notes that a mailbox is under way; says whether it was already.
-    pub fn begin(&mut self, storage: &mut dyn Storage, guid: MailboxGuid) -> dsync_storage::Result<bool> {
-        if !self.begun.insert((self.host, guid)) {
-            return Ok(true);
+    /// Up to which UID both ends agreed when a session with this mailbox began that did not come to its end, 0 if that is not known. `None`: there is none.
+    pub fn of(&self, guid: MailboxGuid) -> Option<u32> {
+        self.begun.get(&(self.host, guid)).copied()
+    }
+
+    /// Notes that a mailbox is under way, if that is not known yet.
+    pub fn begin(&mut self, storage: &mut dyn Storage, guid: MailboxGuid) -> dsync_storage::Result<()> {
+        if self.of(guid).is_none() {
+            self.begun.insert((self.host, guid), 0);
+            self.is_changed = true;
         }
-        self.is_changed = true;
-        self.write(storage)?;
-        Ok(false)
+        self.write(storage)
+    }
+
+    /// Notes up to which UID both ends agree, where this session is the first one since they were through with the mailbox.
+    pub fn agree(
+        &mut self,
+        storage: &mut dyn Storage,
+        guid: MailboxGuid,
+        uid: u32,
+    ) -> dsync_storage::Result<()> {
+        if let Some(agreed) = self.begun.get_mut(&(self.host, guid)) {
+            self.is_changed |= *agreed != uid;
+            *agreed = uid;
+        }
+        self.write(storage)
     }
 
     /// Both ends are through with a mailbox. The note says so when it is written next.
     pub fn end(&mut self, guid: MailboxGuid) {
-        self.is_changed |= self.begun.remove(&(self.host, guid));
+        self.is_changed |= self.begun.remove(&(self.host, guid)).is_some();
     }
 
     /// Writes the note, if it would say something new.
@@ -59,9 +81,10 @@ impl Unfinished {
             return storage.remove_note(NOTE);
         }
         let mut note = MAGIC.to_vec();
-        for (host, guid) in &self.begun {
+        for ((host, guid), agreed) in &self.begun {
             note.extend_from_slice(&host.to_le_bytes());
             note.extend_from_slice(&guid.0);
+            note.extend_from_slice(&agreed.to_le_bytes());
         }
         storage.write_note(NOTE, &note)
     }
@@ -78,15 +101,18 @@ mod tests {
         let mut storage = MemoryStorage::default();
         let [one, two] = [1, 2].map(|byte| MailboxGuid([byte; 16]));
         let mut session = Unfinished::read(&mut storage, 7);
-        assert!(!session.begin(&mut storage, one).unwrap());
+        session.begin(&mut storage, one).unwrap();
         session.end(one);
-        assert!(!session.begin(&mut storage, two).unwrap());
-        for (host, known) in [(7, [false, true]), (8, [false, false])] {
+        session.begin(&mut storage, two).unwrap();
+        session.agree(&mut storage, two, 5).unwrap();
+        for (host, known) in [(7, [None, Some(5)]), (8, [None, None])] {
             let mut next = Unfinished::read(&mut storage, host);
-            let begun = [one, two].map(|guid| next.begun.contains(&(host, guid)));
-            assert_eq!(begun, known, "{host}");
-            next.end(two);
+            assert_eq!([one, two].map(|guid| next.of(guid)), known, "{host}");
+            next.begin(&mut storage, one).unwrap();
+            assert_eq!(next.of(one), Some(0), "{host}");
+            [one, two].into_iter().for_each(|guid| next.end(guid));
             next.write(&mut storage).unwrap();
+            assert_eq!(Unfinished::read(&mut storage, host).of(two), None, "{host}");
         }
         assert!(storage.read_note(NOTE, NOTE_BYTES_MAX).unwrap().is_none());
     }

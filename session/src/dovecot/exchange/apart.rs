@@ -1,8 +1,9 @@
 //! What a Dovecot may not have got when a session broke off is new to it once more, rather than expunged by it.
 //!
 //! It gets several messages of one GUID with one body, and renumbers and copies what it has itself at once: cut off, it has those, and lacks what was to come
-//! below. So of a mailbox whose last session did not end, what it lacks below a common UID gets a UID above all that both ends will know, before it is told of
-//! anything; it is new in the next run. What users of the Dovecot expunged in between comes back with it, where its log does not tell: kept rather than lost.
+//! below. So of a mailbox whose last session did not end, what it lacks above what both had before, and below a common UID, gets a UID above all that both ends
+//! will know, before it is told of anything; it is new in the next run. What users of the Dovecot expunged there comes back with it, where its log does not
+//! tell: kept rather than lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,19 +21,22 @@ impl Exchange {
     /// Takes out of our list, before it is told, what this plan has for expunged there, though the peer may never have got it.
     pub(super) fn take_apart(&mut self, plan: &Plan) -> Vec<Uid> {
         let complete = self.terms.known.is_none() && self.hashing.is_none();
-        if !self.terms.unfinished || !self.is_untold() || !complete || self.part != Part::Both {
+        let Some(agreed) = self.terms.unfinished.filter(|_| complete) else { return Vec::new() };
+        if !self.is_untold() || self.part != Part::Both {
             return Vec::new();
         }
-        let left = self.terms.left.filter(|left| left.uid_validity.get() == self.ours.uid_validity);
-        let from = left.map_or(Uid::MIN, |left| left.below);
-        let told: BTreeSet<Uid> = self.peer.iter().map(MessageChange::uid).collect();
+        let from = self.equal_from().get().max(agreed.saturating_add(1));
+        // Told without a GUID, it may have been another message of its own that had the UID.
+        let is_told =
+            |change: &&MessageChange| matches!(change, MessageChange::Expunge { guid: Some(_), .. });
+        let told: BTreeSet<Uid> = self.peer.iter().filter(is_told).map(MessageChange::uid).collect();
         // What it has under a higher UID is that message.
         let mut comes: BTreeMap<&MessageGuid, usize> = BTreeMap::new();
         plan.saves.iter().for_each(|save| *comes.entry(&save.guid).or_default() += 1);
         let mut apart = Vec::new();
         for action in &plan.expunges {
             let MessageAction::Expunge { uid, guid: Some(guid) } = action else { continue };
-            if *uid < from || uid.get() > plan.common || told.contains(uid) {
+            if uid.get() < from || uid.get() > plan.common || told.contains(uid) {
                 continue;
             }
             match comes.get_mut(guid).filter(|count| **count > 0) {
@@ -43,6 +47,18 @@ impl Exchange {
         apart.sort_unstable();
         self.own.retain(|change| apart.binary_search(&change.uid()).is_err());
         apart
+    }
+
+    /// Up to which UID both lists agree, where that says more than what is known of this mailbox, and no session broke off in it.
+    pub fn agreed(&self) -> Option<u32> {
+        let plan = self.plan.as_ref().filter(|_| self.terms.unfinished.is_none())?;
+        (plan.common >= self.equal_from().get()).then_some(plan.common)
+    }
+
+    /// Below this UID both ends had the same when they were last found equal.
+    fn equal_from(&self) -> Uid {
+        let left = self.terms.left.filter(|left| left.uid_validity.get() == self.ours.uid_validity);
+        left.map_or(Uid::MIN, |left| left.below)
     }
 
     /// Gives these UIDs above all others, and makes that durable.

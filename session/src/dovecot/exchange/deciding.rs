@@ -8,6 +8,7 @@ use dsync_model::{
     MailboxStatus, MessageAction, MessageChange, MessageGuid, ModSeq, Uid, UidSet, UidValidity,
 };
 use dsync_proto::dovecot::items;
+use dsync_storage::StorageError;
 
 use super::hashing::{Hashing, guid_of};
 use super::receiving::key;
@@ -181,13 +182,12 @@ impl Exchange {
             }
         }
         self.to_come = plan.saves.iter().map(|save| save.uid).collect();
-        // A mirror has to make room first.
         let mirrors = matches!(self.terms.direction, Direction::Mirror { .. });
         self.unlike_from = if mirrors { None } else { self.unlike_from(&plan) };
         self.plan = Some(plan);
         let renumbers = |action: &MessageAction| matches!(action, MessageAction::Renumber { .. });
-        if !mirrors && actions.iter().any(renumbers) {
-            self.waiting = actions;
+        if actions.iter().any(renumbers) {
+            if mirrors { self.make_room(actions)? } else { self.waiting = actions }
         } else if !actions.is_empty() || self.uid_validity.is_some() {
             self.mailbox.apply(&actions).map_err(at(self.name.clone()))?;
             self.commit()?;
@@ -197,6 +197,40 @@ impl Exchange {
 }
 
 impl Exchange {
+    /// Moves what lies where a mirror is to have other messages above all UIDs, at once. What is to get a UID of the source's waits for what comes below: should the
+    /// session break off, a two-way one would take for expunged what is not here, and the source would lose it.
+    fn make_room(&mut self, actions: Vec<MessageAction>) -> Result<(), SessionError> {
+        let context = || self.name.clone();
+        let status = self.mailbox.status().map_err(at(context()))?;
+        let targets = actions.iter().filter_map(|action| match action {
+            MessageAction::Renumber { to, .. } => Some(*to),
+            MessageAction::Flags { .. } | MessageAction::Expunge { .. } => None,
+        });
+        let taken: BTreeSet<Uid> = self.to_come.iter().copied().chain(targets).collect();
+        let planned = self.plan.as_ref().map_or(0, |plan| plan.uid_next_min);
+        let mut free = Some(status.uid_next.max(Uid::new(planned).unwrap_or(Uid::MIN)));
+        let (mut room, mut waiting) = (Vec::new(), Vec::new());
+        for action in actions {
+            match action {
+                MessageAction::Renumber { to, .. } if to.get() >= self.theirs.uid_next => room.push(action),
+                MessageAction::Renumber { from, to } if taken.contains(&from) => {
+                    let exhausted = || StorageError::Impossible("no UIDs are left to make room".into());
+                    let aside = free.ok_or_else(exhausted).map_err(at(context()))?;
+                    room.push(MessageAction::Renumber { from, to: aside });
+                    waiting.push(MessageAction::Renumber { from: aside, to });
+                    free = aside.next();
+                }
+                action => waiting.push(action),
+            }
+        }
+        self.mailbox.apply(&room).map_err(at(context()))?;
+        let goal = self.goal();
+        let not_kept = self.commit_to(goal)?;
+        self.waiting = waiting.into_iter().filter_map(|action| action.redirected(&not_kept)).collect();
+        self.not_kept.extend(not_kept.into_keys());
+        Ok(())
+    }
+
     /// The lowest UID, of those that a message has and those that it gets, at which the ends are unlike until both have done their part, or this one has got all.
     fn unlike_from(&self, plan: &Plan) -> Option<Uid> {
         fn new(list: &[MessageChange], common: u32) -> BTreeSet<(Uid, &MessageGuid)> {

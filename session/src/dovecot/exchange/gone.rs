@@ -60,7 +60,8 @@ impl Exchange {
         let waits = self.writing.front() == Some(&List::Changes) && self.told == 0 && self.plan.is_none();
         waits
             && self.part == Part::Both
-            && (self.hashing.is_some() || ((self.may_lack() || self.terms.unfinished) && !self.goes_first))
+            && (self.hashing.is_some()
+                || ((self.may_lack() || self.terms.unfinished.is_some()) && !self.goes_first))
     }
 
     /// Whether the peer was told nothing of our list yet, and will be.

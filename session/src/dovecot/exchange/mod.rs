@@ -57,8 +57,8 @@ pub(super) struct Terms {
     pub header_hash: HeaderHash,
     /// What both ends had when they were last found equal.
     pub left: Option<Left>,
-    /// The last session with this mailbox did not come to its end.
-    pub unfinished: bool,
+    /// The last session with this mailbox did not come to its end; up to this UID both ends agreed before, as far as that is known.
+    pub unfinished: Option<u32>,
     /// Where our end keeps no GUIDs: what the peer calls its messages.
     pub guids: Option<Known>,
 }
@@ -131,8 +131,8 @@ pub(super) struct Outcome {
     pub disturbed: bool,
     /// If they are not shown to be equal, as something came meanwhile: what both have.
     pub same_below: Option<Left>,
-    /// The peer has all that it was to get.
-    pub ended: bool,
+    /// The peer has all that it was to get, in a session that broke off as well.
+    pub is_whole: bool,
     /// How it was left, if both ends are equal now, and the first recent UID of the peer.
     pub settled: Option<(MailboxStatus, u32)>,
     /// Where our end keeps no GUIDs: what the peer calls the messages that are here now.
@@ -414,13 +414,16 @@ impl Exchange {
         };
         let agreed =
             [&self.said, &self.heard].map(|state| state.as_ref().and_then(|state| state.last_messages_count));
+        let is_one_way = matches!(self.terms.direction, Direction::OneWay { .. });
+        // One way without overwriting, a Dovecot leaves out what it lacks below a common UID.
+        let brings_all = !is_one_way && self.terms.filter.is_empty();
         let equal = !self.disturbed
             && known_to_both
             && agreed[0] == agreed[1]
             && self.problems.is_empty()
             && self.kept_back.is_empty()
             && self.terms.filter.is_empty()
-            && !matches!(self.terms.direction, Direction::OneWay { .. });
+            && !is_one_way;
         let guids = match self.terms.guids {
             Some(_) if equal => self.named_by_peer(),
             _ => BTreeMap::new(),
@@ -432,7 +435,8 @@ impl Exchange {
             guid: self.ours.mailbox_guid,
             common,
             disturbed: self.disturbed,
-            ended: self.heard.as_ref().is_some_and(|state| state.last_uidvalidity != 0),
+            is_whole: self.heard.as_ref().is_some_and(|state| state.last_uidvalidity != 0)
+                && (brings_all || self.terms.unfinished.is_none()),
             problems: self.problems,
             notes: [self.notes, self.attributes.notes].concat(),
             report: self.report,
