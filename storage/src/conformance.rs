@@ -299,12 +299,8 @@ fn messages_are_kept(keeps: Keeps, open: &mut dyn FnMut() -> Box<dyn Storage>) {
     let all = |(_, _, flags): &(u32, String, FlagSet)| flags.system.contains(Flags::ANSWERED);
     assert!(both.len() == 2 && both.iter().all(all), "{both:?}");
     drop(again);
-    let goal = Goal {
-        uid_next_min: uid(50),
-        modseq_min: ModSeq::NONE,
-        uid_validity: Some(validity(99)),
-        unfinished: false,
-    };
+    let (uid_next_min, uid_validity) = (uid(50), Some(validity(99)));
+    let goal = Goal { uid_next_min, modseq_min: ModSeq::NONE, uid_validity, unfinished: false };
     open_box(open).commit(goal).expect("commits");
     let status = open_box(open).status().expect("tells");
     assert_eq!((status.uid_next, status.uid_validity, status.messages), (uid(50), validity(99), 2));
