@@ -2,6 +2,8 @@
 //!
 //! `DSYNC_SEEDS=FROM..TO cargo test -p dsync-tests --test simulation` runs other seeds; see docs/simulation.md.
 
+#[path = "simulation/after_one_way.rs"]
+mod after_one_way;
 #[path = "simulation/dry.rs"]
 mod dry;
 #[path = "simulation/failing.rs"]
