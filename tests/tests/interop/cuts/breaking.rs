@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use dsync_tests::interop::World;
+use dsync_tests::peers::Ends;
 
 use super::Case;
 
@@ -26,6 +27,12 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// Whether it kills the end that is a Dovecot.
+    pub fn kills_dovecot(self, ends: Ends) -> bool {
+        let its_own = if ends == Ends::DovecotCalls { Blow::KillsCaller } else { Blow::KillsCalled };
+        self.blow == its_own || self.blow == Blow::KillsBoth
+    }
+
     fn script(self, world: &World, other: &str) -> String {
         let Cut { to_called, bytes, blow } = self;
         let [called, passing] =
