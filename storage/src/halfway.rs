@@ -28,9 +28,14 @@ pub fn wait(at_most: Duration, is_there: impl Fn() -> bool, is_likely: impl Fn()
 }
 
 /// Says whether a file or directory was made, changed or renamed within the last seconds.
-pub fn is_young(path: &Path) -> bool {
+fn is_young(path: &Path) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
     fs::metadata(path).is_ok_and(|meta| (0..=YOUNG_SECS).contains(&(now - meta.ctime())))
+}
+
+/// Says so of what holds the mail of a mailbox, or of the directory around it, which may have been renamed with it.
+pub fn is_young_with(mail: &Path, around: Option<&Path>) -> bool {
+    is_young(mail) || around.is_some_and(is_young)
 }
 
 /// Says whether a file was renamed within the last seconds, and not written since.

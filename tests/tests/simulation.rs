@@ -77,23 +77,26 @@ fn two_way(mut world: World, filters: bool) -> Result<(), Failed> {
     in_peace(world)
 }
 
+/// Nothing fails any more, and nobody works: three sessions are enough.
+fn settles(world: &mut World) -> Result<(), String> {
+    let mut status = 2;
+    for _ in 0..3 {
+        status = world.sync(Direction::TwoWay, Faults::default()).map_err(|error| format!("{error:?}"))?;
+        if status == 0 {
+            return Ok(());
+        }
+    }
+    Err(format!("status {status} in peace"))
+}
+
 /// Nothing fails any more, and nobody works: both ends become equal, and nothing is lost or twice.
 fn in_peace(mut world: World) -> Result<(), Failed> {
     let fail = |what: String, world: World| Err(Box::new((what, world)));
     let before = [world.snapshot(0), world.snapshot(1)];
-    let mut status = 2;
-    for _ in 0..3 {
-        status = match world.sync(Direction::TwoWay, Faults::default()) {
-            Ok(status) => status,
-            Err(error) => return fail(format!("{error:?}"), world),
-        };
-        if status == 0 {
-            break;
-        }
-    }
+    let settled = settles(&mut world);
     let (a, b) = (world.snapshot(0), world.snapshot(1));
     let checks = [
-        if status == 0 { Ok(()) } else { Err(format!("status {status} in peace")) },
+        settled,
         oracle::equal(&a, &b),
         oracle::nothing_lost(&before, &a, &world.expunged),
         oracle::nothing_ever_lost(&world, &a),
@@ -242,15 +245,20 @@ fn flags(seed: u64) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Into one end or the other, and which of them is the source.
+fn into_either(world: &mut World, mirror: bool) -> (Direction, usize) {
+    let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
+    let source = if into == Terminus::Initiator { 1 } else { 0 };
+    (if mirror { Direction::Mirror { into } } else { Direction::OneWay { into } }, source)
+}
+
 fn into_one(world: World, mirror: bool, filters: bool) -> Result<(), Failed> {
     into_one_with(world, mirror, filters, false)
 }
 
 /// With `failing`, a mailbox at either end fails when it is written, in all runs but the last.
 fn into_one_with(mut world: World, mirror: bool, filters: bool, failing: bool) -> Result<(), Failed> {
-    let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
-    let source = if into == Terminus::Initiator { 1 } else { 0 };
-    let direction = if mirror { Direction::Mirror { into } } else { Direction::OneWay { into } };
+    let (direction, source) = into_either(&mut world, mirror);
     for round in 0..3 {
         for _ in 0..world.dice.roll(12) {
             world.user();

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dsync_merge::Direction;
-use dsync_model::{FlagDelta, MessageAction, MessageChange, MessageGuid, ModSeq, Since, TreeChange, Uid};
-use dsync_storage::Storage as _;
+use dsync_model::{
+    FlagDelta, MailboxBase, MessageAction, MessageChange, MessageGuid, ModSeq, Since, TreeChange, Uid,
+};
+use dsync_storage::{Mailbox, Storage as _};
 
 use super::greeting::describe;
 use super::leaving::expunged;
@@ -97,18 +99,9 @@ impl Brain {
         for change in &self.plan.deletes {
             let TreeChange::Delete { name, guid, .. } = change else { continue };
             let Some(base) = base.mailboxes.get(guid) else { continue };
-            let changes = self.storage.open(*guid).and_then(|mut mailbox| {
-                let status = mailbox.status()?;
-                let differs = status.uid_validity == base.uid_validity && base.digest != Some(status.digest);
-                if differs {
-                    mailbox.changes(Since::Base(base)).map(|changes| changes.list)
-                } else {
-                    Ok(Vec::new())
-                }
-            });
-            let changes = match changes {
+            match self.storage.open(*guid).and_then(|mailbox| changed_flags(mailbox, base)) {
                 // Somebody was faster to delete it.
-                Err(error) if error.is_gone() => Vec::new(),
+                Err(error) if error.is_gone() => {}
                 Err(error) if self.concerns_all(&error) => return Err(at(name.to_string())(error)),
                 Err(error) => {
                     stay.push((
@@ -116,14 +109,9 @@ impl Brain {
                         describe(&format!("{name}: is not deleted"), &error),
                         error.status(),
                     ));
-                    continue;
                 }
-                Ok(listed) => listed,
-            };
-            found.extend(changes.into_iter().filter_map(|change| match change {
-                MessageChange::Flags { guid, flags, .. } => Some((guid, flags)),
-                MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
-            }));
+                Ok(changed) => found.extend(changed.into_iter().map(|(_, guid, flags)| (guid, flags))),
+            }
         }
         for (change, text, status) in stay {
             self.plan.deletes.retain(|planned| *planned != change);
@@ -140,28 +128,20 @@ impl Brain {
         let Some(bases) = &self.base else { return Ok(found) };
         let plans = self.open.iter().filter(|open| is_at_work(open)).filter_map(|open| open.plan.as_ref());
         let arrived: BTreeSet<&MessageGuid> = plans.flat_map(|plan| plan.arrived.keys()).collect();
+        if arrived.is_empty() {
+            return Ok(found);
+        }
         for (index, open) in self.open.iter().enumerate().filter(|(_, open)| is_at_work(open)) {
             let (Some(plan), Some(base)) = (&open.plan, bases.mailboxes.get(&open.pair.guid)) else {
                 continue;
             };
             let going: BTreeSet<Uid> = plan.expunges.iter().filter_map(expunged).collect();
-            if going.is_empty() || arrived.is_empty() {
+            if going.is_empty() {
                 continue;
             }
-            let changes = self.storage.open(open.pair.guid).and_then(|mut mailbox| {
-                let same = mailbox.status()?.uid_validity == base.uid_validity;
-                if same {
-                    mailbox.changes(Since::Base(base)).map(|changes| changes.list)
-                } else {
-                    Ok(Vec::new())
-                }
-            });
-            match changes {
-                Ok(changes) => found.extend(changes.into_iter().filter_map(|change| match change {
-                    MessageChange::Flags { uid, guid, flags, .. } => {
-                        (going.contains(&uid) && arrived.contains(&guid)).then_some((guid, flags))
-                    }
-                    MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
+            match self.storage.open(open.pair.guid).and_then(|mailbox| changed_flags(mailbox, base)) {
+                Ok(changed) => found.extend(changed.into_iter().filter_map(|(uid, guid, flags)| {
+                    (going.contains(&uid) && arrived.contains(&guid)).then_some((guid, flags))
                 })),
                 Err(error) => failed.push((index, error)),
             }
@@ -171,6 +151,23 @@ impl Brain {
         }
         Ok(found)
     }
+}
+
+/// Messages of which the flags were changed since the base; none, if that is of another UIDVALIDITY.
+fn changed_flags(
+    mut mailbox: Box<dyn Mailbox>,
+    base: &MailboxBase,
+) -> dsync_storage::Result<Vec<(Uid, MessageGuid, FlagDelta)>> {
+    let status = mailbox.status()?;
+    if status.uid_validity != base.uid_validity || base.digest == Some(status.digest) {
+        return Ok(Vec::new());
+    }
+    let changes = mailbox.changes(Since::Base(base))?.list.into_iter();
+    let flags = changes.filter_map(|change| match change {
+        MessageChange::Flags { uid, guid, flags, .. } => Some((uid, guid, flags)),
+        MessageChange::Save { .. } | MessageChange::Expunge { .. } => None,
+    });
+    Ok(flags.collect())
 }
 
 fn is_at_work(open: &Open) -> bool {

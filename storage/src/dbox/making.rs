@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use dsync_model::{MailboxGuid, MailboxName, Uid, UidValidity};
+use rand::RngExt;
 
 use super::map::MapChange;
 use super::mdbox;
@@ -52,6 +53,15 @@ impl Shared {
 
     /// Makes INBOX if it is missing: whole, or the next look at it would wait for whoever makes it.
     pub fn make_inbox(&self, inbox: &MailboxName) -> Result<()> {
+        if self.account.lists_by_index() {
+            return match self.account.listed(inbox)? {
+                Some(_) => Ok(()),
+                None => {
+                    let guid = MailboxGuid(rand::rng().random());
+                    self.create(inbox, guid, self.account.new_uid_validity()?, Uid::MIN)
+                }
+            };
+        }
         let places = self.account.places(inbox)?;
         if !places.mail.exists() && !disk::pretends() {
             match self.create(inbox, self.new_guid(&places), self.account.new_uid_validity()?, Uid::MIN) {

@@ -223,8 +223,7 @@ impl Shared {
                 true => (halfway::MAKING, None),
                 false => (halfway::RENAMING, places.mail.parent()),
             };
-            let changed = || [Some(&*places.mail), around].into_iter().flatten().any(halfway::is_young);
-            Index::wait_for(&paths, at_most, changed);
+            Index::wait_for(&paths, at_most, || halfway::is_young_with(&places.mail, around));
             found = Index::open(paths.clone())?;
         }
         let mut index = match found {

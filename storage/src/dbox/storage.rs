@@ -217,12 +217,7 @@ impl Storage for Dbox {
         }
         account.find_lost()?;
         if let Some(inbox) = &inbox {
-            if !account.lists_by_index() {
-                shared.make_inbox(inbox)?;
-            } else if account.listed(inbox)?.is_none() {
-                let validity = account.new_uid_validity()?;
-                shared.create(inbox, MailboxGuid(rand::rng().random()), validity, Uid::MIN)?;
-            }
+            shared.make_inbox(inbox)?;
         }
         let subscribed = account.subscribed()?;
         let (found, mut problems) = account.find()?;

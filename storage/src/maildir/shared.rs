@@ -53,7 +53,7 @@ impl Shared {
     fn is_young(&self, places: &Places) -> bool {
         let in_it = self.account.layout.kind == Kind::Fs && self.is_whole(&places.mail);
         let around = places.mail.parent().filter(|_| in_it);
-        [Some(&*places.mail), around].into_iter().flatten().any(halfway::is_young)
+        halfway::is_young_with(&places.mail, around)
     }
 
     /// The mailbox and its index, in step.

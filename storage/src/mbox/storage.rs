@@ -246,11 +246,6 @@ fn remove_childless(directory: &Path) -> Result<()> {
 /// something else lies there.
 fn clear_place(path: &Path, name: &MailboxName) -> Result<()> {
     remove_childless(path)?;
-    refuse_existing(path, name)
-}
-
-/// Fails if something lies where a mailbox is to be.
-fn refuse_existing(path: &Path, name: &MailboxName) -> Result<()> {
     Err(match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => StorageError::io(path)(error),

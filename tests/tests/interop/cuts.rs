@@ -320,7 +320,6 @@ impl<'a> Case<'a> {
         }
         if self.mode[0] == "backup" && self.next == ["sync"] {
             // How much of the mirror's own has gone by then is chance, and copies of one GUID with it.
-            let count = |held: &Held, key: &Key| held.get(key).copied().unwrap_or(0);
             let most = |key: &Key| had.iter().map(|held| count(held, key)).max().unwrap_or(0);
             settled.retain(|key, count| kept.contains_key(key) || *count > most(key));
             expected.retain(|key, _| kept.contains_key(key));
@@ -333,7 +332,7 @@ impl<'a> Case<'a> {
         if dovecot_killed {
             // It renumbers by copies, and removes what it copied later: killed in between, it has both.
             for (key, found) in &mut settled {
-                let usual = expected.get(key).copied().unwrap_or(0);
+                let usual = count(&expected, key);
                 if (usual..=2 * usual).contains(found) {
                     *found = usual;
                 }
@@ -346,9 +345,12 @@ impl<'a> Case<'a> {
     }
 }
 
+fn count(held: &Held, key: &Key) -> usize {
+    held.get(key).copied().unwrap_or(0)
+}
+
 /// What the second one lacks, and what it has more.
 fn difference(expected: &Held, found: &Held) -> String {
-    let count = |held: &Held, key: &(String, String)| held.get(key).copied().unwrap_or(0);
     let keys = expected.keys().chain(found.keys().filter(|key| !expected.contains_key(*key)));
     let lines = keys
         .filter(|key| count(expected, key) != count(found, key))

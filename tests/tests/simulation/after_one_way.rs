@@ -1,16 +1,13 @@
 //! Two ways, after sessions of one way that may have been cut off in the middle: whatever state those left, the source loses nothing by it.
 
-use dsync_session::proto::{Direction, Terminus};
+use dsync_session::proto::Direction;
 use dsync_tests::oracle;
 use dsync_tests::world::{Faults, World};
 
-use crate::{Failed, run_every};
+use crate::{Failed, into_either, run_every, settles};
 
 fn after_one_way(mut world: World, mirror: bool) -> Result<(), Failed> {
-    let fail = |what: String, world: World| Err(Box::new((what, world)));
-    let into = if world.dice.roll(2) == 0 { Terminus::Initiator } else { Terminus::Responder };
-    let source = if into == Terminus::Initiator { 1 } else { 0 };
-    let one_way = if mirror { Direction::Mirror { into } } else { Direction::OneWay { into } };
+    let (one_way, source) = into_either(&mut world, mirror);
     if world.dice.roll(2) == 0 {
         let faults = Faults { cut: 150, ..Faults::default() };
         let _ = world.sync(Direction::TwoWay, faults);
@@ -22,26 +19,12 @@ fn after_one_way(mut world: World, mirror: bool) -> Result<(), Failed> {
         let _ = world.sync(one_way, Faults { cut: 60, ..Faults::default() });
     }
     let before = world.snapshot(source);
-    let mut status = 2;
-    for _ in 0..3 {
-        status = match world.sync(Direction::TwoWay, Faults::default()) {
-            Ok(status) => status,
-            Err(error) => return fail(format!("{error:?}"), world),
-        };
-        if status == 0 {
-            break;
-        }
-    }
+    let settled = settles(&mut world);
     let (a, b) = (world.snapshot(0), world.snapshot(1));
-    let checks = [
-        if status == 0 { Ok(()) } else { Err(format!("status {status} in peace")) },
-        oracle::equal(&a, &b),
-        oracle::nothing_lost(&[before], &a, &world.expunged),
-    ];
-    match checks.into_iter().find_map(Result::err) {
-        Some(what) => fail(what, world),
-        None => Ok(()),
-    }
+    let checked = settled
+        .and_then(|()| oracle::equal(&a, &b))
+        .and_then(|()| oracle::nothing_lost(&[before], &a, &world.expunged));
+    checked.map_err(|what| Box::new((what, world)))
 }
 
 #[test]

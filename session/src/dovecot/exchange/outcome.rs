@@ -36,9 +36,10 @@ impl Exchange {
             let values = [&self.said, &self.heard].into_iter().flatten().map(value);
             values.min().unwrap_or(0)
         };
-        let known_to_both = [&self.said, &self.heard]
-            .iter()
-            .all(|state| state.as_ref().is_some_and(|state| state.last_uidvalidity != 0));
+        let is_known =
+            |state: &Option<items::State>| state.as_ref().is_some_and(|state| state.last_uidvalidity != 0);
+        let heard_known = is_known(&self.heard);
+        let known_to_both = is_known(&self.said) && heard_known;
         let common = LastCommon {
             uid_validity: self.uid_validity.map_or(self.ours.uid_validity, UidValidity::get),
             uid: if known_to_both { low(|state| state.last_common_uid.into()) as u32 } else { 0 },
@@ -69,8 +70,7 @@ impl Exchange {
             guid: self.ours.mailbox_guid,
             common,
             disturbed: self.disturbed,
-            is_whole: self.heard.as_ref().is_some_and(|state| state.last_uidvalidity != 0)
-                && (brings_all || self.terms.unfinished.is_none()),
+            is_whole: heard_known && (brings_all || self.terms.unfinished.is_none()),
             problems: self.problems,
             notes: [self.notes, self.attributes.notes].concat(),
             report: self.report,
